@@ -1,0 +1,1 @@
+"""Traces and activations on disk: keys, store, index."""

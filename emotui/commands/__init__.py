@@ -1,0 +1,1 @@
+"""The subcommands of `emotui`, one file each; `cli.py` lists them."""

@@ -1,0 +1,1 @@
+"""What is computed: records, vocabulary, the engine, its client and the exports."""

@@ -1,0 +1,1 @@
+"""The torch process: model, sites, SAEs, probes, inspection."""

@@ -1,0 +1,105 @@
+"""The one tree of errors: each says what happened, why, and what to do.
+
+    EmotuiError            exit code 1
+    ├── UsageError         exit code 2: an option, an edit or a text that cannot be meant
+    │   ├── TextError      empty, too long for the context, not decodable
+    │   └── EditError      an edit that names something unknown
+    ├── ModelError         a model or tokenizer that cannot be found, read or trusted
+    ├── SaeError           an SAE that cannot be read or does not fit the model
+    ├── ProbeError         a probe file that is missing, damaged or of another model
+    ├── CacheError         the cache cannot be written or read
+    ├── ExportError        a file that cannot be written, or a document that is not a trace
+    ├── EngineError        the engine did not start, broke the protocol, or ended
+    └── Cancelled          exit code 130
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EmotuiError(Exception):
+    """Base of all errors a user is shown.
+
+    `what` is a past-tense fact, `why` its cause ("" where `what` says it all), `todo` the next
+    step for the user. All three are plain text, never markup.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, why: str = "", todo: str = "") -> None:
+        super().__init__(what, why, todo)
+        self.what = what
+        self.why = why
+        self.todo = todo
+
+    def __str__(self) -> str:
+        return "\n".join(part for part in (self.what, self.why, self.todo) if part)
+
+    def to_wire(self) -> dict[str, str]:
+        """Return the error as a flat mapping for the engine protocol."""
+        return {
+            "kind": type(self).__name__,
+            "what": self.what,
+            "why": self.why,
+            "todo": self.todo,
+        }
+
+
+class UsageError(EmotuiError):
+    """A request that cannot be meant: wrong option, word or value."""
+
+    exit_code = 2
+
+
+class TextError(UsageError):
+    """A text that cannot be read by this model."""
+
+
+class EditError(UsageError):
+    """An edit that names an unknown word, layer, feature or trace."""
+
+
+class ModelError(EmotuiError):
+    """A model or tokenizer that cannot be found, read or trusted."""
+
+
+class SaeError(EmotuiError):
+    """An SAE that cannot be read or does not fit the model."""
+
+
+class ProbeError(EmotuiError):
+    """A probe file that is missing, damaged or fitted on another model."""
+
+
+class CacheError(EmotuiError):
+    """The cache could not be read or written."""
+
+
+class ExportError(EmotuiError):
+    """A file could not be written, or a document is not a valid trace."""
+
+
+class EngineError(EmotuiError):
+    """The engine did not start, broke the protocol, or ended."""
+
+
+class Cancelled(EmotuiError):
+    """The user cancelled the work; nothing half-done was kept."""
+
+    exit_code = 130
+
+
+_KINDS: dict[str, type[EmotuiError]] = {
+    kind.__name__: kind
+    for kind in (
+        *(EmotuiError, UsageError, TextError, EditError, ModelError, SaeError, ProbeError),
+        *(CacheError, ExportError, EngineError, Cancelled),
+    )
+}
+
+
+def error_from_wire(fields: dict[str, str]) -> EmotuiError:
+    """Rebuild an error from `EmotuiError.to_wire`; an unknown kind becomes an EngineError."""
+    kind = _KINDS.get(fields.get("kind", ""), EngineError)
+    return kind(fields.get("what", ""), why=fields.get("why", ""), todo=fields.get("todo", ""))

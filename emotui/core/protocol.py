@@ -1,0 +1,197 @@
+"""What the terminal process and the engine say to each other.
+
+Frames are a 4-byte big-endian length and a MessagePack body of at most 16 MB. The engine's first
+frame is `Hello`. Requests carry an id; every event of the engine names the request it answers.
+Arrays never travel: results name traces and entries in the cache.
+"""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+import msgspec
+
+from emotui.core.errors import EngineError
+from emotui.core.emotions import DEFAULT_LABEL_SET
+from emotui.core.text import DEFAULT_TEMPLATE
+
+PROTOCOL = "emotui-engine"
+PROTOCOL_VERSION = 1
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+_LENGTH_BYTES = 4
+
+
+class ModelSpec(msgspec.Struct, frozen=True):
+    """Which model, and how it is to be run."""
+
+    model: str
+    """A local folder, a hub id, or an alias."""
+    revision: str | None = None
+    dtype: str = "auto"
+    """`auto`: the checkpoint's own, but float32 on CPU and never float16."""
+    device: str = "auto"
+    offline: bool = False
+
+
+class LoadRequest(msgspec.Struct, frozen=True, tag="load"):
+    """Load a model; a second load of the same spec does nothing."""
+
+    spec: ModelSpec
+    cache_dir: str
+
+
+class InspectRequest(msgspec.Struct, frozen=True, tag="inspect"):
+    """Compute the trace of one text, or find it in the cache."""
+
+    spec: ModelSpec
+    text: str
+    cache_dir: str
+    template: str = DEFAULT_TEMPLATE
+    label_set: str = DEFAULT_LABEL_SET
+    saes: tuple[str, ...] = ()
+    """SAE sources: local folders, or SAELens RELEASE[:ID]."""
+    probes: tuple[str, ...] = ()
+    """Probe ids in force, as stored in the cache of probes; () means no readouts."""
+    edits: tuple[str, ...] = ()
+    parent: str | None = None
+    all_sites: bool = False
+    """Keep attention and MLP outputs of every token, not of the readout alone."""
+    seed: int = 0
+
+
+class FitRequest(msgspec.Struct, frozen=True, tag="fit"):
+    """Fit probes of both kinds at every layer and site."""
+
+    spec: ModelSpec
+    cache_dir: str
+    template: str = DEFAULT_TEMPLATE
+    label_set: str = DEFAULT_LABEL_SET
+    data: str | None = None
+    """A labelled file; None means the bundled corpus."""
+    seed: int = 0
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
+    """Continue a text; greedy at temperature 0."""
+
+    spec: ModelSpec
+    text: str
+    new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+
+
+class DoctorRequest(msgspec.Struct, frozen=True, tag="doctor"):
+    """Report versions, devices and, with a model, how hooked and plain runs agree."""
+
+    spec: ModelSpec | None = None
+
+
+class ShutdownRequest(msgspec.Struct, frozen=True, tag="shutdown"):
+    """End the engine after what runs now."""
+
+
+Operation = (
+    LoadRequest | InspectRequest | FitRequest | GenerateRequest | DoctorRequest | ShutdownRequest
+)
+
+
+class Request(msgspec.Struct, frozen=True, tag="request"):
+    """One thing asked of the engine."""
+
+    id: int
+    op: Operation
+
+
+class CancelRequest(msgspec.Struct, frozen=True, tag="cancel"):
+    """Stop request `id`, whether it runs or waits."""
+
+    id: int
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """The engine's first frame."""
+
+    protocol: str
+    version: int
+    pid: int
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """How far request `id` is; at most ten a second."""
+
+    id: int
+    phase: str
+    done: int = 0
+    total: int = 0
+    """0 where the total is not known."""
+
+
+class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
+    """The model is in memory."""
+
+    model: str
+    fingerprint: str
+    architecture: str
+    layers: int
+    d_model: int
+    dtype: str
+    device: str
+    seconds: float
+    memory_bytes: int
+
+
+class Inspected(msgspec.Struct, frozen=True, tag="inspected"):
+    """The trace is in the cache under `trace_id`."""
+
+    trace_id: str
+    cached: bool
+    """Whether it already stood there; then `forwards` is 0."""
+    forwards: int
+    seconds: float
+
+
+class Fitted(msgspec.Struct, frozen=True, tag="fitted"):
+    """Probes were fitted and stored; ids of the readout and the token probe."""
+
+    probe_ids: tuple[str, ...]
+    forwards: int
+    seconds: float
+
+
+class Generated(msgspec.Struct, frozen=True, tag="generated"):
+    """What the model wrote after the prompt."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+class Diagnosed(msgspec.Struct, frozen=True, tag="diagnosed"):
+    """Facts for `emotui doctor`, in the order to show them: name, value, good or not."""
+
+    facts: tuple[tuple[str, str, bool], ...]
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """Nothing to report beyond that it is done."""
+
+
+Outcome = Loaded | Inspected | Fitted | Generated | Diagnosed | Done
+
+
+class Result(msgspec.Struct, frozen=True, tag="result"):
+    """Request `id` is done."""
+
+    id: int
+    value: Outcome
+
+
+class Failure(msgspec.Struct, frozen=True, tag="error"):
+    """Request `id` failed; `error` is `EmotuiError.to_wire`."""
+
+    id: int
+    error: dict[str, str]
+
+
+Event = Hello | Progress | Result | Failure
+Incoming = Request | CancelRequest

@@ -1,0 +1,240 @@
+"""The records: everything emotui shows, stores and exports, frozen and typed.
+
+Column records (`Readouts`, `Features`, `Lens`) hold tuples of equal length, one row per index.
+Layers count from 0; `resid.L` is the output of block L; layer -1 is the embedding.
+Positions index `TextRecord.tokens`. Activations and readouts are float32 values held as floats.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+SCHEMA: Literal["emotui-trace"] = "emotui-trace"
+SCHEMA_VERSION: Literal[1] = 1
+
+Site = Literal["resid", "attn", "mlp"]
+ProbeKind = Literal["readout", "token"]
+Trust = Literal["trusted", "lexical", "untrusted"]
+Mark = Literal["", "outside", "by_construction"]
+TokenPart = Literal["special", "before", "text", "after"]
+AnswerRule = Literal["first_token", "after_shared_prefix", "whole_label"]
+
+EMBEDDING_LAYER = -1
+"""The layer number of the row below layer 0: the (scaled) token embeddings."""
+
+
+class Token(msgspec.Struct, frozen=True):
+    """One token of a run, template and special tokens included."""
+
+    id: int
+    string: str
+    """The token as decoded text, uncleaned: clean it before it reaches a terminal."""
+    start: int | None
+    """First character in `TextRecord.raw`; None outside the user's text."""
+    end: int | None
+    """One past the last character in `TextRecord.raw`; None outside the user's text."""
+    special: bool
+    part: TokenPart
+
+
+class TextRecord(msgspec.Struct, frozen=True):
+    """The user's text and the tokens of the whole prompt around it."""
+
+    raw: str
+    tokens: tuple[Token, ...]
+    readout: int
+    """Position whose next-token logits are the answer: the last token of the prompt."""
+    last: int
+    """Position of the last token of the user's text."""
+
+
+class Run(msgspec.Struct, frozen=True):
+    """What computed the trace."""
+
+    model: str
+    revision: str | None
+    fingerprint: str
+    architecture: str
+    layers: int
+    d_model: int
+    dtype: str
+    device: str
+    attention: str
+    template: str
+    bos: bool
+    layer_base: int
+    packages: dict[str, str]
+    seed: int
+
+
+class ProbeSummary(msgspec.Struct, frozen=True):
+    """What the screen and a reader must know of a probe in force."""
+
+    id: str
+    kind: ProbeKind
+    label_set: str
+    emotions: tuple[str, ...]
+    template: str
+    data: str
+    sites: tuple[Site, ...]
+    held_out_accuracy: float
+    """Best-layer (chosen on dev) balanced accuracy on held-out texts, residual stream."""
+    bag_accuracy: float
+    """Balanced accuracy of the bag-of-embeddings probe on the same held-out texts."""
+    marked_above: float | None
+    """z above which a cell is marked for a text of this length; None where it was not fitted."""
+
+
+class Readouts(msgspec.Struct, frozen=True):
+    """Probe readouts as columns of equal length; layer -1 is the embedding row."""
+
+    probe: tuple[str, ...] = ()
+    site: tuple[Site, ...] = ()
+    layer: tuple[int, ...] = ()
+    position: tuple[int, ...] = ()
+    emotion: tuple[str, ...] = ()
+    value: tuple[float, ...] = ()
+    """The probe's logit for this emotion (dimensionless)."""
+    z: tuple[float | None, ...] = ()
+    """(value - mean) / sd of the out-of-fold scores of neutral texts; None without them."""
+    trust: tuple[Trust, ...] = ()
+    mark: tuple[Mark, ...] = ()
+    """`outside`: not the kind of position the probe was fitted on, drawn hollow."""
+
+
+class Features(msgspec.Struct, frozen=True):
+    """Active SAE features as columns of equal length."""
+
+    sae: tuple[str, ...] = ()
+    site: tuple[Site, ...] = ()
+    layer: tuple[int, ...] = ()
+    index: tuple[int, ...] = ()
+    position: tuple[int, ...] = ()
+    activation: tuple[float, ...] = ()
+    attribution: tuple[float | None, ...] = ()
+    """Estimated effect on the metric in force; None where it was not computed."""
+    label: tuple[str, ...] = ()
+
+
+class SaeReading(msgspec.Struct, frozen=True):
+    """How well one SAE rebuilds this text."""
+
+    sae: str
+    site: Site
+    layer: int
+    width: int
+    architecture: str
+    variance_explained: float | None
+    """Over text tokens (no BOS, special or template tokens); None with fewer than two."""
+    mean_active: float
+    """Mean number of active features per text token (L0)."""
+    source: str
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The model's own answer among the labels of a set, read at the readout position."""
+
+    labels: dict[str, float]
+    """Label to probability; softmax over the labels only, sums to 1."""
+    set: str
+    rule: AnswerRule
+    prompts: int
+    """Number of prompts the answer was read from: 1, or one per label."""
+
+
+class Lens(msgspec.Struct, frozen=True):
+    """Logit lens at the readout: final norm recomputed at each layer, soft-capping included.
+
+    Rows are sorted by layer, then rank (0 is the likeliest token). The top layer equals the logits.
+    """
+
+    layer: tuple[int, ...] = ()
+    rank: tuple[int, ...] = ()
+    token: tuple[str, ...] = ()
+    probability: tuple[float, ...] = ()
+    answers: dict[str, tuple[float, ...]] = {}
+    """Label to its probability among the labels, one value per layer from 0; empty where the
+    label rule needs more than one prompt."""
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """Tokens the model wrote after the prompt."""
+
+    text: str
+    tokens: tuple[int, ...]
+    seed: int
+    temperature: float
+
+
+class Control(msgspec.Struct, frozen=True):
+    """The same metric under a control edit."""
+
+    name: Literal["matched_features", "random_directions", "other_emotion"]
+    deltas: tuple[float, ...]
+    rank: int | None
+    """1 + how many control deltas are at least as large in size; None where it cannot be said."""
+    targets: tuple[str, ...]
+    note: str
+    """Why the control does not apply, or ""."""
+
+
+class Effect(msgspec.Struct, frozen=True):
+    """One number before and after the edits, with its controls.
+
+    `before` is the parent trace, `clean` the root, `delta` is after - before.
+    """
+
+    metric: str
+    clean: float
+    before: float
+    after: float
+    delta: float
+    controls: tuple[Control, ...]
+    noise: float
+    """Size of what a zero delta changes on the same path."""
+    verdict: str
+
+
+class Intervention(msgspec.Struct, frozen=True):
+    """What the edits did to the run as a whole."""
+
+    fired: int
+    """How many (site, position) places the hooks changed or were asked to change."""
+    kl: float
+    """KL(before || after) of the next-token distribution at the readout, in nats."""
+    delta_norm: float
+    """Largest norm of the delta over positions, divided by the norm of the residual there."""
+    selected: bool
+    """Whether the feature was picked from a ranking on this same text."""
+
+
+class Trace(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything known of one run of one text."""
+
+    schema: Literal["emotui-trace"] = SCHEMA
+    schema_version: Literal[1] = SCHEMA_VERSION
+    id: str
+    parent: str | None = None
+    run: Run
+    text: TextRecord
+    probes: tuple[ProbeSummary, ...] = ()
+    saes: tuple[SaeReading, ...] = ()
+    readouts: Readouts = Readouts()
+    features: Features = Features()
+    answer: Answer | None = None
+    lens: Lens | None = None
+    generation: Generation | None = None
+    edits: tuple[str, ...] = ()
+    """The edits in force, in the printed form of the edit language."""
+    intervention: Intervention | None = None
+    effects: tuple[Effect, ...] = ()
+
+
+class TraceDocument(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an export holds: a trace and its ancestors, nearest first."""
+
+    schema: Literal["emotui-document"] = "emotui-document"
+    trace: Trace
+    ancestors: tuple[Trace, ...] = ()

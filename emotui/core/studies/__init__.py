@@ -1,0 +1,1 @@
+"""Dataset-level analyses, one file each."""

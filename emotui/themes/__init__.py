@@ -1,0 +1,1 @@
+"""Palettes, ramps and style sheets."""

@@ -1,0 +1,1 @@
+"""Panes, screens, actions and messages: what is on the terminal."""
