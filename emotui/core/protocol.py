@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 import msgspec
 
-from emotui.core.errors import EngineError
 from emotui.core.emotions import DEFAULT_LABEL_SET
+from emotui.core.errors import EngineError
 from emotui.core.text import DEFAULT_TEMPLATE
 
 PROTOCOL = "emotui-engine"
@@ -195,3 +195,78 @@ class Failure(msgspec.Struct, frozen=True, tag="error"):
 
 Event = Hello | Progress | Result | Failure
 Incoming = Request | CancelRequest
+
+_ENCODER = msgspec.msgpack.Encoder()
+_EVENTS = msgspec.msgpack.Decoder(Event)
+_INCOMING = msgspec.msgpack.Decoder(Incoming)
+
+
+def _as_frame(message: Event | Incoming) -> bytes:
+    body = _ENCODER.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise EngineError(
+            f"A message of {len(body):,} bytes is too large for the engine.",
+            why=f"Messages may hold {MAX_FRAME_BYTES:,} bytes.",
+            todo="Use a shorter text.",
+        )
+    return len(body).to_bytes(_LENGTH_BYTES, "big") + body
+
+
+def write_frame(stream: BinaryIO, message: Event | Incoming) -> None:
+    """Write one message, whole, to a blocking stream, buffered or raw, and flush it.
+
+    Raises EngineError for a message over `MAX_FRAME_BYTES`, UnicodeEncodeError for one with a
+    lone surrogate (in both cases nothing was written), OSError where the stream is broken.
+    """
+    left = memoryview(_as_frame(message))
+    while left:
+        left = left[stream.write(left) or 0 :]
+    stream.flush()
+
+
+def _read_exactly(stream: BinaryIO, count: int) -> bytes:
+    parts = []
+    while count:
+        part = stream.read(count)
+        if not part:
+            break
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def _read_body(stream: BinaryIO) -> bytes | None:
+    head = _read_exactly(stream, _LENGTH_BYTES)
+    if not head:
+        return None
+    length = int.from_bytes(head, "big")
+    if len(head) == _LENGTH_BYTES and length > MAX_FRAME_BYTES:
+        raise EngineError(
+            f"A message claimed {length:,} bytes.",
+            why=f"Messages may hold {MAX_FRAME_BYTES:,} bytes: this is not the engine's protocol.",
+        )
+    body = _read_exactly(stream, length) if len(head) == _LENGTH_BYTES else b""
+    if len(head) < _LENGTH_BYTES or len(body) < length:
+        raise EngineError("A message ended before its announced length.")
+    return body
+
+
+def read_event(stream: BinaryIO) -> Event | None:
+    """Read what the engine says next; None at the end of the stream, between two messages.
+
+    Raises EngineError for a message that is cut short, too large or not of this protocol.
+    """
+    body = _read_body(stream)
+    try:
+        return None if body is None else _EVENTS.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
+        raise EngineError("The engine sent a message that cannot be read.") from problem
+
+
+def read_incoming(stream: BinaryIO) -> Incoming | None:
+    """Read what the terminal process asks next; otherwise as `read_event`."""
+    body = _read_body(stream)
+    try:
+        return None if body is None else _INCOMING.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
+        raise EngineError("The engine was sent a message that cannot be read.") from problem
