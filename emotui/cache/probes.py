@@ -1,0 +1,172 @@
+"""Probes on disk: one sealed safetensors file each, its card readable without torch.
+
+    probes/<first 16 digits of the model fingerprint>/<probe id>.safetensors
+
+The arrays and the rest of the metadata are the fitting code's own; the card is metadata too.
+Probes are made by the user's fits: they are never evicted and lie outside the size budget.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from emotui.cache import files, sealed
+from emotui.core.errors import ProbeError
+from emotui.core.records import ProbeKind, Site, Trust
+from emotui.core.text import clean
+
+_CARD = "emotui_probe_card"
+_SUFFIX = ".safetensors"
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
+_FOLDER_DIGITS = 16
+
+
+class ProbeScore(msgspec.Struct, frozen=True):
+    """How well the probe of one site and layer does on held-out texts.
+
+    Accuracies are balanced over the classes (mean recall), from 0 to 1.
+    """
+
+    site: Site
+    layer: int
+    """-1 is the embedding row."""
+    balanced_accuracy: float
+    shuffled_95: float
+    """95th percentile of the same score after fitting on shuffled labels."""
+    bag_accuracy: float
+    """The bag-of-embeddings probe on the same texts."""
+    trust: Trust
+
+
+class ProbeCard(msgspec.Struct, frozen=True, kw_only=True):
+    """What one must know of a fitted probe before using it."""
+
+    id: str
+    """Letters, digits, dot, underscore, hyphen; at most 120 characters."""
+    fingerprint: str
+    """Of the model it was fitted on, 64 hex digits."""
+    model: str
+    kind: ProbeKind
+    label_set: str
+    emotions: tuple[str, ...]
+    """In the order of the probe's outputs."""
+    template: str
+    data: str
+    """Name of the corpus or data file it was fitted on."""
+    created: str
+    """Coordinated universal time, ISO 8601 to the second."""
+    sites: tuple[Site, ...]
+    layers: tuple[int, ...]
+    n_texts: int
+    scores: tuple[ProbeScore, ...]
+    """One for each site and layer that was fitted."""
+
+    def score_at(self, site: Site, layer: int) -> ProbeScore | None:
+        """Return the score of one site and layer; None where none was fitted."""
+        return next((s for s in self.scores if (s.site, s.layer) == (site, layer)), None)
+
+    def best(self, site: Site = "resid") -> ProbeScore | None:
+        """Return the best score of a site, the lowest layer among equals; None without any."""
+        scores = [score for score in self.scores if score.site == site]
+        return max(scores, key=lambda s: (s.balanced_accuracy, -s.layer), default=None)
+
+
+def _path(root: Path, fingerprint: str, probe_id: str) -> Path:
+    _check_id(probe_id)
+    _check_id(fingerprint)
+    return root / "probes" / fingerprint[:_FOLDER_DIGITS] / f"{probe_id}{_SUFFIX}"
+
+
+def _check_id(name: str) -> None:
+    if not _ID.fullmatch(name):
+        raise ProbeError(
+            f"{clean(name)[:60]!r} cannot be the id of a probe.",
+            todo="`emotui probe list` shows the ids there are.",
+        )
+
+
+def write_probe(root: Path, probe_id: str, payload: bytes, card: ProbeCard) -> Path:
+    """Write a probe atomically and return its path.
+
+    `payload` is the probe as safetensors bytes. Raises ValueError where it is not, or where the
+    card is another probe's; CacheError where the cache cannot be written.
+    """
+    if card.id != probe_id:
+        raise ValueError(f"the card is that of {card.id}, not of {probe_id}")
+    path = _path(root, card.fingerprint, probe_id)
+    content = sealed.seal(payload, {_CARD: msgspec.json.encode(card).decode()})
+    try:
+        files.write_whole(path, content)
+    except OSError as error:
+        files.write_failed(root, error)
+    return path
+
+
+def _paths(root: Path, fingerprint: str | None = None) -> Iterator[Path]:
+    folder = "*" if fingerprint is None else fingerprint[:_FOLDER_DIGITS]
+    if folder != "*":
+        _check_id(folder)
+    return (
+        path
+        for path in sorted((root / "probes").glob(f"{folder}/*{_SUFFIX}"))
+        if not path.name.startswith(files.TEMPORARY)
+    )
+
+
+def _card_of(metadata: dict[str, str]) -> ProbeCard:
+    try:
+        return msgspec.json.decode(metadata[_CARD], type=ProbeCard)
+    except (KeyError, msgspec.DecodeError) as error:
+        raise sealed.Damaged("no readable card") from error
+
+
+def read_cards(root: Path, fingerprint: str | None = None) -> list[ProbeCard]:
+    """Return the cards of the probes of one model (None: of all), newest first.
+
+    Reads headers only; a file without a readable card is left out.
+    """
+    cards = []
+    for path in _paths(root, fingerprint):
+        try:
+            with path.open("rb") as file:
+                card = _card_of(sealed.peek(file))
+        except (OSError, sealed.Damaged):
+            continue
+        if fingerprint is None or card.fingerprint == fingerprint:
+            cards.append(card)
+    return sorted(cards, key=lambda card: (card.created, card.id), reverse=True)
+
+
+def read_probe(root: Path, probe_id: str) -> tuple[bytes, ProbeCard]:
+    """Return a probe's safetensors bytes, checked, and its card.
+
+    The metadata are those it was written with, plus the checksum and the card. Raises ProbeError
+    where there is no such probe or its file is damaged.
+    """
+    _check_id(probe_id)
+    for path in _paths(root):
+        if path.name != f"{probe_id}{_SUFFIX}":
+            continue
+        try:
+            content = path.read_bytes()
+            return content, _card_of(sealed.unseal(content))
+        except sealed.Damaged as damage:
+            raise ProbeError(
+                f"The file of probe {probe_id} is damaged.",
+                why=f"{path}: {damage}.",
+                todo="Delete the file and fit again with `emotui probe fit`.",
+            ) from damage
+        except OSError as error:
+            raise ProbeError(
+                f"Probe {probe_id} could not be read.",
+                why=f"{path}: {error.strerror}.",
+                todo="Check the permissions of the cache, or choose another with --cache-dir.",
+            ) from error
+    raise ProbeError(
+        f"There is no probe {probe_id} in the cache.",
+        todo="`emotui probe list` shows those there are; `emotui probe fit` makes them.",
+    )
