@@ -26,7 +26,16 @@ MAX_BYTES = 20 * 1024 * 1024
 def build(target: str, source: Path, out: Path) -> Path:
     """Build `target` ("sdist" or "wheel") of `source` into `out` and return the file."""
     subprocess.run(
-        [sys.executable, "-m", "build", f"--{target}", "--no-isolation", "-o", str(out), str(source)],
+        [
+            sys.executable,
+            "-m",
+            "build",
+            f"--{target}",
+            "--no-isolation",
+            "-o",
+            str(out),
+            str(source),
+        ],
         check=True,
         stdout=subprocess.DEVNULL,
     )

@@ -1,0 +1,143 @@
+"""JSON: a trace and its ancestors as a versioned document, written and read back with checks."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from emotui.core.errors import ExportError
+from emotui.core.records import Features, Readouts, Trace, TraceDocument
+
+DIGITS = 5
+"""Significant digits of every float in an export."""
+
+
+Columns = TypeVar("Columns", Readouts, Features)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return value
+
+
+def _rows_where(columns: Columns, keep: Callable[[int], bool]) -> Columns:
+    rows = [row for row, position in enumerate(columns.position) if keep(position)]
+    if len(rows) == len(columns.position):
+        return columns
+    names = columns.__struct_fields__
+    return type(columns)(*(tuple(getattr(columns, name)[row] for row in rows) for name in names))
+
+
+def at_readout(trace: Trace) -> Trace:
+    """Return the trace with the readouts and features of the readout position only."""
+    readout = trace.text.readout
+    return msgspec.structs.replace(
+        trace,
+        readouts=_rows_where(trace.readouts, lambda position: position == readout),
+        features=_rows_where(trace.features, lambda position: position == readout),
+    )
+
+
+def document_bytes(trace: Trace, *, ancestors: Sequence[Trace] = (), all_tokens: bool) -> bytes:
+    """Return the JSON document of a trace: sorted keys, five digits, no NaN, newline at the end.
+
+    The same trace gives the same bytes. With `all_tokens` false, readouts and features are those
+    of the readout position.
+    """
+    select: Callable[[Trace], Trace] = (lambda one: one) if all_tokens else at_readout
+    document = TraceDocument(
+        trace=select(trace), ancestors=tuple(select(ancestor) for ancestor in ancestors)
+    )
+    plain = _rounded(msgspec.to_builtins(document))
+    return msgspec.json.encode(plain, order="sorted") + b"\n"
+
+
+def read_document(data: bytes, *, name: str = "the document") -> TraceDocument:
+    """Return the document in `data`.
+
+    Raises ExportError that names the offending field, and for column records whose columns are
+    not of equal length.
+    """
+    try:
+        document = msgspec.json.decode(data, type=TraceDocument)
+    except msgspec.MsgspecError as error:
+        raise ExportError(
+            f"{name} is not an emotui document.",
+            why=str(error),
+            todo="Export it again with `emotui export TRACE --to json`.",
+        ) from error
+    for trace in (document.trace, *document.ancestors):
+        for field in ("readouts", "features"):
+            check_columns(getattr(trace, field), f"{name}: {field}")
+    return document
+
+
+def check_columns(columns: Readouts | Features, name: str) -> None:
+    """Raise ExportError, naming the field, unless all columns are of one length."""
+    length = len(columns.position)
+    for field in columns.__struct_fields__:
+        if len(getattr(columns, field)) != length:
+            raise ExportError(
+                f"{name}.{field} holds {len(getattr(columns, field))} rows.",
+                why=f"The other columns hold {length}.",
+                todo="Export it again with `emotui export TRACE --to json`.",
+            )
+
+
+def write_file(path: Path, data: bytes, *, overwrite: bool = False) -> Path:
+    """Write `data` to `path` at once or not at all (mode 0600), and return the absolute path.
+
+    Raises ExportError if the file exists (unless `overwrite`) or cannot be written.
+    """
+    target = path.expanduser().absolute()
+    if target.is_dir():
+        raise ExportError(f"{target} is a folder.", todo="Name a file.")
+    if target.exists() and not overwrite:
+        raise ExportError(
+            f"{target} exists already; nothing was written.",
+            todo="Name another file, or allow overwriting with --force.",
+        )
+    try:
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".emotui-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ExportError(
+            f"{target} could not be written.",
+            why=error.strerror or str(error),
+            todo="Name a file in a folder that exists and that you may write to.",
+        ) from error
+    return target
+
+
+def write_document(
+    trace: Trace,
+    path: Path,
+    *,
+    ancestors: Iterable[Trace] = (),
+    all_tokens: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Write a trace and its ancestors to `path` as JSON and return the absolute path."""
+    data = document_bytes(trace, ancestors=tuple(ancestors), all_tokens=all_tokens)
+    return write_file(path, data, overwrite=overwrite)
