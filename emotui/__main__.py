@@ -1,0 +1,5 @@
+"""`python -m emotui`."""
+
+from emotui.cli import main
+
+main()

@@ -1,0 +1,75 @@
+"""From what a user asked to a request the cache and the engine agree on, without torch."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from emotui.cache.keys import known_fingerprint, known_request_key
+from emotui.core.protocol import InspectRequest
+
+if TYPE_CHECKING:
+    from emotui.cache.store import Store
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """A request with the probes in force, and what is known of it before any engine starts."""
+
+    request: InspectRequest
+    fingerprint: str | None
+    """None where only the engine can tell which weights these are."""
+    trace_id: str | None
+    """A readable trace that answers the request already."""
+
+
+def probes_in_force(
+    store: Store, fingerprint: str, *, template: str, label_set: str
+) -> tuple[str, ...]:
+    """Return the ids of the newest probe of each kind fitted for this model, template and set.
+
+    Readout probe first; () where none was fitted.
+    """
+    newest: dict[str, str] = {}
+    for card in store.probes(fingerprint):
+        if (card.template, card.label_set) == (template, label_set):
+            newest.setdefault(card.kind, card.id)
+    return tuple(newest[kind] for kind in ("readout", "token") if kind in newest)
+
+
+def prepare(request: InspectRequest, store: Store, *, fingerprint: str | None = None) -> Prepared:
+    """Fill in the probes in force and look the request up.
+
+    `fingerprint` is the engine's, where it has loaded the model; None asks what can be told at
+    once. Raises what `known_fingerprint` and `request_key` raise.
+    """
+    known = fingerprint or known_fingerprint(request.spec, store)
+    if known is None:
+        return Prepared(request, None, None)
+    probes = request.probes or probes_in_force(
+        store, known, template=request.template, label_set=request.label_set
+    )
+    request = msgspec.structs.replace(request, probes=probes)
+    key = known_request_key(request, store)
+    return Prepared(request, known, store.find_trace(key) if key else None)
+
+
+@contextmanager
+def private_cache(cache_dir: Path) -> Iterator[Path]:
+    """Yield a folder for this session's texts that is removed at the end.
+
+    It shares the fitted probes of `cache_dir`, which hold no text.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="emotui-private-"))
+    try:
+        probes = cache_dir / "probes"
+        probes.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / "probes").symlink_to(probes.absolute(), target_is_directory=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

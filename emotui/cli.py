@@ -1,0 +1,283 @@
+"""The commands: `emotui ARGS` is `emotui open ARGS` unless the first word is a command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emotui import __version__
+from emotui.core.emotions import DEFAULT_LABEL_SET
+from emotui.core.errors import EmotuiError, UsageError
+from emotui.core.protocol import InspectRequest, ModelSpec
+from emotui.core.text import DEFAULT_TEMPLATE, clean
+
+app = typer.Typer(
+    name="emotui",
+    help="A terminal explorer for how a local language model represents emotion.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Text = Annotated[str | None, typer.Argument(help="The text; - reads standard input.")]
+Model = Annotated[str | None, typer.Option("--model", help="A local folder, a hub id or an alias.")]
+Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit of a hub model.")]
+Sae = Annotated[
+    list[str] | None, typer.Option("--sae", help="A local SAELens folder, or RELEASE[:ID].")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or auto.")]
+TemplateName = Annotated[str, typer.Option("--template", help="The prompt around the text.")]
+LabelSet = Annotated[str, typer.Option("--labels", help="The set of emotion labels.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Make no connection.")]
+Private = Annotated[
+    bool, typer.Option("--private", help="Keep nothing of this session on the disk.")
+]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option("--cache-dir", help="Where traces are kept.", envvar="EMOTUI_CACHE_DIR"),
+]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"emotui {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+    _debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """A terminal explorer for how a local language model represents emotion."""
+
+
+@app.command("open")
+def open_explorer(
+    text: Text = None,
+    model: Model = None,
+    sae: Sae = None,
+    revision: Revision = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    template: TemplateName = DEFAULT_TEMPLATE,
+    labels: LabelSet = DEFAULT_LABEL_SET,
+    offline: Offline = False,
+    private: Private = False,
+    cache_dir: CacheDir = None,
+    theme: Annotated[str | None, typer.Option(help="The colours.")] = None,
+    mouse: Annotated[
+        bool | None, typer.Option("--mouse/--no-mouse", help="Off over SSH by default.")
+    ] = None,
+) -> None:
+    """Open the explorer (the default command)."""
+    from emotui.commands.explore import explore
+
+    explore(
+        text,
+        _request(text, model, sae, revision, device, dtype, template, labels, offline),
+        cache_dir=cache_dir,
+        private=private,
+        theme=theme,
+        mouse=mouse,
+    )
+
+
+@app.command()
+def inspect(
+    text: Text = None,
+    model: Model = None,
+    sae: Sae = None,
+    revision: Revision = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    template: TemplateName = DEFAULT_TEMPLATE,
+    labels: LabelSet = DEFAULT_LABEL_SET,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="Texts: .jsonl, .csv, .tsv, or one a line.")
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option("--text-column", help="The column that holds the texts.")
+    ] = None,
+    fit: Annotated[bool, typer.Option("--fit", help="Fit probes first if there are none.")] = False,
+    all_sites: Annotated[
+        bool, typer.Option("--all-sites", help="Keep attention and MLP outputs of every token.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="Print one JSON document a line.")
+    ] = False,
+    tokens: Annotated[
+        str, typer.Option("--tokens", help="`readout`, or `all` tokens in the JSON.")
+    ] = "readout",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite that file.")] = False,
+    stats: Annotated[
+        str | None, typer.Option("--stats", help="`json`: one line of statistics on stderr.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    offline: Offline = False,
+    private: Private = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Print the trace of a text: the same records as the screen, without it."""
+    from emotui.commands.inspect import InspectOptions, inspect_texts
+
+    request = _request(text, model, sae, revision, device, dtype, template, labels, offline)
+    inspect_texts(
+        text,
+        request,
+        InspectOptions(
+            file=file,
+            text_column=text_column,
+            fit=fit,
+            all_sites=all_sites,
+            form="json" if as_json else "jsonl" if as_jsonl else "text",
+            all_tokens=_choice("--tokens", tokens, ("readout", "all")) == "all",
+            out=out,
+            force=force,
+            stats=stats is not None and bool(_choice("--stats", stats, ("json",))),
+            seed=seed,
+        ),
+        cache_dir=cache_dir,
+        private=private,
+    )
+
+
+@app.command()
+def export(
+    trace: Annotated[str, typer.Argument(help="A trace id, its beginning, or a JSON file.")],
+    to: Annotated[str, typer.Option("--to", help="The format: json.")] = "json",
+    tokens: Annotated[str, typer.Option("--tokens", help="`readout`, or `all`.")] = "readout",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite that file.")] = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Write a cached trace and its ancestors as a file for other programs."""
+    from emotui.commands.export import export_trace
+
+    _choice("--to", to, ("json",))
+    every = _choice("--tokens", tokens, ("readout", "all")) == "all"
+    export_trace(trace, all_tokens=every, out=out, force=force, cache_dir=cache_dir)
+
+
+@app.command()
+def doctor(
+    model: Model = None,
+    revision: Revision = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offline: Offline = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Check the installation and, with a model, that hooked and plain runs agree."""
+    from emotui.commands.doctor import diagnose
+
+    spec = None
+    if model is not None:
+        spec = ModelSpec(
+            model=model, revision=revision, dtype=dtype, device=device, offline=offline
+        )
+    diagnose(spec, cache_dir=cache_dir)
+
+
+def _request(
+    text: str | None,
+    model: str | None,
+    sae: Sequence[str] | None,
+    revision: str | None,
+    device: str,
+    dtype: str,
+    template: str,
+    labels: str,
+    offline: bool,
+) -> InspectRequest:
+    from emotui.commands.common import demo_model
+
+    chosen = model or demo_model()
+    spec = ModelSpec(model=chosen, revision=revision, dtype=dtype, device=device, offline=offline)
+    return InspectRequest(
+        spec=spec,
+        text=text or "",
+        cache_dir="",
+        template=template,
+        label_set=labels,
+        saes=tuple(sae or ()),
+    )
+
+
+def _choice(option: str, value: str, allowed: Sequence[str]) -> str:
+    if value not in allowed:
+        raise UsageError(
+            f"{option} cannot be {clean(value)!r}.", todo=f"Use {' or '.join(allowed)}."
+        )
+    return value
+
+
+def _add_groups() -> None:
+    """Add the commands with subcommands; `open` does without, for the sake of its first paint."""
+    from emotui.commands.cache import app as cache_app
+    from emotui.commands.probe import app as probe_app
+
+    app.add_typer(cache_app, name="cache")
+    app.add_typer(probe_app, name="probe")
+
+
+COMMANDS = ("open", "inspect", "export", "doctor", "cache", "probe")
+_ROOT_OPTIONS = ("--help", "-h", "--version")
+
+
+def with_command(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `open` put first unless they name a command or ask for help."""
+    if arguments and (arguments[0] in COMMANDS or arguments[0] in _ROOT_OPTIONS):
+        return list(arguments)
+    return ["open", *arguments]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command and exit: 0 done, 1 failed or partial, 2 wrong usage, 130 cancelled."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments or bool(os.environ.get("EMOTUI_DEBUG"))
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    sys.exit(_run(with_command(arguments), debug=debug))
+
+
+def _run(arguments: list[str], *, debug: bool) -> int:
+    import click
+
+    if arguments[0] != "open":
+        _add_groups()
+    try:
+        typer.main.get_command(app).main(arguments, prog_name="emotui", standalone_mode=False)
+    except EmotuiError as error:
+        if debug:
+            raise
+        from emotui.commands.common import show_error
+
+        show_error(error)
+        return error.exit_code
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
+    except click.ClickException as problem:
+        problem.show()
+        return problem.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        typer.echo("Cancelled.", err=True)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""`emotui open`: the explorer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from emotui.core.protocol import InspectRequest
+
+
+def explore(
+    text: str | None,
+    request: InspectRequest,
+    *,
+    cache_dir: Path | None,
+    private: bool,
+    theme: str | None,
+    mouse: bool | None,
+) -> None:
+    """Open the explorer on a text, `-` meaning standard input, or on nothing."""
+    from emotui.commands.common import cache_for
+    from emotui.commands.texts import text_of_argument
+    from emotui.ui.terminal import prepare_terminal
+
+    terminal = prepare_terminal(mouse=mouse)
+    with cache_for(cache_dir, private=private) as root:
+        request = msgspec.structs.replace(
+            request, text=text_of_argument(text) if text else "", cache_dir=str(root)
+        )
+        from emotui.app import run_explorer
+
+        run_explorer(request, terminal=terminal, theme=theme, private=private)

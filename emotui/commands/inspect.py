@@ -1,0 +1,196 @@
+"""`emotui inspect`: traces without the screen."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from emotui.commands.common import cache_for, say, show_error, wait_for
+from emotui.commands.texts import text_of_argument, texts_of_file
+from emotui.core.errors import EmotuiError, UsageError
+from emotui.core.protocol import FitRequest, Inspected, InspectRequest, Loaded, LoadRequest
+from emotui.core.records import Trace
+
+if TYPE_CHECKING:
+    from emotui.cache.prepare import Prepared
+    from emotui.cache.store import Store
+    from emotui.core.client import EngineClient
+
+
+class InspectOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What `emotui inspect` was asked to do besides the request itself."""
+
+    file: Path | None = None
+    text_column: str | None = None
+    fit: bool = False
+    all_sites: bool = False
+    form: Literal["text", "json", "jsonl"] = "text"
+    all_tokens: bool = False
+    out: Path | None = None
+    force: bool = False
+    stats: bool = False
+    seed: int = 0
+
+
+class Tally(msgspec.Struct):
+    """What the run cost; one line on stderr with `--stats json`."""
+
+    texts: int = 0
+    failed: int = 0
+    cache_hits: int = 0
+    forwards: int = 0
+    seconds: float = 0.0
+
+
+def inspect_texts(
+    text: str | None,
+    request: InspectRequest,
+    options: InspectOptions,
+    *,
+    cache_dir: Path | None,
+    private: bool,
+) -> None:
+    """Print, or write with `-o`, the trace of one text or of each text of a file.
+
+    A text of a file that fails is reported on stderr and the others go on; the exit code is then
+    1. Raises UsageError where there is no text or too many.
+    """
+    texts = _texts(text, options)
+    if options.form == "json" and len(texts) != 1:
+        raise UsageError(
+            f"--json prints one document; there are {len(texts)} texts.", todo="Use --jsonl."
+        )
+    started = time.monotonic()
+    tally = Tally()
+    with cache_for(cache_dir, private=private) as root:
+        request = msgspec.structs.replace(
+            request, cache_dir=str(root), all_sites=options.all_sites, seed=options.seed
+        )
+        _inspect_all(texts, request, options, root, tally)
+    tally.seconds = round(time.monotonic() - started, 3)
+    if options.stats:
+        say(msgspec.json.encode(tally).decode())
+    if tally.failed:
+        raise EmotuiError(
+            f"{tally.failed} of {tally.texts} texts could not be inspected.",
+            todo="The lines above say why; the others are done and cached.",
+        )
+
+
+def _texts(text: str | None, options: InspectOptions) -> list[str]:
+    if options.file is not None:
+        if text is not None:
+            raise UsageError("There is a text and a --file.", todo="Give one of the two.")
+        texts = texts_of_file(options.file, column=options.text_column)
+        if not texts:
+            raise UsageError("The file holds no text.", todo="Give a file with one text a line.")
+        return texts
+    if text is None:
+        raise UsageError(
+            "There is no text to inspect.", todo="Give one, or - for standard input, or --file."
+        )
+    return [text_of_argument(text)]
+
+
+def _inspect_all(
+    texts: list[str], request: InspectRequest, options: InspectOptions, root: Path, tally: Tally
+) -> None:
+    from emotui.cache.store import Store
+    from emotui.core.client import EngineClient
+
+    outputs: list[bytes] = []
+    with Store.open(root) as store, EngineClient(root) as client:
+        fingerprint = _ready(request, options, store, client)
+        for text in texts:
+            tally.texts += 1
+            one = msgspec.structs.replace(request, text=text)
+            try:
+                trace = _trace_of(one, store, client, fingerprint, tally)
+            except EmotuiError as error:
+                if len(texts) == 1:
+                    raise
+                tally.failed += 1
+                show_error(error)
+                continue
+            output = _output(trace, store, options)
+            if options.out is None:
+                sys.stdout.buffer.write(output)
+                sys.stdout.flush()
+            else:
+                outputs.append(output)
+        if options.out is not None:
+            from emotui.core.export.json import write_file
+
+            target = write_file(options.out, b"".join(outputs), overwrite=options.force)
+            say(f"Wrote {target}")
+
+
+def _ready(
+    request: InspectRequest, options: InspectOptions, store: Store, client: EngineClient
+) -> str | None:
+    """Return the fingerprint where it is known; fit probes first where that was asked for."""
+    from emotui.cache.prepare import prepare
+
+    prepared = prepare(request, store)
+    fingerprint = prepared.fingerprint
+    if fingerprint is None:
+        loaded = wait_for(client.submit(LoadRequest(request.spec, request.cache_dir)))
+        assert isinstance(loaded, Loaded)
+        fingerprint = loaded.fingerprint
+        prepared = prepare(request, store, fingerprint=fingerprint)
+    if options.fit and not prepared.request.probes:
+        wait_for(
+            client.submit(
+                FitRequest(
+                    spec=request.spec,
+                    cache_dir=request.cache_dir,
+                    template=request.template,
+                    label_set=request.label_set,
+                    seed=options.seed,
+                )
+            )
+        )
+        prepared = prepare(request, store, fingerprint=fingerprint)
+    if not prepared.request.probes:
+        say(
+            "No probes are fitted for this model and template, so there are no readouts; "
+            "add --fit to fit them."
+        )
+    return fingerprint
+
+
+def _trace_of(
+    request: InspectRequest,
+    store: Store,
+    client: EngineClient,
+    fingerprint: str | None,
+    tally: Tally,
+) -> Trace:
+    from emotui.cache.prepare import prepare
+
+    prepared: Prepared = prepare(request, store, fingerprint=fingerprint)
+    if prepared.trace_id is not None:
+        tally.cache_hits += 1
+        return store.get_trace(prepared.trace_id)
+    done = wait_for(client.submit(prepared.request))
+    assert isinstance(done, Inspected)
+    tally.forwards += done.forwards
+    tally.cache_hits += done.cached
+    return store.get_trace(done.trace_id)
+
+
+def _output(trace: Trace, store: Store, options: InspectOptions) -> bytes:
+    if options.form == "text":
+        from emotui.commands.report import report_of
+
+        return report_of(trace).encode()
+    from emotui.cache.lineage import ancestors_of
+    from emotui.core.export.json import document_bytes
+
+    return document_bytes(
+        trace, ancestors=ancestors_of(trace, store), all_tokens=options.all_tokens
+    )

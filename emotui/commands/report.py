@@ -1,0 +1,118 @@
+"""A trace as a page of plain text for a terminal or a pipe."""
+
+from __future__ import annotations
+
+from emotui.core.records import EMBEDDING_LAYER, Readouts, Trace
+from emotui.core.text import clean
+
+_TRUST = {"trusted": "", "lexical": "l", "untrusted": "u"}
+_BAR_WIDTH = 24
+_TOP_FEATURES = 3
+
+
+def report_of(trace: Trace) -> str:
+    """Return what a reader wants first: answer, readouts by layer, lens, features; no colour."""
+    sections = [_head(trace), _answer(trace), _readouts(trace), _lens(trace), _features(trace)]
+    return "\n".join("\n".join(section) + "\n" for section in sections if section)
+
+
+def _head(trace: Trace) -> list[str]:
+    run = trace.run
+    text_tokens = sum(token.part == "text" for token in trace.text.tokens)
+    return [
+        f"trace {trace.id}  {clean(run.model)}  {run.dtype} on {run.device}  "
+        f"template {run.template}",
+        f"{clean(trace.text.raw)}",
+        f"{len(trace.text.tokens)} tokens, {text_tokens} of them the text's"
+        + ("" if run.bos else ", no BOS"),
+    ]
+
+
+def _answer(trace: Trace) -> list[str]:
+    if trace.answer is None:
+        return []
+    answer = trace.answer
+    rows = sorted(answer.labels.items(), key=lambda item: -item[1])
+    width = max(len(label) for label in answer.labels)
+    lines = [f"answer  {answer.set}, rule {answer.rule.replace('_', ' ')}"]
+    for label, probability in rows:
+        bar = "#" * round(probability * _BAR_WIDTH)
+        lines.append(f"  {label.ljust(width)}  {probability:.3f}  {bar}")
+    return lines
+
+
+def _readouts(trace: Trace) -> list[str]:
+    lines: list[str] = []
+    for probe in trace.probes:
+        cells = _cells(trace.readouts, probe.id, trace.text.readout)
+        if not cells:
+            continue
+        position = "the readout" if probe.kind == "readout" else "the readout, outside its kind"
+        lines.append(
+            f"probe   {probe.kind}, {probe.label_set}, residual at {position}, z "
+            "(l lexical, u untrusted)"
+        )
+        lines.append("  layer  " + "".join(emotion[:8].rjust(9) for emotion in probe.emotions))
+        for layer in sorted({layer for layer, _ in cells}, reverse=True):
+            name = "emb" if layer == EMBEDDING_LAYER else str(layer)
+            row = "".join(cells.get((layer, emotion), "").rjust(9) for emotion in probe.emotions)
+            lines.append(f"  {name.rjust(5)}  {row}")
+    return lines
+
+
+def _cells(readouts: Readouts, probe: str, position: int) -> dict[tuple[int, str], str]:
+    """Return the residual cells of one probe at one position, printed."""
+    cells: dict[tuple[int, str], str] = {}
+    for row in range(len(readouts.probe)):
+        if (readouts.probe[row], readouts.site[row], readouts.position[row]) != (
+            *(probe, "resid"),
+            position,
+        ):
+            continue
+        z = readouts.z[row]
+        number = f"{readouts.value[row]:+.2f}?" if z is None else f"{z:+.1f}"
+        cells[readouts.layer[row], readouts.emotion[row]] = number + (
+            _TRUST[readouts.trust[row]] or " "
+        )
+    return cells
+
+
+def _lens(trace: Trace) -> list[str]:
+    if trace.lens is None or not trace.lens.layer:
+        return []
+    lines = ["lens    likeliest next tokens by layer, final norm recomputed"]
+    words: dict[int, list[str]] = {}
+    for layer, token, probability in zip(
+        trace.lens.layer, trace.lens.token, trace.lens.probability, strict=True
+    ):
+        words.setdefault(layer, []).append(f"{clean(token).strip()!r} {probability:.2f}")
+    lines += [
+        f"  {layer:5d}  " + "  ".join(words[layer][:5]) for layer in sorted(words, reverse=True)
+    ]
+    return lines
+
+
+def _features(trace: Trace) -> list[str]:
+    rows = [
+        row
+        for row, position in enumerate(trace.features.position)
+        if position == trace.text.readout
+    ]
+    if not rows:
+        return []
+    features = trace.features
+    lines = ["features at the readout, strongest of each layer"]
+    by_layer: dict[tuple[int, str], list[int]] = {}
+    for row in sorted(rows, key=lambda row: -features.activation[row]):
+        by_layer.setdefault((features.layer[row], features.site[row]), []).append(row)
+    for layer, site in sorted(by_layer, reverse=True):
+        shown = by_layer[layer, site][:_TOP_FEATURES]
+        lines.append(
+            f"  {site}.{layer}  "
+            + "  ".join(
+                f"L{layer}/{features.index[row]} {features.activation[row]:.2f}"
+                + (f" {clean(features.label[row])}" if features.label[row] else "")
+                for row in shown
+            )
+        )
+    return lines
