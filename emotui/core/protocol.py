@@ -201,7 +201,8 @@ _EVENTS = msgspec.msgpack.Decoder(Event)
 _INCOMING = msgspec.msgpack.Decoder(Incoming)
 
 
-def _as_frame(message: Event | Incoming) -> bytes:
+def as_frame(message: Event | Incoming) -> bytes:
+    """Return the bytes of one message. Raises as `write_frame`, but for OSError."""
     body = _ENCODER.encode(message)
     if len(body) > MAX_FRAME_BYTES:
         raise EngineError(
@@ -218,7 +219,7 @@ def write_frame(stream: BinaryIO, message: Event | Incoming) -> None:
     Raises EngineError for a message over `MAX_FRAME_BYTES`, UnicodeEncodeError for one with a
     lone surrogate (in both cases nothing was written), OSError where the stream is broken.
     """
-    left = memoryview(_as_frame(message))
+    left = memoryview(as_frame(message))
     while left:
         left = left[stream.write(left) or 0 :]
     stream.flush()
