@@ -176,8 +176,8 @@ def _read_lens(reader: _Reader, labels: Iterable[str]) -> Lens:
 def encode_trace(trace: Trace) -> tuple[bytes, dict[str, str]]:
     """Return a trace as safetensors bytes and the metadata to seal them with.
 
-    Raises OverflowError where an integer is beyond 32 bits and UnicodeEncodeError where a string
-    holds a lone surrogate.
+    Raises OverflowError where an integer is beyond 32 bits, and ValueError where a string holds a
+    lone surrogate or a number outside the columns is not finite.
     """
     from safetensors.numpy import save
 
@@ -197,6 +197,8 @@ def encode_trace(trace: Trace) -> tuple[bytes, dict[str, str]]:
         lens=lens,
     )
     rest = msgspec.json.encode(_Rest(bare, columns.tables)).decode()
+    # JSON has no NaN: what would not come back is refused here, not found damaged later.
+    msgspec.json.decode(rest, type=_Rest)
     return save(columns.arrays), {_REST: rest}
 
 

@@ -51,6 +51,7 @@ def make_folder(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=FOLDER_MODE)
+        _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -75,6 +76,7 @@ class Pending:
         self._target = target
         self._temporary: Path | None = None
         self._content = content
+        self.committed = False
 
     def __enter__(self) -> Pending:
         make_folder(self._target.parent.parent)
@@ -94,10 +96,15 @@ class Pending:
         return self
 
     def commit(self) -> None:
-        """Put the file in its place, over what stands there, and sync the folder."""
-        assert self._temporary is not None
+        """Put the file in its place, over what stands there, and sync the folder.
+
+        A second call does nothing.
+        """
+        if self._temporary is None:
+            return
         self._temporary.replace(self._target)
         self._temporary = None
+        self.committed = True
         _sync_folder(self._target.parent)
 
     def _discard(self) -> None:

@@ -93,13 +93,16 @@ def sae_identities(sources: Sequence[str], memo: Memo) -> tuple[str, ...]:
     return tuple(sae_identity(source, memo) or source for source in sources)
 
 
-def known_request_key(request: InspectRequest, memo: Memo) -> str | None:
+def known_request_key(
+    request: InspectRequest, memo: Memo, *, fingerprint: str | None = None
+) -> str | None:
     """Return the key of a request where model and SAEs can be told at once, else None.
 
     For the terminal process: it hashes little, and opens a copied cache without the weights.
-    Raises what `known_fingerprint` and `request_key` raise.
+    `fingerprint` is the model's where the caller has it. Raises what `known_fingerprint` and
+    `request_key` raise.
     """
-    fingerprint = known_fingerprint(request.spec, memo)
+    fingerprint = fingerprint or known_fingerprint(request.spec, memo)
     if fingerprint is None:
         return None
     identities = [sae_identity(source, memo, quick=True) for source in request.saes]

@@ -106,7 +106,8 @@ def write_probe(root: Path, probe_id: str, payload: bytes, card: ProbeCard) -> P
     return path
 
 
-def _paths(root: Path, fingerprint: str | None = None) -> Iterator[Path]:
+def paths(root: Path, fingerprint: str | None = None) -> Iterator[Path]:
+    """Return the files of the probes of one model (None: of all)."""
     folder = "*" if fingerprint is None else fingerprint[:_FOLDER_DIGITS]
     if folder != "*":
         _check_id(folder)
@@ -130,7 +131,7 @@ def read_cards(root: Path, fingerprint: str | None = None) -> list[ProbeCard]:
     Reads headers only; a file without a readable card is left out.
     """
     cards = []
-    for path in _paths(root, fingerprint):
+    for path in paths(root, fingerprint):
         try:
             with path.open("rb") as file:
                 card = _card_of(sealed.peek(file))
@@ -141,6 +142,14 @@ def read_cards(root: Path, fingerprint: str | None = None) -> list[ProbeCard]:
     return sorted(cards, key=lambda card: (card.created, card.id), reverse=True)
 
 
+def is_sound(path: Path) -> bool:
+    """Return whether the file of a probe is whole and has its card."""
+    try:
+        return _card_of(sealed.unseal(path.read_bytes())).id == path.stem
+    except (OSError, sealed.Damaged):
+        return False
+
+
 def read_probe(root: Path, probe_id: str) -> tuple[bytes, ProbeCard]:
     """Return a probe's safetensors bytes, checked, and its card.
 
@@ -148,7 +157,7 @@ def read_probe(root: Path, probe_id: str) -> tuple[bytes, ProbeCard]:
     where there is no such probe or its file is damaged.
     """
     _check_id(probe_id)
-    for path in _paths(root):
+    for path in paths(root):
         if path.name != f"{probe_id}{_SUFFIX}":
             continue
         try:
