@@ -1,0 +1,198 @@
+"""One text to one trace: tokens, activations, readouts, features, lens and answer.
+
+Each part is looked for in the cache under a key of its own before it is computed, so that a new
+probe or SAE costs no forward pass, and a trace that stands there costs nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from emotui.cache.keys import content_key, derived_key, request_key, sae_identities, trace_id
+from emotui.cache.store import Store
+from emotui.core.emotions import LABEL_SETS
+from emotui.core.engine import answer as answers
+from emotui.core.engine.answer import AnswerReading, label_tokens
+from emotui.core.engine.capture import Activations, Job, capture, with_key
+from emotui.core.engine.instruments import Instruments
+from emotui.core.engine.lens import read_lens
+from emotui.core.engine.model import LoadedModel, package_versions
+from emotui.core.errors import CacheError, EditError, UsageError
+from emotui.core.protocol import Inspected, InspectRequest
+from emotui.core.records import Run, Trace
+from emotui.core.text import Template, clean, template_named
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A trace and what it cost; for callers inside the engine."""
+
+    trace: Trace
+    activations: Activations
+    forwards: int
+
+
+def inspect(
+    request: InspectRequest, model: LoadedModel, instruments: Instruments, store: Store, job: Job
+) -> Inspected:
+    """Compute the trace of a text and put it into the store, or find it there.
+
+    TextError for a text the model cannot read; UsageError for an unknown template or label set.
+    """
+    started = time.monotonic()
+    key = request_key(request, model.fingerprint, sae_ids=sae_identities(request.saes, store))
+    found = store.find_trace(key)
+    if found is not None:
+        return Inspected(
+            trace_id=found, cached=True, forwards=0, seconds=time.monotonic() - started
+        )
+    done = compute(request, model, instruments, store, job, key=key)
+    job.check()
+    store.put_trace(done.trace, key)
+    return Inspected(
+        trace_id=done.trace.id,
+        cached=False,
+        forwards=done.forwards,
+        seconds=time.monotonic() - started,
+    )
+
+
+def compute(
+    request: InspectRequest,
+    model: LoadedModel,
+    instruments: Instruments,
+    store: Store,
+    job: Job,
+    *,
+    key: str,
+) -> Inspection:
+    """Return the trace of a request whose request key is `key`, without storing the trace."""
+    if request.edits:
+        raise EditError(
+            "Edits cannot be run yet.",
+            why=f"The request holds {len(request.edits)}, beginning {clean(request.edits[0])!r}.",
+            todo="Inspect the text without edits.",
+        )
+    if request.label_set not in LABEL_SETS:
+        raise UsageError(
+            f"There is no label set called {clean(request.label_set)!r}.",
+            todo=f"Use one of: {', '.join(LABEL_SETS)}.",
+        )
+    before = model.forwards
+    template = template_named(request.template)
+    room = label_tokens(model.reader, request.label_set, template).room
+    text = model.reader.read(request.text, template, context_length=model.context_length - room)
+    saes = instruments.saes(request.saes, job)
+    probes = instruments.probes(request.probes)
+    job.progress("running the model")
+    activations = activations_of(
+        model,
+        store,
+        [token.id for token in text.tokens],
+        # An SAE on attention or MLP outputs reads every token, as one on the residual does.
+        all_sites=request.all_sites
+        or any(site != "resid" for sources in saes for site, _ in sources.places),
+        job=job,
+    )
+    job.check()
+    job.progress("reading the answer")
+    reading = _answer(model, store, activations, request.label_set, template, job)
+    lens = read_lens(model, activations, reading)
+    job.progress("reading the probes")
+    summaries, readouts = instruments.readouts(probes, activations, text)
+    features, sae_readings = instruments.features(saes, activations, text, job)
+    trace = Trace(
+        id=trace_id(key),
+        parent=request.parent,
+        run=run_record(model, request),
+        text=text,
+        probes=summaries,
+        saes=sae_readings,
+        readouts=readouts,
+        features=features,
+        answer=reading.answer,
+        lens=lens,
+    )
+    return Inspection(trace, activations, model.forwards - before)
+
+
+def activations_of(
+    model: LoadedModel,
+    store: Store,
+    token_ids: list[int],
+    *,
+    all_sites: bool,
+    job: Job,
+) -> Activations:
+    """Return the activations of a prompt, from the store where they are, else by one forward.
+
+    An entry that kept more than is asked for serves too, and is narrowed to what was asked.
+    """
+    wanted = _activations_key(model, token_ids, all_sites=all_sites)
+    for more_sites in dict.fromkeys([all_sites, True]):
+        key = _activations_key(model, token_ids, all_sites=more_sites)
+        stored = store.get_entry("activations", key)
+        if stored is None:
+            continue
+        try:
+            held = Activations.from_bytes(stored, key=wanted, device=model.device)
+        except CacheError:
+            continue  # whole, but not what this version writes: computed again below
+        return held.narrowed(all_sites=all_sites)
+    computed = capture(model, token_ids, all_sites=all_sites, job=job)
+    store.put_entry("activations", wanted, computed.to_bytes())
+    return with_key(computed, wanted)
+
+
+def run_record(model: LoadedModel, request: InspectRequest) -> Run:
+    """Return the record of what computed a trace."""
+    return Run(
+        model=request.spec.model,
+        revision=model.revision,
+        fingerprint=model.fingerprint,
+        architecture=model.architecture,
+        layers=model.n_layers,
+        d_model=model.d_model,
+        dtype=model.dtype_name,
+        device=str(model.device),
+        attention=model.attention,
+        template=request.template,
+        bos=model.reader.begins_with_bos,
+        layer_base=0,
+        packages=package_versions(),
+        seed=request.seed,
+    )
+
+
+def _activations_key(model: LoadedModel, token_ids: list[int], *, all_sites: bool) -> str:
+    elsewhere = "all" if all_sites else "readout"
+    sites = ["resid:all", f"attn:{elsewhere}", f"mlp:{elsewhere}"]
+    return content_key(
+        fingerprint=model.fingerprint,
+        token_ids=token_ids,
+        dtype=model.dtype_name,
+        device_type=model.device.type,
+        attention=model.attention,
+        sites=sites,
+    )
+
+
+def _answer(
+    model: LoadedModel,
+    store: Store,
+    activations: Activations,
+    label_set: str,
+    template: Template,
+    job: Job,
+) -> AnswerReading:
+    """Read the answer; where that takes a forward of its own, keep it beside the readouts."""
+    part = f"answer:{label_set}:{'chat' if template.chat else 'plain'}"
+    key = derived_key(activations.key, part)
+    tokens = label_tokens(model.reader, label_set, template)
+    stored = None if tokens.rule == "first_token" else store.get_entry("readouts", key)
+    reading = answers.read_answer(model, activations, tokens, stored=stored, job=job)
+    payload = answers.to_bytes(reading)
+    if payload is not None and stored is None:
+        store.put_entry("readouts", key, payload)
+    return reading

@@ -1,0 +1,143 @@
+"""What reads activations: the probes and SAEs in force, kept loaded, their readings cached.
+
+A reading is stored under the activations' key and the instrument's own, so that a new probe or
+SAE costs no forward pass and a known one no arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import msgspec
+import torch
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+
+from emotui.cache.keys import derived_key, sae_identity
+from emotui.cache.store import Store
+from emotui.core.engine.capture import Activations, Job
+from emotui.core.engine.model import LoadedModel
+from emotui.core.records import Features, ProbeSummary, Readouts, SaeReading, TextRecord
+
+if TYPE_CHECKING:
+    from emotui.core.engine.probes import Probe
+    from emotui.core.engine.saes import SaeSet
+
+_PAYLOAD = "reading"
+_Reading = TypeVar("_Reading", bound=msgspec.Struct)
+_Columns = TypeVar("_Columns", Readouts, Features)
+
+
+class _FeatureReading(msgspec.Struct, frozen=True):
+    features: Features
+    reading: SaeReading
+
+
+class Instruments:
+    """The probes and SAEs that were asked for so far, for one model and one store."""
+
+    def __init__(self, model: LoadedModel, store: Store) -> None:
+        self._model = model
+        self._store = store
+        self._saes: dict[tuple[str, str], SaeSet] = {}
+        self._probes: dict[str, Probe] = {}
+
+    def saes(self, sources: Sequence[str], job: Job) -> tuple[SaeSet, ...]:
+        """Return the SAEs of each source, weights read when needed; SaeError where none fit.
+
+        A source whose files have changed is opened anew.
+        """
+        sets: list[SaeSet] = []
+        for source in sources:
+            place = (source, sae_identity(source, self._store) or source)
+            if place not in self._saes:
+                from emotui.core.engine.saes import load_saes
+
+                job.progress("opening the SAEs")
+                self._saes[place] = load_saes(source, self._model)
+            sets.append(self._saes[place])
+        return tuple(sets)
+
+    def probes(self, ids: Sequence[str]) -> tuple[Probe, ...]:
+        """Return the probes with these ids; ProbeError where one is missing or of another model."""
+        for probe_id in ids:
+            if probe_id not in self._probes:
+                from emotui.core.engine.probes import load_probe
+
+                payload = self._store.get_probe(probe_id)
+                self._probes[probe_id] = load_probe(payload, self._model)
+        return tuple(self._probes[probe_id] for probe_id in ids)
+
+    def readouts(
+        self, probes: Sequence[Probe], activations: Activations, text: TextRecord
+    ) -> tuple[tuple[ProbeSummary, ...], Readouts]:
+        """Apply each probe to the activations; the columns of all of them, one after the other."""
+        columns: list[Readouts] = []
+        for probe in probes:
+            key = derived_key(activations.key, f"probe:{probe.id}")
+            stored = self._stored("readouts", key, Readouts)
+            if stored is None:
+                from emotui.core.engine.probes import apply
+
+                stored = apply(probe, activations, text)
+                self._keep("readouts", key, stored)
+            columns.append(stored)
+        summaries = tuple(probe.summary(len(text.tokens)) for probe in probes)
+        return summaries, joined(columns, Readouts)
+
+    def features(
+        self, sets: Sequence[SaeSet], activations: Activations, text: TextRecord, job: Job
+    ) -> tuple[Features, tuple[SaeReading, ...]]:
+        """Encode the activations with every SAE: the columns of all, and how well each rebuilds.
+
+        An SAE whose features are stored is not read from disk.
+        """
+        readings: list[_FeatureReading] = []
+        total = sum(len(saes) for saes in sets)
+        for saes in sets:
+            for (site, layer), sae_key in sorted(saes.keys.items()):
+                job.check()
+                job.progress("encoding with the SAEs", len(readings), total)
+                # The source is in the names of the features, so it is in the key.
+                key = derived_key(activations.key, f"sae:{sae_key}:{saes.source}")
+                stored = self._stored("features", key, _FeatureReading)
+                if stored is None:
+                    from emotui.core.engine.saes import features_of
+
+                    sae = saes.get(site, layer)
+                    stored = _FeatureReading(*features_of(sae, activations, text))
+                    self._keep("features", key, stored)
+                readings.append(stored)
+        columns = joined([reading.features for reading in readings], Features)
+        return columns, tuple(reading.reading for reading in readings)
+
+    def _stored(
+        self, kind: Literal["features", "readouts"], key: str, record: type[_Reading]
+    ) -> _Reading | None:
+        payload = self._store.get_entry(kind, key)
+        if payload is None:
+            return None
+        packed = tensors_from_bytes(payload).get(_PAYLOAD)
+        if packed is None:
+            return None
+        try:
+            return msgspec.msgpack.decode(packed.numpy().tobytes(), type=record)
+        except msgspec.DecodeError:
+            return None  # whole, but not what this version writes: computed again
+
+    def _keep(
+        self, kind: Literal["features", "readouts"], key: str, reading: msgspec.Struct
+    ) -> None:
+        packed = torch.frombuffer(bytearray(msgspec.msgpack.encode(reading)), dtype=torch.uint8)
+        self._store.put_entry(kind, key, tensors_to_bytes({_PAYLOAD: packed}))
+
+
+def joined(parts: Sequence[_Columns], record: type[_Columns]) -> _Columns:
+    """Return column records put one under the other."""
+    return record(
+        **{
+            name: tuple(value for part in parts for value in getattr(part, name))
+            for name in record.__struct_fields__
+        }
+    )

@@ -1,0 +1,63 @@
+"""The logit lens: what each layer's residual at the readout would say if it were the last.
+
+nostalgebraist (2020): the final norm is recomputed on the residual of each layer, then the
+unembedding and the soft-cap of the model are applied, so the top layer equals the logits.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from emotui.core.engine.answer import AnswerReading
+from emotui.core.engine.capture import Activations
+from emotui.core.engine.model import LoadedModel
+from emotui.core.records import Lens
+
+TOKENS_PER_LAYER = 10
+
+
+@torch.no_grad()
+def read_lens(
+    model: LoadedModel,
+    activations: Activations,
+    reading: AnswerReading,
+    *,
+    tokens_per_layer: int = TOKENS_PER_LAYER,
+) -> Lens:
+    """Return the likeliest tokens of each layer and the labels' probabilities there.
+
+    Probabilities of tokens are over the whole vocabulary, in float32; those of labels over the
+    labels alone, at the position where the answer was read.
+    """
+    layers: list[int] = []
+    ranks: list[int] = []
+    strings: list[str] = []
+    values: list[float] = []
+    # Layer by layer: all at once would hold layers x vocabulary floats.
+    for layer in range(activations.n_layers):
+        logits = model.sites.logits_of(activations.resid[layer + 1, -1]).float()
+        best = logits.softmax(dim=-1).topk(min(tokens_per_layer, logits.shape[-1]))
+        ids, probabilities = best.indices.tolist(), best.values.tolist()
+        layers += [layer] * len(ids)
+        ranks += range(len(ids))
+        strings += [model.reader.string(token) for token in ids]
+        values += probabilities
+    return Lens(
+        layer=tuple(layers),
+        rank=tuple(ranks),
+        token=tuple(strings),
+        probability=tuple(values),
+        answers=_answers(model, reading),
+    )
+
+
+def _answers(model: LoadedModel, reading: AnswerReading) -> dict[str, tuple[float, ...]]:
+    if reading.resid is None:
+        return {}
+    deciding = list(reading.label_tokens.deciding)
+    rows = [
+        model.sites.logits_of(resid)[deciding].float().softmax(dim=-1).tolist()
+        for resid in reading.resid
+    ]
+    columns = zip(*rows, strict=True)
+    return dict(zip(reading.label_tokens.labels, map(tuple, columns), strict=True))

@@ -1,0 +1,240 @@
+"""Loading a model: which folder, which numbers, on which device; and one forward of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import emotui
+from emotui.cache.keys import Memo, fingerprint_of_commit, model_fingerprint_of_folder
+from emotui.core.engine.capture import Job
+from emotui.core.engine.model_files import FoundModel, check_folder, find_model
+from emotui.core.engine.sites import Sites, site_table_of
+from emotui.core.engine.tokens import TokenReader
+from emotui.core.errors import ModelError, UsageError
+from emotui.core.protocol import ModelSpec
+from emotui.core.text import clean
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_PACKAGES = ("torch", "transformers", "safetensors", "tokenizers")
+
+
+@dataclass(eq=False)
+class LoadedModel:
+    """A model in memory, in eval mode, with what must be known of it to read it.
+
+    Only `forwards`, the number of forward passes so far, ever changes.
+    """
+
+    spec: ModelSpec
+    hf: Any
+    """The transformers model."""
+    reader: TokenReader
+    sites: Sites
+    fingerprint: str
+    revision: str | None
+    architecture: str
+    attention: str
+    dtype: torch.dtype
+    device: torch.device
+    d_model: int
+    vocabulary: int
+    context_length: int
+    forwards: int = field(default=0)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return self.sites.n_layers
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as it is written in records, such as `float32`."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of parameters and buffers; tied weights count once."""
+        tensors = [*self.hf.parameters(), *self.hf.buffers()]
+        unique = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
+        return sum(unique.values())
+
+    def tensor_of(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Return token ids of equal length as a [rows, tokens] tensor on the device."""
+        return torch.tensor([list(row) for row in rows], dtype=torch.long, device=self.device)
+
+    @torch.no_grad()
+    def forward(self, rows: Sequence[Sequence[int]], *, keep: int = 1, past: Any = None) -> Tensor:
+        """Run one counted forward pass and return the logits of the last `keep` positions.
+
+        `rows` are token ids of equal length (0 for `keep` means every position); the result is
+        [rows, keep, vocabulary] in the run's dtype. `past` is a transformers Cache to read and
+        extend; without one nothing is cached. No gradients.
+        """
+        self.forwards += 1
+        output = self.hf(
+            input_ids=self.tensor_of(rows),
+            use_cache=past is not None,
+            past_key_values=past,
+            logits_to_keep=keep,
+        )
+        logits: Tensor = output.logits
+        return logits
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of what computes a trace, for its record."""
+    versions = {"emotui": emotui.__version__}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # pragma: no cover - an incomplete installation
+            continue
+    return versions
+
+
+def resolve_device(requested: str) -> torch.device:
+    """Return the device for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; ModelError if absent."""
+    if requested == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(requested)
+    except RuntimeError:
+        raise UsageError(
+            f"There is no device called {clean(requested)!r}.",
+            todo="Use auto, cpu, cuda, cuda:N or mps.",
+        ) from None
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    absent = {
+        "cpu": False,
+        "cuda": (device.index or 0) >= count,
+        "mps": not torch.backends.mps.is_available(),
+    }.get(device.type, True)
+    if absent:
+        raise ModelError(
+            f"The device {clean(requested)} is not available.",
+            why=f"PyTorch {torch.__version__} sees {count} CUDA devices here.",
+            todo="Use --device cpu, or see `emotui doctor`.",
+        )
+    return device
+
+
+def resolve_dtype(requested: str, device: torch.device, *, half_checkpoint: bool) -> torch.dtype:
+    """Return the dtype of a run.
+
+    `auto` is float32, except bfloat16 for a half-precision checkpoint on CUDA. float16 is
+    refused: residuals of late layers overflow it.
+    """
+    if requested == "auto":
+        on_gpu = device.type == "cuda"
+        return torch.bfloat16 if on_gpu and half_checkpoint else torch.float32
+    if requested in ("float16", "fp16", "half"):
+        raise UsageError(
+            "float16 is not used.",
+            why="Residuals of late layers overflow it.",
+            todo="Use --dtype bfloat16, float32 or auto.",
+        )
+    try:
+        return _DTYPES[requested]
+    except KeyError:
+        raise UsageError(
+            f"There is no dtype called {clean(requested)!r}.",
+            todo=f"Use one of: auto, {', '.join(_DTYPES)}.",
+        ) from None
+
+
+def _quiet_transformers() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _read_weights(folder: Path, *, dtype: torch.dtype, device: torch.device, attention: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            dtype=dtype,
+            attn_implementation=attention,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"The model in {clean(str(folder))} could not be loaded.",
+            why=clean(
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            ),
+            todo="Check that the folder holds one complete model that this transformers reads.",
+        ) from error
+    # transformers fills what it does not find with random numbers and only warns.
+    wrong = sorted(report["missing_keys"]) or sorted(map(str, report["mismatched_keys"]))
+    if wrong:
+        raise ModelError(
+            f"The weights in {clean(str(folder))} do not fit its configuration.",
+            why=clean(f"{len(wrong)} tensors are missing or of another shape, such as {wrong[0]}."),
+            todo="Copy or download the folder again.",
+        )
+    return model.to(device).eval()
+
+
+def _fingerprint(found: FoundModel, memo: Memo | None, job: Job) -> str:
+    if found.hub_id is not None and found.commit is not None:
+        return fingerprint_of_commit(found.hub_id, found.commit)
+
+    def report(done: int, total: int) -> None:
+        job.check()
+        job.progress("reading the fingerprint", done, total)
+
+    return model_fingerprint_of_folder(found.folder, memo, progress=report)
+
+
+def load_model(spec: ModelSpec, job: Job, *, memo: Memo | None = None) -> LoadedModel:
+    """Load a model from a folder, an alias or a hub id, ready to be hooked.
+
+    The folder is checked before transformers reads it. `memo` (a Store) remembers hashes of files
+    and the model's fingerprint. ModelError, or UsageError for a dtype or device that does not
+    exist, says what is wrong.
+    """
+    job.progress("finding the model")
+    found = find_model(spec)
+    config = check_folder(found.folder)
+    architecture = str(config["model_type"])
+    table = site_table_of(architecture)
+    device = resolve_device(spec.device)
+    dtype = resolve_dtype(spec.dtype, device, half_checkpoint=bool(config["half_precision"]))
+    fingerprint = _fingerprint(found, memo, job)
+    job.progress("reading the tokenizer")
+    _quiet_transformers()
+    reader = TokenReader.from_folder(found.folder, prepends_bos=table.prepends_bos)
+    job.check()
+    job.progress("reading the weights")
+    hf_model = _read_weights(found.folder, dtype=dtype, device=device, attention=table.attention)
+    job.check()
+    if memo is not None:
+        memo.remember_fingerprint(spec.model, fingerprint, revision=spec.revision)
+    return LoadedModel(
+        spec=spec,
+        hf=hf_model,
+        reader=reader,
+        sites=Sites(hf_model, table),
+        fingerprint=fingerprint,
+        revision=found.commit,
+        architecture=architecture,
+        attention=table.attention,
+        dtype=dtype,
+        device=device,
+        d_model=int(hf_model.config.hidden_size),
+        vocabulary=int(hf_model.config.vocab_size),
+        context_length=int(getattr(hf_model.config, "max_position_embeddings", 0) or 0),
+    )

@@ -1,0 +1,128 @@
+"""What the engine can be asked to do: one table from request to function, and what they share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from emotui.cache.store import Store, default_root
+from emotui.core.engine.capture import Job
+from emotui.core.engine.doctor import diagnose
+from emotui.core.engine.inspect import inspect
+from emotui.core.engine.instruments import Instruments
+from emotui.core.engine.model import LoadedModel, load_model
+from emotui.core.engine.speak import speak
+from emotui.core.protocol import (
+    Diagnosed,
+    DoctorRequest,
+    Done,
+    FitRequest,
+    Fitted,
+    Generated,
+    GenerateRequest,
+    Inspected,
+    InspectRequest,
+    Loaded,
+    LoadRequest,
+    ModelSpec,
+    Operation,
+    Outcome,
+    ShutdownRequest,
+)
+
+
+class Session:
+    """What stays between requests: one model, one store, the instruments loaded so far."""
+
+    def __init__(self) -> None:
+        self._model: LoadedModel | None = None
+        self._store: Store | None = None
+        self._instruments: Instruments | None = None
+
+    def store(self, cache_dir: str) -> Store:
+        """Return the open store of a folder ("" means the default place)."""
+        root = (Path(cache_dir) if cache_dir else default_root()).expanduser().absolute()
+        if self._store is None or self._store.root != root:
+            self.close_store()
+            self._store = Store.open(root)
+        return self._store
+
+    def model(self, spec: ModelSpec, job: Job, *, store: Store | None = None) -> LoadedModel:
+        """Return the loaded model of a spec; another one that is loaded is let go first."""
+        if self._model is None or self._model.spec != spec:
+            self._model = self._instruments = None
+            self._model = load_model(spec, job, memo=store or self._store)
+        return self._model
+
+    def instruments(self, model: LoadedModel, store: Store) -> Instruments:
+        """Return the probes and SAEs loaded for this model and store."""
+        if self._instruments is None:
+            self._instruments = Instruments(model, store)
+        return self._instruments
+
+    def close_store(self) -> None:
+        """Close the store and forget what was loaded through it."""
+        if self._store is not None:
+            self._store.close()
+        self._store = self._instruments = None
+
+
+def _load(request: LoadRequest, job: Job, session: Session) -> Loaded:
+    started = time.monotonic()
+    model = session.model(request.spec, job, store=session.store(request.cache_dir))
+    return Loaded(
+        model=request.spec.model,
+        fingerprint=model.fingerprint,
+        architecture=model.architecture,
+        layers=model.n_layers,
+        d_model=model.d_model,
+        dtype=model.dtype_name,
+        device=str(model.device),
+        seconds=time.monotonic() - started,
+        memory_bytes=model.memory_bytes,
+    )
+
+
+def _inspect(request: InspectRequest, job: Job, session: Session) -> Inspected:
+    store = session.store(request.cache_dir)
+    model = session.model(request.spec, job, store=store)
+    return inspect(request, model, session.instruments(model, store), store, job)
+
+
+def _fit(request: FitRequest, job: Job, session: Session) -> Fitted:
+    from emotui.core.engine.fit import fit_probes
+
+    store = session.store(request.cache_dir)
+    model = session.model(request.spec, job, store=store)
+    return fit_probes(request, model, store, job)
+
+
+def _generate(request: GenerateRequest, job: Job, session: Session) -> Generated:
+    return speak(request, session.model(request.spec, job), job)
+
+
+def _diagnose(request: DoctorRequest, job: Job, session: Session) -> Diagnosed:
+    model = session.model(request.spec, job) if request.spec is not None else None
+    return Diagnosed(facts=tuple(diagnose(model, job)))
+
+
+def _shut_down(_request: ShutdownRequest, _job: Job, session: Session) -> Done:
+    session.close_store()
+    return Done()
+
+
+OPERATIONS: dict[type[Operation], Callable[[Any, Job, Session], Outcome]] = {
+    LoadRequest: _load,
+    InspectRequest: _inspect,
+    FitRequest: _fit,
+    GenerateRequest: _generate,
+    DoctorRequest: _diagnose,
+    ShutdownRequest: _shut_down,
+}
+
+
+def handle(operation: Operation, job: Job, session: Session) -> Outcome:
+    """Do what is asked; any EmotuiError may be raised."""
+    return OPERATIONS[type(operation)](operation, job, session)

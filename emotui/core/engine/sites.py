@@ -1,0 +1,149 @@
+"""Where in each architecture the residual stream is written and read: one table.
+
+`resid.L` is the output of block L, `resid.-1` the input of block 0 (the scaled embeddings).
+`attn.L` and `mlp.L` are the tensors added to the residual, so after Gemma's post-norms, and
+`resid.L-1 + attn.L + mlp.L == resid.L` up to rounding. `z.L` is the input of the output
+projection of the attention (heads concatenated).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from emotui.core.errors import ModelError
+from emotui.core.records import EMBEDDING_LAYER
+from emotui.core.text import clean
+
+HookSite = Literal["resid", "attn", "mlp", "z"]
+HOOK_SITES: tuple[HookSite, ...] = ("resid", "attn", "mlp", "z")
+
+
+@dataclass(frozen=True)
+class SiteTable:
+    """Module names of one architecture; those of a block are relative to the block."""
+
+    blocks: str
+    attn: str
+    mlp: str
+    mixed_heads: str
+    """The output projection of the attention; its input is `z`."""
+    final_norm: str
+    unembed: str = "lm_head"
+    attention: str = "sdpa"
+    """The attention implementation asked of transformers."""
+    prepends_bos: bool | None = None
+    """Whether a prompt begins with BOS; None leaves it to the tokenizer."""
+
+
+_LLAMA = SiteTable(
+    blocks="model.layers",
+    attn="self_attn",
+    mlp="mlp",
+    mixed_heads="self_attn.o_proj",
+    final_norm="model.norm",
+)
+
+SITE_TABLES: Mapping[str, SiteTable] = MappingProxyType(
+    {
+        "llama": _LLAMA,
+        "mistral": _LLAMA,
+        "qwen2": _LLAMA,
+        "gemma2": SiteTable(
+            blocks="model.layers",
+            attn="post_attention_layernorm",
+            mlp="post_feedforward_layernorm",
+            mixed_heads="self_attn.o_proj",
+            final_norm="model.norm",
+            # transformers refuses sdpa for Gemma-2: it would drop the attention soft-cap.
+            attention="eager",
+            prepends_bos=True,
+        ),
+        "gpt2": SiteTable(
+            blocks="transformer.h",
+            attn="attn",
+            mlp="mlp",
+            mixed_heads="attn.c_proj",
+            final_norm="transformer.ln_f",
+            # GPT-2's tokenizer adds none, but its SAEs and TransformerLens prepend it.
+            prepends_bos=True,
+        ),
+    }
+)
+"""Site tables by `model_type` of the configuration."""
+
+
+def site_table_of(model_type: str) -> SiteTable:
+    """Return the table for a configuration's `model_type`; ModelError names the known ones."""
+    try:
+        return SITE_TABLES[model_type]
+    except KeyError:
+        raise ModelError(
+            f"The architecture {clean(model_type)!r} is not supported yet.",
+            why="emotui does not know where its blocks write to the residual stream.",
+            todo=f"Use a model of one of these: {', '.join(SITE_TABLES)}.",
+        ) from None
+
+
+@dataclass(frozen=True)
+class HookPoint:
+    """A module and the side of it where a site's tensor passes."""
+
+    module: nn.Module
+    side: Literal["input", "output"]
+
+
+class Sites:
+    """The hook points, the final norm and the unembedding of one loaded model."""
+
+    def __init__(self, hf_model: nn.Module, table: SiteTable) -> None:
+        self._table = table
+        self._blocks = list(hf_model.get_submodule(table.blocks).children())
+        self._final_norm = hf_model.get_submodule(table.final_norm)
+        self._unembed = hf_model.get_submodule(table.unembed)
+        config = getattr(hf_model, "config", None)
+        soft_cap = getattr(config, "final_logit_softcapping", None)
+        self.soft_cap: float | None = float(soft_cap) if soft_cap else None
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self._blocks)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks, from layer 0 on."""
+        return list(self._blocks)
+
+    def point(self, site: HookSite, layer: int) -> HookPoint:
+        """Return where `site.layer` passes; the layer is trusted to exist.
+
+        `resid.-1` is the input of block 0.
+        """
+        if layer == EMBEDDING_LAYER:
+            if site != "resid":
+                raise ValueError(f"there is no {site} below layer 0")
+            return HookPoint(self._blocks[0], "input")
+        block = self._blocks[layer]
+        if site == "resid":
+            return HookPoint(block, "output")
+        if site == "z":
+            return HookPoint(block.get_submodule(self._table.mixed_heads), "input")
+        name = self._table.attn if site == "attn" else self._table.mlp
+        return HookPoint(block.get_submodule(name), "output")
+
+    def logits_of(self, resid: Tensor) -> Tensor:
+        """Return the next-token logits of residuals as if they came from the last block.
+
+        `resid` is [..., d_model] in the run's dtype; the result is [..., vocabulary], soft-capped
+        where the model soft-caps. The final norm is recomputed for these residuals.
+        """
+        logits: Tensor = self._unembed(self._final_norm(resid))
+        if self.soft_cap is not None:
+            logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
+        return logits
