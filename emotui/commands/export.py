@@ -15,11 +15,11 @@ def export_trace(
 
     Raises CacheError for an id that leads to no trace, ExportError where writing fails.
     """
-    from emotui.core.export.json import document_bytes, read_document, write_file
+    from emotui.core.export.json import document_bytes, read_document, trace_of, write_file
 
     if Path(name).is_file():
         document = read_document(Path(name).read_bytes(), name=name)
-        trace, ancestors = document.trace, document.ancestors
+        trace, ancestors = trace_of(document), document.ancestors
     else:
         from emotui.cache.lineage import ancestors_of
         from emotui.cache.store import Store

@@ -232,9 +232,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
     effects: tuple[Effect, ...] = ()
 
 
-class TraceDocument(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What an export holds: a trace and its ancestors, nearest first."""
+class TraceDocument(Trace, frozen=True, kw_only=True):
+    """What an export holds: a trace, and its ancestors, nearest first."""
 
-    schema: Literal["emotui-document"] = "emotui-document"
-    trace: Trace
     ancestors: tuple[Trace, ...] = ()

@@ -58,10 +58,9 @@ def document_bytes(trace: Trace, *, ancestors: Sequence[Trace] = (), all_tokens:
     of the readout position.
     """
     select: Callable[[Trace], Trace] = (lambda one: one) if all_tokens else at_readout
-    document = TraceDocument(
-        trace=select(trace), ancestors=tuple(select(ancestor) for ancestor in ancestors)
-    )
-    plain = _rounded(msgspec.to_builtins(document))
+    plain = msgspec.to_builtins(select(trace))
+    plain["ancestors"] = [msgspec.to_builtins(select(ancestor)) for ancestor in ancestors]
+    plain = _rounded(plain)
     return msgspec.json.encode(plain, order="sorted") + b"\n"
 
 
@@ -79,10 +78,15 @@ def read_document(data: bytes, *, name: str = "the document") -> TraceDocument:
             why=str(error),
             todo="Export it again with `emotui export TRACE --to json`.",
         ) from error
-    for trace in (document.trace, *document.ancestors):
+    for trace in (document, *document.ancestors):
         for field in ("readouts", "features"):
             check_columns(getattr(trace, field), f"{name}: {field}")
     return document
+
+
+def trace_of(document: TraceDocument) -> Trace:
+    """Return the trace of a document, without its ancestors."""
+    return Trace(**{name: getattr(document, name) for name in Trace.__struct_fields__})
 
 
 def check_columns(columns: Readouts | Features, name: str) -> None:
