@@ -1,0 +1,379 @@
+"""Sparse autoencoders: loading by layer under a byte budget, encoding, features, deltas.
+
+For h at the site, D the decoder rows:
+
+    f = activation((s*h - b_dec * apply_b_dec_to_input) @ W_enc + b_enc),   h' = f @ D + b_dec
+
+with s the factor of `expected_average_only_in`, folded into W_enc, D and b_dec at loading as
+SAELens does. activation: ReLU (standard), ReLU where above a threshold (jumprelu), the k largest
+(topk; with `rescale_acts_by_decoder_norm` ranked and counted by the norm of their decoder row).
+All in the run's dtype; equal to SAELens's own encode bit for bit in that dtype.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from emotui.core.engine import sae_formats
+from emotui.core.engine.sae_formats import SaeConfig, refuse
+from emotui.core.records import Features, SaeReading, Site, TextRecord
+
+if TYPE_CHECKING:
+    from emotui.core.engine.capture import Activations
+    from emotui.core.engine.model import LoadedModel
+
+READOUT_FEATURES = 512
+"""Most active features kept at the readout."""
+TOKEN_FEATURES = 32
+"""Most active features kept at every other token."""
+DEFAULT_BUDGET_BYTES = 4 * 1024**3
+_CHUNK_VALUES = 2**24  # feature values encoded at a time: 64 MB in float32
+
+
+@dataclass(frozen=True, eq=False)
+class SaeWeights:
+    """The tensors of one SAE, in the run's dtype, on the run's device."""
+
+    encoder: Tensor
+    """W_enc, [d_in, width]."""
+    encoder_bias: Tensor
+    """b_enc, [width]."""
+    decoder: Tensor
+    """Rows D of the features, [width, d_in], as the file has them."""
+    decoder_bias: Tensor
+    """b_dec, [d_in]."""
+    decoder_norm: Tensor
+    """[width], of the directions that features write; float32."""
+    threshold: Tensor | None
+    mean: Tensor | None
+    """[d_in], float32, of the site over the SAE's corpus; None where its folder has none."""
+    labels: Mapping[int, str]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of encoder and decoder."""
+        return self.encoder.nbytes + self.decoder.nbytes
+
+
+@dataclass(frozen=True, eq=False)
+class Sae:
+    """One SAE of a source; its weights are loaded when first used, and again if let go."""
+
+    id: str
+    """`SOURCE/SITE.LAYER` under the SAE's own name, as in `saes/resid_pre.3`."""
+    source: str
+    config: SaeConfig
+    owner: SaeSet
+
+    @property
+    def key(self) -> str:
+        """16 hex digits that change when the SAE's folder does: for cache keys."""
+        return self.config.key
+
+    @property
+    def site(self) -> Site:
+        """The site it reads."""
+        return self.config.site
+
+    @property
+    def layer(self) -> int:
+        """The layer of `site` it reads."""
+        return self.config.layer
+
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return self.config.width
+
+    @property
+    def weights(self) -> SaeWeights:
+        """The tensors; SaeError where the file is damaged."""
+        return self.owner.weights_of(self)
+
+    @torch.no_grad()
+    def encode(self, h: Tensor) -> Tensor:
+        """Return feature activations [..., width] of `h` [..., d_in]."""
+        weights, config = self.weights, self.config
+        # Term by term as SAELens computes it, for equality to the bit.
+        inputs = h.to(weights.encoder.dtype) - weights.decoder_bias * config.apply_b_dec_to_input
+        before = inputs @ weights.encoder + weights.encoder_bias
+        if weights.threshold is not None:
+            return before.relu() * (before > weights.threshold).to(before.dtype)
+        if config.k is None:
+            return before.relu()
+        if config.rescale_by_decoder_norm:
+            before = before * weights.decoder.norm(dim=-1)
+        values, indices = before.topk(config.k, dim=-1, sorted=False)
+        return torch.zeros_like(before).scatter_(-1, indices, values.relu())
+
+    @torch.no_grad()
+    def decode(self, features: Tensor) -> Tensor:
+        """Return the reconstruction [..., d_in] of `features` [..., width]."""
+        weights = self.weights
+        if self.config.rescale_by_decoder_norm:
+            features = features * (1 / weights.decoder.norm(dim=-1))
+        rebuilt: Tensor = features @ weights.decoder + weights.decoder_bias
+        return rebuilt
+
+    def directions(self, indices: Sequence[int]) -> Tensor:
+        """Return what one unit of each feature adds to h: [len(indices), d_in]."""
+        rows = self.weights.decoder[list(indices)]
+        if self.config.rescale_by_decoder_norm:
+            return rows / rows.norm(dim=-1, keepdim=True)
+        return rows
+
+
+def delta(sae: Sae, features: Tensor, changes: Mapping[int, float | Tensor]) -> Tensor:
+    """Return what changing features adds to h: sum_j (f'_j - f_j) D_j, [..., d_in].
+
+    `features` [..., width] are the activations that arrive at the site; `changes` gives f' by
+    index, a number or [...]. Exactly zero where every f' equals its f. The error of the
+    reconstruction plays no part.
+    """
+    indices = list(changes)
+    before = features[..., indices]
+    after = torch.stack(
+        [torch.as_tensor(v).to(before).expand(before.shape[:-1]) for v in changes.values()], dim=-1
+    )
+    return (after - before) @ sae.directions(indices)
+
+
+class SaeSet:
+    """The SAEs of one source, by site and layer, with their weights under a byte budget.
+
+    Weights are let go, least recently used first, above `budget_bytes`; those just asked for
+    never.
+    """
+
+    def __init__(
+        self, source: str, configs: Sequence[SaeConfig], model: LoadedModel, budget_bytes: int
+    ) -> None:
+        self.source = source
+        name = Path(source).expanduser().resolve().name
+        self._saes = {
+            (config.site, config.layer): Sae(f"{name}/{config.own_name}", source, config, self)
+            for config in configs
+        }
+        self._dtype = model.dtype
+        self._device = model.device
+        self._budget = budget_bytes
+        self._loaded: OrderedDict[str, SaeWeights] = OrderedDict()
+
+    def __iter__(self) -> Iterator[Sae]:
+        return (self._saes[place] for place in self.places)
+
+    def __len__(self) -> int:
+        return len(self._saes)
+
+    @property
+    def places(self) -> list[tuple[Site, int]]:
+        """The sites and layers there is an SAE for, sorted."""
+        return sorted(self._saes)
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Bytes of the weights in memory now."""
+        return sum(weights.nbytes for weights in self._loaded.values())
+
+    def get(self, site: Site, layer: int) -> Sae:
+        """Return one SAE; SaeError says what exists where it does not."""
+        sae = self._saes.get((site, layer))
+        if sae is None:
+            raise refuse(
+                f"{self.source} has no SAE for {site}.{layer}.",
+                todo=f"It has: {', '.join(f'{s}.{n}' for s, n in self.places)}.",
+            )
+        return sae
+
+    def weights_of(self, sae: Sae) -> SaeWeights:
+        """Return the weights of one of these SAEs, loading them where needed."""
+        if sae.id not in self._loaded:
+            self._loaded[sae.id] = _load(sae.config, dtype=self._dtype, device=self._device)
+        self._loaded.move_to_end(sae.id)
+        while self.loaded_bytes > self._budget and len(self._loaded) > 1:
+            self._loaded.popitem(last=False)
+        return self._loaded[sae.id]
+
+
+def load_saes(
+    source: str, model: LoadedModel, *, budget_bytes: int = DEFAULT_BUDGET_BYTES
+) -> SaeSet:
+    """Open a folder of one SAE or of several, and check that they fit the model.
+
+    Reads configurations and headers; weights are read by `SaeSet.get`. SaeError where a site,
+    width, BOS rule, normalisation or file does not fit.
+    """
+    configs = [
+        sae_formats.read_config(folder)
+        for folder in sae_formats.sae_folders(Path(source).expanduser())
+    ]
+    taken: dict[tuple[Site, int], SaeConfig] = {}
+    for config in configs:
+        _check_fit(config, model)
+        other = taken.setdefault((config.site, config.layer), config)
+        if other is not config:
+            raise refuse(
+                f"{source} holds two SAEs for {config.site}.{config.layer}.",
+                f"They are in {other.folder.name} and {config.folder.name}.",
+                "Give the folder of one of them.",
+            )
+    return SaeSet(source, configs, model, budget_bytes)
+
+
+def _check_fit(config: SaeConfig, model: LoadedModel) -> None:
+    where = f"The SAE in {config.folder}"
+    if config.d_in != model.d_model:
+        raise refuse(
+            f"{where} does not fit the model.",
+            f"It reads vectors of width {config.d_in}; the model's have {model.d_model}.",
+            "Use the SAEs that were trained on this model.",
+        )
+    if config.layer >= model.n_layers:
+        raise refuse(
+            f"{where} does not fit the model.",
+            f"It reads {config.own_name}; the model's last layer is {model.n_layers - 1}.",
+            "Use the SAEs that were trained on this model.",
+        )
+    # The other way round does no harm: the BOS token itself is never ranked or counted.
+    if config.prepend_bos and not model.reader.begins_with_bos:
+        raise refuse(
+            f"{where} does not fit the way this model is run.",
+            "It was trained on texts that begin with BOS, and this model's tokenizer adds none.",
+            "Use SAEs trained without BOS (prepend_bos false).",
+        )
+
+
+def _load(config: SaeConfig, *, dtype: torch.dtype, device: torch.device) -> SaeWeights:
+    folder = config.folder
+    tensors = sae_formats.read_tensors(folder / sae_formats.WEIGHTS, device=device)
+    width, d_in = config.width, config.d_in
+    expected = {"W_enc": [d_in, width], "W_dec": [width, d_in], "b_enc": [width], "b_dec": [d_in]}
+    if config.architecture == "jumprelu":
+        expected["threshold"] = [width]
+    factor = tensors.pop("scaling_factor", None)
+    if factor is not None and not bool((factor == 1).all()):
+        raise refuse(f"The SAE in {folder} cannot be used.", "It has a fine-tuned scaling factor.")
+    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected:
+        wrong = sorted(n for n in expected | found if expected.get(n) != found.get(n))[0]
+        raise refuse(
+            f"The weights of the SAE in {folder} do not fit its {sae_formats.CONFIG}.",
+            f"{wrong} is {found.get(wrong, 'absent')}, expected {expected.get(wrong, 'absent')}.",
+        )
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    if config.scale != 1:
+        tensors["W_enc"] = tensors["W_enc"] * config.scale
+        tensors["W_dec"] = tensors["W_dec"] / config.scale
+        tensors["b_dec"] = tensors["b_dec"] / config.scale
+    norm = tensors["W_dec"].float().norm(dim=-1)
+    return SaeWeights(
+        encoder=tensors["W_enc"],
+        encoder_bias=tensors["b_enc"],
+        decoder=tensors["W_dec"],
+        decoder_bias=tensors["b_dec"],
+        decoder_norm=torch.ones_like(norm) if config.rescale_by_decoder_norm else norm,
+        threshold=tensors.get("threshold"),
+        mean=_corpus_mean(config, device=device),
+        labels=sae_formats.read_labels(folder),
+    )
+
+
+def _corpus_mean(config: SaeConfig, *, device: torch.device) -> Tensor | None:
+    path = config.folder / sae_formats.STATISTICS
+    if not path.is_file():
+        return None
+    mean = sae_formats.read_tensors(path, device=device).get("mean")
+    if mean is None or list(mean.shape) != [config.d_in]:
+        raise refuse(f"{path} could not be used.", f"It has no `mean` of width {config.d_in}.")
+    return mean.float()
+
+
+@torch.no_grad()
+def features_of(
+    sae: Sae, activations: Activations, text: TextRecord
+) -> tuple[Features, SaeReading]:
+    """Encode one text and return its active features and how well the SAE rebuilds it.
+
+    Kept are the largest by activation times decoder norm: 512 at the readout, 32 at every other
+    token; rows by position, then by that size. Special tokens (BOS) have none, unless one is the
+    readout. Where the site was kept at the readout alone, so are the features.
+
+    Variance explained is 1 - sum ||h - h'||^2 / sum ||h - m||^2 over the tokens of the user's
+    text, no BOS, special or template tokens; m is the SAE's stored corpus mean, or without one
+    the mean of these tokens. None below two such tokens. The mean number of active features is
+    over the same tokens, or over the kept positions where none of them was kept.
+    """
+    h = activations.at(sae.site, sae.layer)
+    positions = activations.positions(sae.site)
+    tokens = text.tokens
+    counted = [row for row, p in enumerate(positions) if tokens[p].part == "text"]
+    chunk = max(1, _CHUNK_VALUES // sae.width)
+    centre = sae.weights.mean
+    if centre is None and counted:
+        centre = h[counted].float().mean(dim=0)
+    columns: list[tuple[int, int, float]] = []
+    error = spread = 0.0
+    active = torch.zeros(len(positions))
+    for start in range(0, len(positions), chunk):
+        rows = range(start, min(start + chunk, len(positions)))
+        arrived = h[rows.start : rows.stop]
+        features = sae.encode(arrived)
+        active[rows.start : rows.stop] = (features > 0).sum(dim=-1).float().cpu()
+        inside = [row - start for row in counted if row in rows]
+        if inside and centre is not None:
+            kept = arrived[inside].float()
+            rebuilt = sae.decode(features[inside]).float()
+            error += float((kept - rebuilt).square().sum(dtype=torch.float64))
+            spread += float((kept - centre).square().sum(dtype=torch.float64))
+        shown = [
+            row
+            for row in rows
+            if not tokens[positions[row]].special or positions[row] == text.readout
+        ]
+        for row in shown:
+            limit = READOUT_FEATURES if positions[row] == text.readout else TOKEN_FEATURES
+            columns += _largest(sae, features[row - start], positions[row], limit)
+    explained = 1 - error / spread if len(counted) > 1 and spread > 0 else None
+    reading = SaeReading(
+        sae=sae.id,
+        site=sae.site,
+        layer=sae.layer,
+        width=sae.width,
+        architecture=sae.config.architecture,
+        variance_explained=explained,
+        mean_active=float(active[counted or slice(None)].mean()),
+        source=sae.source,
+    )
+    return _as_columns(sae, columns), reading
+
+
+def _largest(sae: Sae, features: Tensor, position: int, limit: int) -> list[tuple[int, int, float]]:
+    sizes = features.float() * sae.weights.decoder_norm
+    order = sizes.topk(min(limit, sae.width)).indices
+    values = features[order].float()
+    keep = values > 0
+    return [
+        (position, index, value)
+        for index, value in zip(order[keep].tolist(), values[keep].tolist(), strict=True)
+    ]
+
+
+def _as_columns(sae: Sae, rows: Sequence[tuple[int, int, float]]) -> Features:
+    count, labels = len(rows), sae.weights.labels
+    return Features(
+        sae=(sae.id,) * count,
+        site=(sae.site,) * count,
+        layer=(sae.layer,) * count,
+        index=tuple(index for _, index, _ in rows),
+        position=tuple(position for position, _, _ in rows),
+        activation=tuple(value for _, _, value in rows),
+        attribution=(None,) * count,
+        label=tuple(labels.get(index, "") for _, index, _ in rows),
+    )
