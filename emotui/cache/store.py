@@ -221,6 +221,18 @@ class Store:
             msgspec.structs.replace(row, pinned=True) if row.id in pinned else row for row in rows
         ]
 
+    def row_of(self, id_or_prefix: str) -> TraceRow:
+        """Return what a list shows of one trace. Raises CacheError as `get_trace` does."""
+        name = self._resolve(id_or_prefix)
+        path = layout.file_of(self.root, "traces", name)
+        try:
+            row, size = layout.read_row(path), path.stat().st_size
+        except (OSError, sealed.Damaged) as error:
+            raise CacheError(
+                f"Trace {name} cannot be read.", todo="Run `emotui cache verify`."
+            ) from error
+        return msgspec.structs.replace(row, size=size, pinned=name in self._shelf.pinned())
+
     def pin(self, id_or_prefix: str, pinned: bool) -> str:
         """Keep a trace whatever the budget, or no longer; return its id."""
         name = self._resolve(id_or_prefix)
