@@ -40,6 +40,19 @@ class ProbeScore(msgspec.Struct, frozen=True):
     bag_accuracy: float
     """The bag-of-embeddings probe on the same texts."""
     trust: Trust
+    bag_error: float | None = None
+    """Standard error of the difference to the bag-of-embeddings probe."""
+    shuffled_mean: float | None = None
+    dev_accuracy: float | None = None
+    """On the texts that the penalty, and the best layer, were chosen on."""
+    test_accuracy: float | None = None
+    """On all held-out texts of the same source; the two halves of these apart below."""
+    named_accuracy: float | None = None
+    """On those with an emotion word."""
+    unnamed_accuracy: float | None = None
+    """On those without one."""
+    other_accuracy: float | None = None
+    """On texts of another source; None without any."""
 
 
 class ProbeCard(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +75,8 @@ class ProbeCard(msgspec.Struct, frozen=True, kw_only=True):
     sites: tuple[Site, ...]
     layers: tuple[int, ...]
     n_texts: int
+    judged_on: str = ""
+    """Which held-out texts `balanced_accuracy` and the verdicts are about."""
     scores: tuple[ProbeScore, ...]
     """One for each site and layer that was fitted."""
 

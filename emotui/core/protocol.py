@@ -67,7 +67,12 @@ class FitRequest(msgspec.Struct, frozen=True, tag="fit"):
     template: str = DEFAULT_TEMPLATE
     label_set: str = DEFAULT_LABEL_SET
     data: str | None = None
-    """A labelled file; None means the bundled corpus."""
+    """A labelled file (TSV, CSV or JSONL); None means the bundled corpus."""
+    other: str | None = None
+    """A labelled file of another source, to judge the probes on; None for none."""
+    text_column: str | None = None
+    label_column: str | None = None
+    """Columns of `data`; None finds them by name or content."""
     seed: int = 0
 
 

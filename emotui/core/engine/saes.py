@@ -126,7 +126,8 @@ class Sae:
         """Return what one unit of each feature adds to h: [len(indices), d_in]."""
         rows = self.weights.decoder[list(indices)]
         if self.config.rescale_by_decoder_norm:
-            return rows / rows.norm(dim=-1, keepdim=True)
+            norms: Tensor = rows.norm(dim=-1, keepdim=True)
+            return rows / norms
         return rows
 
 
