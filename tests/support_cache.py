@@ -12,12 +12,15 @@ from emotui.core.records import (
     Answer,
     Features,
     Lens,
+    Mark,
     ProbeSummary,
     Readouts,
     Run,
+    Site,
     TextRecord,
     Token,
     Trace,
+    Trust,
 )
 
 LABELS = ("anger", "disgust", "fear", "joy", "sadness", "surprise", "neutral")
@@ -31,7 +34,8 @@ def key_of(name: str) -> str:
 def payload_of(seed: int, *, kilobytes: int = 1) -> bytes:
     """Return safetensors bytes of random numbers."""
     numbers = np.random.default_rng(seed).standard_normal((kilobytes, 256)).astype(np.float32)
-    return save({"resid": numbers}, {"seed": str(seed)})
+    payload: bytes = save({"resid": numbers}, {"seed": str(seed)})
+    return payload
 
 
 def make_trace(
@@ -56,6 +60,9 @@ def make_trace(
         for position in range(len(tokens))
         for label in LABELS
     ]
+    resid: Site = "resid"
+    lexical: Trust = "lexical"
+    unmarked: Mark = ""
     values = np.random.default_rng(0).standard_normal(len(cells)).astype(np.float32).tolist()
     return Trace(
         id=trace_id(key),
@@ -93,14 +100,14 @@ def make_trace(
         ),
         readouts=Readouts(
             probe=("p1",) * len(cells),
-            site=("resid",) * len(cells),
+            site=(resid,) * len(cells),
             layer=tuple(cell[0] for cell in cells),
             position=tuple(cell[1] for cell in cells),
             emotion=tuple(cell[2] for cell in cells),
             value=tuple(values),
             z=(None, *values[1:]),
-            trust=("lexical",) * len(cells),
-            mark=("",) * len(cells),
+            trust=(lexical,) * len(cells),
+            mark=(unmarked,) * len(cells),
         ),
         features=Features(
             sae=("s",) * 2,
