@@ -139,7 +139,7 @@ def _features(tokens: int, layers: int, at_readout: int, elsewhere: int) -> Feat
         for position in range(1, tokens)
         for rank in range(at_readout if position == tokens - 1 else elsewhere)
     ]
-    sites: tuple[Site, ...] = ("resid",) * len(rows)
+    sites = SITES[:1] * len(rows)
     return Features(
         sae=tuple(f"made-up/resid.{row[0]}" for row in rows),
         site=sites,

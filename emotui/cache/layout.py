@@ -2,7 +2,7 @@
 
 index.sqlite                    listing and search; made again from the files at need
 traces/12/1234....safetensors   one trace: its id is the first 16 digits of the request key
-activations/ features/ readouts/    entries, by the whole key
+activations/ features/ readouts/ statistics/    entries, by the whole key
 probes/                         fitted probes (cache/probes.py)
 pins/                           an empty file for each trace that must stay
 damaged/                        what was set aside
@@ -22,8 +22,8 @@ from emotui.cache import files, sealed
 from emotui.cache.index import TraceRow
 from emotui.cache.keys import TRACE_ID_DIGITS
 
-EntryKind = Literal["activations", "features", "readouts"]
-ENTRY_KINDS: tuple[EntryKind, ...] = ("activations", "features", "readouts")
+EntryKind = Literal["activations", "features", "readouts", "statistics"]
+ENTRY_KINDS: tuple[EntryKind, ...] = ("activations", "features", "readouts", "statistics")
 KINDS = ("traces", *ENTRY_KINDS)
 
 SUFFIX = ".safetensors"
