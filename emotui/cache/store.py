@@ -46,10 +46,11 @@ class StoreSize(msgspec.Struct, frozen=True, kw_only=True):
     activations: Amount
     features: Amount
     readouts: Amount
+    statistics: Amount
     probes: Amount
     damaged: Amount
     budget_bytes: int
-    """For traces, activations, features and readouts together."""
+    """For traces and entries together; probes and what was set aside do not count."""
 
     @property
     def evictable_bytes(self) -> int:
