@@ -12,7 +12,7 @@ import msgspec
 import typer
 
 from emotui.commands.common import cache_for, say
-from emotui.core.errors import CacheError, UsageError
+from emotui.core.errors import CacheError, Cancelled, UsageError
 from emotui.core.text import clean
 
 app = typer.Typer(
@@ -215,7 +215,8 @@ def clear(
                     todo="Add --yes to clear without a question.",
                 )
             rest = ", pinned traces and probes included" if everything else ""
-            typer.confirm(f"Remove everything in {clean(str(root))}{rest}?", abort=True, err=True)
+            if not typer.confirm(f"Remove everything in {clean(str(root))}{rest}?", err=True):
+                raise Cancelled("Nothing was removed.")
         freed = store.clear(everything=everything)
     _report_freed(freed, as_json=as_json)
 
