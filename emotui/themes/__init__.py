@@ -1,1 +1,28 @@
-"""Palettes, ramps and style sheets."""
+"""Palettes, ramps and style sheets of the screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from emotui.themes.palettes import (
+    DARK,
+    LIGHT,
+    MONO,
+    STEPS,
+    THEMES,
+    VARIABLE_DEFAULTS,
+    ramp_variable,
+)
+
+__all__ = [
+    "DARK",
+    "LIGHT",
+    "MONO",
+    "STEPS",
+    "STYLE_SHEET",
+    "THEMES",
+    "VARIABLE_DEFAULTS",
+    "ramp_variable",
+]
+
+STYLE_SHEET = Path(__file__).with_name("explorer.tcss")

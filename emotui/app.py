@@ -1,0 +1,260 @@
+"""The application: wiring only. Themes, the screen, the workbench, and keys on their way in."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from rich.text import Text
+from textual import events
+from textual.app import App
+from textual.binding import Binding, BindingType
+from textual.theme import BUILTIN_THEMES
+
+from emotui.cache.store import Store, default_root
+from emotui.core.client import EngineClient
+from emotui.core.errors import Cancelled, EngineError, UsageError
+from emotui.core.private import traceback_without_private
+from emotui.core.protocol import InspectRequest
+from emotui.core.text import clean
+from emotui.themes import DARK, MONO, STYLE_SHEET, THEMES, VARIABLE_DEFAULTS
+from emotui.ui import messages
+from emotui.ui import state as states
+from emotui.ui.actions import action_for
+from emotui.ui.keys import EditorGate, KeyGate, Release, Stroke
+from emotui.ui.screens.explore import ExploreScreen
+from emotui.ui.state import Notice, OpenOptions, Work
+from emotui.ui.terminal import Terminal, append_private, shielded
+from emotui.ui.work import Engine, Workbench
+
+_TIMER_SLACK = 0.002
+
+
+class EmotuiApp(App[int]):
+    """The explorer. `start_engine` may be replaced, by tests for instance."""
+
+    TITLE = "emotui"
+    CSS_PATH = STYLE_SHEET
+    ENABLE_COMMAND_PALETTE = False
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+c", "interrupt", show=False, priority=True),
+        Binding("ctrl+q", "close", show=False, priority=True),
+    ]
+
+    def __init__(self, options: OpenOptions, *, engine: Engine | None = None) -> None:
+        super().__init__()
+        self.options = options
+        self.log_file: Path | None = None
+        """Where the traceback of an unexpected error goes."""
+        for theme in THEMES:
+            self.register_theme(theme)
+        self.theme = _theme_of(options)
+        self.workbench = Workbench(
+            options.request,
+            self.post_message,
+            open_store=lambda: Store.open(_folder(options)),
+            start_engine=lambda root: engine or _engine(root, options),
+        )
+        self.explorer = ExploreScreen(options, self.workbench)
+        self.gate_keys = False
+        """Whether to look for pastes among keys; off unless there is a terminal."""
+        self._gate = KeyGate(self._is_careful)
+        self._editor_gate = EditorGate()
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """Return the project's own variables, for themes that lack them."""
+        return dict(VARIABLE_DEFAULTS)
+
+    def get_default_screen(self) -> ExploreScreen:
+        """Return the only screen, so that the first paint is already its own."""
+        return self.explorer
+
+    # What happened.
+
+    def _is_current(self, fact: messages.Fact) -> bool:
+        return fact.number == self.workbench.number
+
+    def on_work_started(self, fact: messages.WorkStarted) -> None:
+        """Show that something runs."""
+        if self._is_current(fact):
+            self.explorer.update(replace(self.explorer.state, work=Work(fact.what)))
+
+    def on_work_progressed(self, fact: messages.WorkProgressed) -> None:
+        """Show how far it is."""
+        state = self.explorer.state
+        if self._is_current(fact) and state.work is not None:
+            work = replace(state.work, phase=fact.phase, done=fact.done, total=fact.total)
+            self.explorer.update(replace(state, work=work))
+
+    def on_trace_ready(self, fact: messages.TraceReady) -> None:
+        """Show a trace."""
+        if self._is_current(fact):
+            state = states.shown(
+                self.explorer.state, fact.readings, cached=fact.cached, seconds=fact.seconds
+            )
+            self.explorer.update(state)
+
+    def on_work_finished(self, fact: messages.WorkFinished) -> None:
+        """Take the progress away."""
+        if self._is_current(fact):
+            self.explorer.update(replace(self.explorer.state, work=None))
+
+    def on_work_failed(self, fact: messages.WorkFailed) -> None:
+        """Say what went wrong; what was there before stays."""
+        if self._is_current(fact):
+            error = fact.error
+            hint = Notice("hint", ("Cancelled. What was finished is kept.",))
+            notice = hint if isinstance(error, Cancelled) else Notice.of_error(error)
+            self.explorer.update(replace(self.explorer.state, work=None, notice=notice))
+
+    def on_trace_exported(self, fact: messages.TraceExported) -> None:
+        """Say where the file is."""
+        verb = "Already there" if fact.already else "Wrote"
+        self.explorer.handlers.say("good", f"{verb}: {fact.path}")
+
+    def on_export_failed(self, fact: messages.ExportFailed) -> None:
+        """Say why there is no file."""
+        self.explorer.update(replace(self.explorer.state, notice=Notice.of_error(fact.error)))
+
+    # Keys on their way in.
+
+    async def on_event(self, event: events.Event) -> None:
+        """Look at keys and pastes before they act."""
+        if isinstance(event, events.Paste) and not event.is_forwarded:
+            await self._take_paste(event)
+        elif isinstance(event, events.Key) and not event.is_forwarded:
+            for key in _without_alt(event):
+                await self._take_key(key)
+        else:
+            await super().on_event(event)
+
+    async def _take_key(self, event: events.Key) -> None:
+        if not self.gate_keys:
+            await super().on_event(event)
+            return
+        gates: tuple[KeyGate | EditorGate, ...] = (self._gate, self._editor_gate)
+        gate, other = reversed(gates) if self._in_editor else gates
+        stroke = Stroke(event.key, event.character, event.time)
+        for release in (*other.release(), *gate.take(stroke)):
+            await self._let_through(release)
+        if gate.holding:
+            self.set_timer(max(0.001, gate.due - time.monotonic()), self._release_due)
+
+    async def _release_due(self) -> None:
+        for gate in (self._gate, self._editor_gate):
+            if gate.holding and gate.due <= time.monotonic() + _TIMER_SLACK:
+                for release in gate.release():
+                    await self._let_through(release)
+
+    async def _let_through(self, release: Release) -> None:
+        if release.kind == "paste":
+            await self._paste_outside(release.text)
+            return
+        for stroke in release.strokes:
+            await super().on_event(events.Key(stroke.key, stroke.character))
+
+    @property
+    def _in_editor(self) -> bool:
+        return self.screen is self.explorer and self.explorer.pane == "editor"
+
+    async def _take_paste(self, event: events.Paste) -> None:
+        if self._in_editor:
+            await super().on_event(event)
+        else:
+            await self._paste_outside(event.text)
+
+    async def _paste_outside(self, text: str) -> None:
+        while self.screen is not self.explorer:
+            self.pop_screen()
+        await self.explorer.handlers.take_paste(text)
+
+    def _is_careful(self, key: str) -> bool:
+        action = action_for(self.explorer.pane, key)
+        return action is not None and action.careful
+
+    def action_interrupt(self) -> None:
+        """Cancel what runs, from anywhere."""
+        self.explorer.handlers.do_work_interrupt()
+
+    def action_close(self) -> None:
+        """Close, as `q` does."""
+        self.explorer.handlers.do_app_close()
+
+    # Ends.
+
+    def _fatal_error(self) -> None:
+        """Stop on an unexpected error: its traceback, without texts, goes to the log."""
+        problem = self._exception
+        if problem is not None and self.log_file is not None:
+            append_private(self.log_file, traceback_without_private(problem, None))
+        self.panic(Text(f"emotui stopped: an unexpected {type(problem).__name__}."))
+
+
+def _without_alt(event: events.Key) -> tuple[events.Key, ...]:
+    """Return escape and the letter for a letter that came at once after escape."""
+    if event.key.startswith("alt+") and event.character and event.character.isalnum():
+        escape = events.Key("escape", "\x1b")
+        letter = events.Key(event.character, event.character)
+        escape.time = letter.time = event.time
+        return escape, letter
+    return (event,)
+
+
+def _theme_of(options: OpenOptions) -> str:
+    return MONO if not options.coloured else options.theme or DARK
+
+
+def _check_theme(name: str | None) -> None:
+    known = {theme.name for theme in THEMES} | set(BUILTIN_THEMES)
+    if name is not None and name not in known:
+        raise UsageError(
+            f"There is no theme called {clean(name)!r}.",
+            todo=f"Use one of: {', '.join(sorted(known))}.",
+        )
+
+
+def _folder(options: OpenOptions) -> Path | None:
+    return Path(options.request.cache_dir) if options.request.cache_dir else None
+
+
+def _engine(root: Path, options: OpenOptions) -> Engine:
+    return EngineClient(root, offline=options.request.spec.offline)
+
+
+def run_explorer(
+    request: InspectRequest,
+    *,
+    terminal: Terminal,
+    theme: str | None = None,
+    private: bool = False,
+) -> None:
+    """Open the explorer on a request's text and model, and return when it is closed.
+
+    Raises UsageError for a theme that does not exist, EngineError where the screen stopped on an
+    unexpected error. The terminal is as it was before, in every case.
+    """
+    options = OpenOptions(
+        request=request,
+        theme=theme,
+        mouse=terminal.mouse,
+        coloured=terminal.coloured,
+        private=private,
+    )
+    _check_theme(theme)
+    log = (_folder(options) or default_root()) / "logs" / "screen.log"
+    with shielded(log) as screen:
+        app = EmotuiApp(options)
+        app.error_console.file = screen
+        app.gate_keys, app.log_file = True, log
+        try:
+            app.run(mouse=options.mouse)
+        finally:
+            app.workbench.close()
+    if app.return_code:
+        raise EngineError(
+            "The screen stopped.",
+            why=f"An unexpected {type(app._exception).__name__}.",
+            todo=f"Traces are kept in the cache. The details are in {log}.",
+        )

@@ -1,0 +1,132 @@
+"""The colours: two themes, one without colours, and the nine steps of the diverging ramp."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from textual.theme import Theme
+
+STEPS = 4
+"""Steps of the ramp on each side of zero."""
+
+DARK = "emotui-dark"
+LIGHT = "emotui-light"
+MONO = "emotui-mono"
+
+
+def ramp_variable(step: int) -> str:
+    """Return the theme variable of a step from -4 (blue) over 0 to 4 (orange)."""
+    if step == 0:
+        return "ramp-zero"
+    return f"ramp-{'less' if step < 0 else 'more'}-{abs(step)}"
+
+
+def _ramp(less: tuple[str, ...], zero: str, more: tuple[str, ...]) -> dict[str, str]:
+    """Return the ramp as variables; `less` and `more` run outwards from zero."""
+    steps = {ramp_variable(0): zero}
+    for distance, (blue, orange) in enumerate(zip(less, more, strict=True), start=1):
+        steps[ramp_variable(-distance)] = blue
+        steps[ramp_variable(distance)] = orange
+    return steps
+
+
+# Blue and orange stay apart for every common kind of colour blindness; the steps differ in
+# lightness first, so that they stay apart in 256 colours too (a test holds them to it).
+_DARK_RAMP = _ramp(
+    ("#1c3048", "#1f4f7d", "#2f7fbf", "#6fb9f2"),
+    "#16191f",
+    ("#48331a", "#7a4a12", "#c0731a", "#f5ad4e"),
+)
+_LIGHT_RAMP = _ramp(
+    ("#d5e4f2", "#9fc5e8", "#5595cf", "#1d5f9f"),
+    "#fafaf7",
+    ("#fae3c6", "#f3bd7c", "#d98324", "#985200"),
+)
+_MONO_RAMP = _ramp(("ansi_default",) * STEPS, "ansi_default", ("ansi_default",) * STEPS)
+
+_DARK_VARIABLES = {
+    **_DARK_RAMP,
+    "quiet": "#7d8694",
+    "warm": "#f5ad4e",
+    "cool": "#6fb9f2",
+    "scrollbar": "#2c323d",
+    "scrollbar-hover": "#3b4452",
+    "scrollbar-active": "#556070",
+    "scrollbar-background": "#16191f",
+    "scrollbar-background-hover": "#16191f",
+    "scrollbar-background-active": "#16191f",
+    "scrollbar-corner-color": "#16191f",
+}
+
+THEMES = (
+    Theme(
+        name=DARK,
+        primary="#8fb8de",
+        secondary="#5f7f9f",
+        accent="#f5ad4e",
+        warning="#e8b45a",
+        error="#ef7a6d",
+        success="#86c98e",
+        foreground="#d9dde4",
+        background="#101318",
+        surface="#16191f",
+        panel="#1e232b",
+        dark=True,
+        variables=_DARK_VARIABLES,
+    ),
+    Theme(
+        name=LIGHT,
+        primary="#1d5f9f",
+        secondary="#4b6a88",
+        accent="#985200",
+        warning="#8a5a00",
+        error="#b3261e",
+        success="#2c7a3a",
+        foreground="#22262c",
+        background="#f1f1ec",
+        surface="#fafaf7",
+        panel="#e6e6df",
+        dark=False,
+        variables={
+            **_LIGHT_RAMP,
+            "quiet": "#666b73",
+            "warm": "#985200",
+            "cool": "#1d5f9f",
+            "scrollbar": "#cfcfc6",
+            "scrollbar-hover": "#b4b4a9",
+            "scrollbar-active": "#97978b",
+            "scrollbar-background": "#fafaf7",
+            "scrollbar-background-hover": "#fafaf7",
+            "scrollbar-background-active": "#fafaf7",
+            "scrollbar-corner-color": "#fafaf7",
+        },
+    ),
+    Theme(
+        name=MONO,
+        ansi=True,
+        primary="ansi_default",
+        secondary="ansi_default",
+        accent="ansi_default",
+        warning="ansi_default",
+        error="ansi_default",
+        success="ansi_default",
+        foreground="ansi_default",
+        background="ansi_default",
+        surface="ansi_default",
+        panel="ansi_default",
+        boost="ansi_default",
+        variables={
+            **_MONO_RAMP,
+            "quiet": "ansi_default",
+            "warm": "ansi_default",
+            "cool": "ansi_default",
+        },
+    ),
+)
+"""Registered with the app; `emotui-mono` is taken where NO_COLOR is set."""
+
+VARIABLE_DEFAULTS: Mapping[str, str] = MappingProxyType(
+    {**_DARK_RAMP, "quiet": "#7d8694", "warm": "#f5ad4e", "cool": "#6fb9f2"}
+)
+"""The project's own variables, for themes that do not define them."""

@@ -1,0 +1,269 @@
+"""The actions: one table that bindings, footer and help read.
+
+An action that is not built yet keeps its key here, so that no other takes it, and is shown nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+PaneName = Literal["text", "editor", "layers", "features", "interventions"]
+
+PANES: tuple[PaneName, ...] = ("text", "editor", "layers", "features", "interventions")
+_LOOKING: tuple[PaneName, ...] = ("text", "layers", "features", "interventions")
+_CELLS: tuple[PaneName, ...] = ("text", "layers", "features")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """What a key does."""
+
+    id: str
+    """`area.verb`."""
+    keys: tuple[str, ...]
+    """Names as Textual spells them; the first is the one shown."""
+    label: str
+    """One or two words for the footer."""
+    help: str
+    """One line for the help screen."""
+    panes: tuple[PaneName, ...] = _LOOKING
+    """Where its keys are heard."""
+    built: bool = True
+    careful: bool = False
+    """Whether it does more than move or show, so that it waits until a key is no paste."""
+    footer: bool = True
+
+
+ACTIONS: tuple[Action, ...] = (
+    Action(id="text.edit", keys=("i",), label="edit", help="Edit the text, or paste another one."),
+    Action(
+        id="text.run",
+        keys=("enter",),
+        label="run",
+        help="Read this text with the model.",
+        panes=("editor",),
+    ),
+    Action(
+        id="text.newline",
+        keys=("ctrl+j",),
+        label="newline",
+        help="Begin a new line.",
+        panes=("editor",),
+    ),
+    Action(
+        id="text.leave",
+        keys=("escape",),
+        label="leave",
+        help="Leave the editor; what you typed stays there.",
+        panes=("editor",),
+    ),
+    Action(
+        id="look.open",
+        keys=("enter",),
+        label="open",
+        help="Open what is under the cursor: a token its layers, a cell its features.",
+        panes=("text", "layers"),
+    ),
+    Action(
+        id="move.left",
+        keys=("left", "h"),
+        label="left",
+        help="Token or emotion to the left.",
+        panes=_CELLS,
+        footer=False,
+    ),
+    Action(
+        id="move.right",
+        keys=("right", "l"),
+        label="right",
+        help="Token or emotion to the right.",
+        panes=_CELLS,
+        footer=False,
+    ),
+    Action(
+        id="move.up",
+        keys=("up", "k"),
+        label="up",
+        help="Line, layer or feature above.",
+        panes=_CELLS,
+        footer=False,
+    ),
+    Action(
+        id="move.down",
+        keys=("down", "j"),
+        label="down",
+        help="Line, layer or feature below.",
+        panes=_CELLS,
+        footer=False,
+    ),
+    Action(
+        id="move.first",
+        keys=("home",),
+        label="first",
+        help="First token, column or feature.",
+        panes=_CELLS,
+        footer=False,
+    ),
+    Action(
+        id="move.last",
+        keys=("end",),
+        label="last",
+        help="Last token, column or feature.",
+        panes=_CELLS,
+        footer=False,
+    ),
+    Action(id="look.emotion", keys=("e",), label="emotion", help="Next emotion."),
+    Action(
+        id="look.emotion_back",
+        keys=("E",),
+        label="emotion back",
+        help="Emotion before.",
+        footer=False,
+    ),
+    Action(
+        id="look.view",
+        keys=("0",),
+        label="view",
+        help="Layers: emotions at the cursor's token, or tokens for the chosen emotion.",
+    ),
+    Action(id="look.site", keys=("S",), label="site", help="Site: resid, attn or mlp."),
+    Action(
+        id="look.position",
+        keys=("P",),
+        label="position",
+        help="Cursor to the readout, then to the text's last token, then back.",
+    ),
+    Action(
+        id="look.sort",
+        keys=("o",),
+        label="sort",
+        help="Sort the features by activation, attribution or number.",
+        panes=("features",),
+    ),
+    Action(id="pane.text", keys=("1",), label="text", help="To the text.", footer=False),
+    Action(id="pane.layers", keys=("2",), label="layers", help="To the layers.", footer=False),
+    Action(
+        id="pane.features", keys=("3",), label="features", help="To the features.", footer=False
+    ),
+    Action(
+        id="pane.interventions",
+        keys=("4",),
+        label="interventions",
+        help="To the interventions.",
+        built=False,
+    ),
+    Action(id="pane.next", keys=("tab",), label="pane", help="Next pane.", footer=False),
+    Action(
+        id="pane.previous",
+        keys=("shift+tab",),
+        label="pane back",
+        help="Pane before.",
+        footer=False,
+    ),
+    Action(
+        id="probe.fit",
+        keys=("F",),
+        label="fit",
+        help="Fit probes for this model, where there are none.",
+        careful=True,
+        footer=False,
+    ),
+    Action(
+        id="trace.export",
+        keys=("x",),
+        label="export",
+        help="Write this trace as JSON into the current folder.",
+        careful=True,
+    ),
+    Action(
+        id="work.cancel",
+        keys=("escape",),
+        label="cancel",
+        help="Cancel the work that runs; what is finished is kept.",
+        footer=False,
+    ),
+    Action(
+        id="work.interrupt",
+        keys=("ctrl+c",),
+        label="cancel",
+        help="Cancel the work that runs, from anywhere.",
+        panes=PANES,
+        footer=False,
+    ),
+    Action(id="app.help", keys=("question_mark",), label="keys", help="The keys of this pane."),
+    Action(
+        id="app.close",
+        keys=("q",),
+        label="close",
+        help="Close emotui; asks first while work runs.",
+        careful=True,
+    ),
+    # Kept for what comes next (DESIGN 7).
+    Action(id="search.open", keys=("slash",), label="search", help="Search.", built=False),
+    Action(id="look.mark", keys=("space",), label="mark", help="Mark.", built=False),
+    Action(id="edit.ablate_here", keys=("a",), label="ablate", help="Ablate here.", built=False),
+    Action(
+        id="edit.ablate_all", keys=("A",), label="ablate all", help="Ablate at all.", built=False
+    ),
+    Action(id="edit.steer", keys=("s",), label="steer", help="Steer.", built=False),
+    Action(id="edit.knock", keys=("z",), label="knock out", help="Knock out.", built=False),
+    Action(id="edit.patch", keys=("p",), label="patch", help="Patch.", built=False),
+    Action(id="edit.promote", keys=("m",), label="promote", help="Promote.", built=False),
+    Action(id="edit.undo", keys=("u",), label="undo", help="Undo.", built=False),
+    Action(id="edit.redo", keys=("U",), label="redo", help="Redo.", built=False),
+    Action(id="emotion.define", keys=("f",), label="define", help="Define one.", built=False),
+    Action(id="look.template", keys=("T",), label="template", help="Template.", built=False),
+    Action(id="study.where", keys=("w",), label="where", help="Where.", built=False),
+    Action(id="study.verify", keys=("v",), label="verify", help="Verify.", built=False),
+    Action(id="study.without", keys=("d",), label="without words", help="...", built=False),
+    Action(id="study.consistency", keys=("b",), label="consistency", help="...", built=False),
+    Action(id="trace.compare", keys=("c",), label="compare", help="Compare.", built=False),
+    Action(id="text.generate", keys=("g",), label="generate", help="Generate.", built=False),
+    Action(id="trace.list", keys=("t",), label="traces", help="Traces.", built=False),
+    Action(id="study.list", keys=("r",), label="studies", help="Studies.", built=False),
+    Action(id="trace.copy", keys=("y",), label="copy", help="Copy.", built=False),
+    Action(id="app.console", keys=("colon",), label="console", help="Console.", built=False),
+)
+"""Every action, in the order footer and help show them."""
+
+_SHOWN_KEYS = {
+    "question_mark": "?",
+    "enter": "enter",
+    "escape": "esc",
+    "left": "←",
+    "right": "→",
+    "up": "↑",
+    "down": "↓",
+    "ctrl+j": "^j",
+    "ctrl+c": "^c",
+    "shift+tab": "shift+tab",
+}
+
+
+def shown_key(key: str) -> str:
+    """Return a key as footer and help write it."""
+    return _SHOWN_KEYS.get(key, key)
+
+
+def actions_of(pane: PaneName, *, actions: Iterable[Action] = ACTIONS) -> list[Action]:
+    """Return the built actions whose keys a pane hears, in the table's order."""
+    return [action for action in actions if action.built and pane in action.panes]
+
+
+def action_for(pane: PaneName, key: str) -> Action | None:
+    """Return the built action a key means in a pane; None where it means nothing."""
+    return next((action for action in actions_of(pane) if key in action.keys), None)
+
+
+def clashes(actions: Iterable[Action] = ACTIONS) -> list[str]:
+    """Name every key with two meanings in one pane, built or not; [] is as it must be."""
+    owner: dict[tuple[PaneName, str], str] = {}
+    found = []
+    for action in actions:
+        for place in ((pane, key) for pane in action.panes for key in action.keys):
+            first = owner.setdefault(place, action.id)
+            if first != action.id:
+                found.append(f"{place[1]} in {place[0]}: {first} and {action.id}")
+    return found

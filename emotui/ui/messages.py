@@ -1,0 +1,82 @@
+"""What happened, told to the screen. Every message names the request it belongs to.
+
+Posted from other threads: they carry frozen records, and no handler but the app's touches them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from textual.message import Message
+
+from emotui.core.errors import EmotuiError
+from emotui.ui.readings import Readings
+
+
+class Fact(Message, bubble=False):
+    """Something that happened to request `number`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+class WorkStarted(Fact):
+    """Something began that takes time: `what` in words."""
+
+    def __init__(self, number: int, what: str) -> None:
+        super().__init__(number)
+        self.what = what
+
+
+class WorkProgressed(Fact):
+    """The work came further; only the latest matters."""
+
+    def __init__(self, number: int, phase: str, done: int, total: int) -> None:
+        super().__init__(number)
+        self.phase = phase
+        self.done = done
+        self.total = total
+
+    def can_replace(self, message: Message) -> bool:
+        """Collapse what piles up."""
+        return isinstance(message, WorkProgressed) and message.number == self.number
+
+
+class TraceReady(Fact):
+    """A trace can be shown: from the cache without any work, or computed just now."""
+
+    def __init__(self, number: int, readings: Readings, *, cached: bool, seconds: float) -> None:
+        super().__init__(number)
+        self.readings = readings
+        self.cached = cached
+        self.seconds = seconds
+
+
+class WorkFinished(Fact):
+    """Nothing of the request is left to do."""
+
+
+class WorkFailed(Fact):
+    """The request ended with an error; what was finished before it stays."""
+
+    def __init__(self, number: int, error: EmotuiError) -> None:
+        super().__init__(number)
+        self.error = error
+
+
+class TraceExported(Fact):
+    """A trace was written to a file, or stood there already."""
+
+    def __init__(self, number: int, path: Path, *, already: bool) -> None:
+        super().__init__(number)
+        self.path = path
+        self.already = already
+
+
+class ExportFailed(Fact):
+    """The file was not written."""
+
+    def __init__(self, number: int, error: EmotuiError) -> None:
+        super().__init__(number)
+        self.error = error

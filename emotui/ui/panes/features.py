@@ -1,0 +1,119 @@
+"""The Features pane: the SAE features active at the cursor's site, layer and token."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.style import Style
+from textual.binding import BindingType
+from textual.geometry import Region, Size
+from textual.strip import Strip
+
+from emotui.core.records import EMBEDDING_LAYER
+from emotui.ui.paint import bar, fit, safe, strip_of, visible
+from emotui.ui.panes.lines import LinePane, bindings_of
+from emotui.ui.state import ScreenState, place_name
+
+_BAR = 8
+
+
+class FeaturesPane(LinePane):
+    """A list of features: name, bar, activation, attribution, label."""
+
+    HEADER_LINES: ClassVar[int] = 1
+    BINDINGS: ClassVar[list[BindingType]] = bindings_of("features")
+
+    def __init__(self) -> None:
+        super().__init__(id="features", title="3 Features")
+
+    def relevant(self, state: ScreenState) -> object:
+        """The rows, their place and the cursor."""
+        place = (state.site, state.layer, state.position)
+        return (id(state.readings), place, state.sorting, state.feature, state.work is None)
+
+    def prepare(self, state: ScreenState) -> None:
+        """Write the title and what the list is."""
+        if state.readings is None:
+            self.border_title, self.border_subtitle = "3 Features", ""
+            return
+        layer = "emb" if state.layer == EMBEDDING_LAYER else f"L{state.layer}"
+        self.border_title = safe(f"3 Features · {state.site} {layer} · {place_name(state)}")
+        self.border_subtitle = self._summary(state)
+
+    def _summary(self, state: ScreenState) -> str:
+        if not state.features or state.readings is None:
+            return ""
+        summary = f"{len(state.features)} active · by {state.sorting}"
+        for sae in state.readings.trace.saes:
+            if (sae.site, sae.layer) == (state.site, state.layer):
+                explained = sae.variance_explained
+                if explained is not None:
+                    poor = " (rebuilds this text badly)" if explained < 0.5 else ""
+                    summary += f" · variance explained {explained:.2f}{poor}"
+        return summary
+
+    def extent(self) -> Size:
+        """Header and rows, as wide as the pane."""
+        rows = len(self.state.features) if self.state is not None else 0
+        return Size(self.scrollable_content_region.width, self.HEADER_LINES + max(rows, 1))
+
+    def cursor_region(self) -> Region | None:
+        """Return the cursor's row."""
+        return Region(0, self.state.feature, 1, 1) if self.state is not None else None
+
+    def header_line(self) -> Strip | None:
+        """Return the names of the columns."""
+        if self.state is None or not self.state.features:
+            return None
+        text = f"  {'feature':<10} {'activation':<{_BAR + 8}}{'attr':>7}  label"
+        width = self.scrollable_content_region.width
+        return strip_of([(fit(text, width), self.palette.quiet)], width, self.palette.base)
+
+    def body_line(self, row: int) -> Strip | None:
+        """Return one feature."""
+        state = self.state
+        if state is None:
+            return None
+        if not state.features or state.readings is None:
+            return self.message(row, _explanation(state))
+        if row >= len(state.features):
+            return None
+        feature = state.features[row]
+        largest = state.readings.largest_activation.get((feature.sae, feature.layer), 0.0)
+        share = feature.activation / largest if largest > 0 else 0.0
+        here = row == state.feature
+        ink = self.palette.strong if here else self.palette.base
+        warm = self.palette.inks.get(4, ink) if self.palette.coloured else ink
+        attribution = "" if feature.attribution is None else f"{feature.attribution:+.3f}"
+        parts: list[tuple[str, Style]] = [
+            (f"{'▸' if here else ' '} {feature.name:<10} ", ink),
+            (bar(share, _BAR), warm),
+            (f" {feature.activation:>6.2f} {attribution:>7}  ", ink),
+            (visible(feature.label), ink if feature.label else self.palette.quiet),
+        ]
+        width = self.scrollable_content_region.width
+        if here and self.has_focus:
+            parts = [(text, style + Style(reverse=True)) for text, style in parts]
+        return strip_of(parts, width, self.palette.base).crop(0, width)
+
+    def on_focus(self) -> None:
+        """Show the cursor."""
+        self.refresh()
+
+    def on_blur(self) -> None:
+        """Show the cursor as one that waits."""
+        self.refresh()
+
+
+def _explanation(state: ScreenState) -> list[str]:
+    if state.readings is None:
+        return []
+    if not state.readings.trace.saes:
+        return ["No SAE was given for this model.", "Open emotui with --sae FOLDER or RELEASE:ID."]
+    if state.layer == EMBEDDING_LAYER:
+        return ["The embedding row has no SAE."]
+    layers = state.readings.feature_layers(state.site)
+    if state.layer not in layers:
+        there = ", ".join(str(layer) for layer in layers) or "none"
+        return [f"No SAE at {state.site} layer {state.layer}.", f"SAEs at {state.site}: {there}."]
+    return ["No feature is active here."]

@@ -1,0 +1,200 @@
+"""The Layers pane: layer by emotion at one token, or layer by token for one emotion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from rich.style import Style
+from textual import events
+from textual.binding import BindingType
+from textual.geometry import Region, Size
+from textual.message import Message
+from textual.strip import Strip
+
+from emotui.core.records import EMBEDDING_LAYER
+from emotui.ui.paint import fit, glyph_of, number, safe, strip_of, visible
+from emotui.ui.panes.lines import LinePane, bindings_of
+from emotui.ui.readings import Cell, Readings
+from emotui.ui.state import ScreenState, place_name
+
+_TRUST_LETTERS = {"trusted": "t", "lexical": "l", "untrusted": "u"}
+_LEGEND = "t trusted · l lexical · u untrusted · ( ) not fitted there · * above neutral"
+_WIDTHS = (9, 8, 7, 6, 5, 4, 3)
+
+
+def cell_text(cell: Cell | None, width: int, *, cursor: bool) -> str:
+    """Return a cell in `width` (3 to 9) cells: size as a glyph, sign, digits, mark.
+
+    Round brackets stand around a number that is read where its probe was not fitted, square
+    ones around the cursor.
+    """
+    if cell is None:
+        return (("[" + " " * (width - 2) + "]") if cursor else "").ljust(width)
+    digits = number(cell.z, 4 if width >= 6 else 2)
+    left, right = glyph_of(cell.z), " "
+    if cell.marked:
+        right = "*"
+    elif cell.by_construction:
+        right = "c"
+    if cell.hollow:
+        left, right = "(", ")"
+    if cursor:
+        left, right = "[", "]"
+    return fit(f"{left}{digits}{right}", width) if width >= 4 else f"{left}{digits}"
+
+
+class LayersPane(LinePane):
+    """The heat map. Rows are layers, the top one above, the embedding row below layer 0."""
+
+    HEADER_LINES: ClassVar[int] = 1
+    GUTTER: ClassVar[int] = 6
+    BINDINGS: ClassVar[list[BindingType]] = bindings_of("layers")
+
+    def __init__(self) -> None:
+        super().__init__(id="layers", title="2 Layers")
+        self._width = 6
+        self._heads: tuple[str, ...] = ()
+
+    def relevant(self, state: ScreenState) -> object:
+        """The trace, the view and the cursor."""
+        place = (state.position, state.layer, state.site, state.emotion)
+        return (id(state.readings), state.view, place, state.work is None, state.text)
+
+    def _columns(self, state: ScreenState, readings: Readings) -> tuple[str, ...]:
+        if state.view == "emotions":
+            return tuple(visible(emotion) for emotion in readings.emotions)
+        return readings.token_texts
+
+    def prepare(self, state: ScreenState) -> None:
+        """Choose the width of a cell: the widest with which all columns are seen, else 4."""
+        readings = state.readings
+        self.border_subtitle = _LEGEND if readings is not None and readings.emotions else ""
+        self.border_title = safe(self._title(state))
+        if readings is None:
+            self._heads = ()
+            return
+        self._heads = self._columns(state, readings)
+        room = self.scrollable_content_region.width - self.GUTTER
+        widths = _WIDTHS if state.view == "emotions" else _WIDTHS[3:]
+        fitting = (width for width in widths if width * len(self._heads) <= room)
+        self._width = next(fitting, 4)
+
+    def _title(self, state: ScreenState) -> str:
+        if state.readings is None:
+            return "2 Layers"
+        if state.view == "emotions":
+            token = state.readings.tokens[state.position].string.strip()
+            return f"2 Layers · {state.site} · emotions at {place_name(state)} {token!r}"
+        return f"2 Layers · {state.site} · {state.emotion} at every token"
+
+    def _column(self, state: ScreenState) -> int:
+        if state.view == "tokens":
+            return state.position
+        emotions = state.readings.emotions if state.readings is not None else ()
+        return emotions.index(state.emotion) if state.emotion in emotions else 0
+
+    def extent(self) -> Size:
+        """Gutter and columns; header and layers."""
+        readings = self.state.readings if self.state is not None else None
+        if readings is None or not readings.emotions:
+            return Size(1, 1)
+        width = self.GUTTER + self._width * len(self._heads)
+        return Size(width, self.HEADER_LINES + len(readings.layers))
+
+    def cursor_region(self) -> Region | None:
+        """Return the cursor's cell."""
+        state = self.state
+        if state is None or state.readings is None or state.layer not in state.readings.layers:
+            return None
+        row = state.readings.layers.index(state.layer)
+        return Region(self._column(state) * self._width, row, self._width, 1)
+
+    def header_line(self) -> Strip | None:
+        """Return the names of the columns."""
+        state = self.state
+        if state is None or state.readings is None or not state.readings.emotions:
+            return None
+        column, width = self._column(state), self.GUTTER + self._width * len(self._heads)
+        parts: list[tuple[str, Style]] = [(" " * self.GUTTER, self.palette.quiet)]
+        for index, head in enumerate(self._heads):
+            chosen = index == column
+            style = self.palette.strong + Style(underline=True) if chosen else self.palette.quiet
+            parts.append((_head(head, self._width - 1), style))
+            parts.append((" ", self.palette.quiet))
+        return strip_of(parts, width, self.palette.base)
+
+    def body_line(self, row: int) -> Strip | None:
+        """Return one layer."""
+        state = self.state
+        if state is None:
+            return None
+        if state.readings is None or not state.readings.emotions:
+            return self.message(row, _explanation(state))
+        if row >= len(state.readings.layers):
+            return None
+        layer = state.readings.layers[row]
+        width = self.GUTTER + self._width * len(self._heads)
+        return strip_of(self._row(state, state.readings, layer), width, self.palette.base)
+
+    def _row(
+        self, state: ScreenState, readings: Readings, layer: int
+    ) -> Iterator[tuple[str, Style]]:
+        here = layer == state.layer
+        trust = readings.trust_of(state.site, state.position, layer)
+        name = "emb" if layer == EMBEDDING_LAYER else str(layer)
+        letter = _TRUST_LETTERS[trust] if trust is not None else " "
+        gutter = f"{'▸' if here else ' '}{name:>3}{letter} "
+        yield gutter, self.palette.strong if here else self.palette.quiet
+        chosen = self._column(state)
+        for column in range(len(self._heads)):
+            if state.view == "emotions":
+                place, emotion = state.position, readings.emotions[column]
+            else:
+                place, emotion = column, state.emotion
+            cell = readings.cell(state.site, place, layer, emotion)
+            cursor = here and column == chosen
+            text = cell_text(cell, self._width, cursor=cursor)
+            if cursor:
+                yield text, self.palette.cursor
+            elif cell is None:
+                yield text, self.palette.quiet
+            else:
+                filled = cell.trust != "untrusted" and not cell.hollow
+                yield text, self.palette.shade(cell.z, filled=filled)
+
+    def on_click(self, event: events.Click) -> None:
+        """Put the cursor on the cell that was clicked."""
+        offset = event.get_content_offset(self)
+        if offset is None or self.state is None or self.state.readings is None:
+            return
+        row = offset.y - self.HEADER_LINES + self.scroll_offset.y
+        column = (offset.x - self.GUTTER + self.scroll_offset.x) // self._width
+        if 0 <= row < len(self.state.readings.layers) and 0 <= column < len(self._heads):
+            self.post_message(CellChosen(self.state.readings.layers[row], column))
+
+
+class CellChosen(Message):
+    """A cell was clicked."""
+
+    def __init__(self, layer: int, column: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.column = column
+
+
+def _head(text: str, width: int) -> str:
+    """Return the beginning of a column's name, cut without an ellipsis, in `width` cells."""
+    cut = fit(text.strip(), width + 1)
+    return fit(cut[:width].replace("…", ""), width)
+
+
+def _explanation(state: ScreenState) -> list[str]:
+    if state.readings is None:
+        if state.work is not None:
+            return ["The model is being read: layers appear here."]
+        return ["No text has been read yet: press i, type one, press enter."]
+    if state.work is not None:
+        return ["No probes for this model yet: they are being fitted, once.",
+                "The trace is already here; esc cancels the fit."]  # fmt: skip
+    return ["No probes for this model: nothing is read from its layers.", "F fits them."]

@@ -1,0 +1,150 @@
+"""What the panes that paint line by line have in common."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.binding import Binding, BindingType
+from textual.geometry import Region, Size
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+from textual.widget import Widget
+
+from emotui.themes import MONO
+from emotui.ui.actions import PaneName, actions_of
+from emotui.ui.paint import Palette, fit, palette_of, strip_of
+from emotui.ui.state import ScreenState
+
+
+def bindings_of(pane: PaneName, *, priority: bool = False) -> list[BindingType]:
+    """Return the bindings of a pane from the table of actions."""
+    return [
+        Binding(
+            key,
+            f"screen.do('{action.id}')",
+            action.label,
+            show=False,
+            priority=priority,
+            id=f"{pane}.{action.id}.{key}",
+        )
+        for action in actions_of(pane)
+        for key in action.keys
+    ]
+
+
+def palette_for(widget: Widget) -> Palette:
+    """Return the palette of the theme in force."""
+    app = widget.app
+    coloured = not app.no_color and app.current_theme.name != MONO
+    return palette_of(app.theme_variables, coloured=coloured)
+
+
+class LinePane(ScrollView, can_focus=True):
+    """A pane that draws a `ScreenState` line by line, with frozen header lines on top.
+
+    A subclass says what it needs repainting for (`relevant`), how large its content is (`extent`),
+    and draws lines: `header_line()` and `body_line(row)`, unscrolled and of any width.
+    """
+
+    HEADER_LINES: ClassVar[int] = 0
+    """0 or 1."""
+    GUTTER: ClassVar[int] = 0
+    """Cells at the left that do not scroll."""
+
+    def __init__(self, *, id: str, title: str, classes: str = "pane") -> None:  # noqa: A002
+        super().__init__(id=id, classes=classes)
+        self.border_title = title
+        self.state: ScreenState | None = None
+        self._palette: Palette | None = None
+
+    @property
+    def palette(self) -> Palette:
+        """The styles in force."""
+        if self._palette is None:
+            self._palette = palette_for(self)
+        return self._palette
+
+    def notify_style_update(self) -> None:
+        """Forget the styles of the theme before."""
+        self._palette = None
+        super().notify_style_update()
+
+    def show(self, state: ScreenState) -> None:
+        """Draw a state, if anything this pane shows is different in it."""
+        former, self.state = self.state, state
+        if former is None or self.relevant(former) != self.relevant(state):
+            self.rebuild()
+
+    def rebuild(self) -> None:
+        """Lay out anew, keep the cursor in sight and repaint."""
+        if self.state is None or not self.is_mounted:
+            return
+        self.prepare(self.state)
+        self.virtual_size = self.extent()
+        self.refresh()
+        region = self.cursor_region()
+        if region is not None:
+            self.call_after_refresh(self._reveal, region)
+
+    def _reveal(self, region: Region) -> None:
+        width, height = self.scrollable_content_region.size
+        left, top = self.scroll_offset
+        inner_width, inner_height = width - self.GUTTER, height - self.HEADER_LINES
+        if inner_width <= 0 or inner_height <= 0:
+            return
+        x = min(max(left, region.right - inner_width), region.x)
+        y = min(max(top, region.bottom - inner_height), region.y)
+        if (x, y) != (left, top):
+            self.scroll_to(x, y, animate=False)
+
+    def on_resize(self) -> None:
+        """Lay out for the new size."""
+        self.rebuild()
+
+    def render_line(self, y: int) -> Strip:
+        """Return a line as it stands on the screen."""
+        width = self.scrollable_content_region.width
+        left, top = self.scroll_offset
+        if self.state is None:
+            return Strip.blank(width, self.palette.base)
+        header = y < self.HEADER_LINES
+        line = self.header_line() if header else self.body_line(top + y - self.HEADER_LINES)
+        if line is None:
+            return Strip.blank(width, self.palette.base)
+        if left:
+            gutter, rest = line.crop(0, self.GUTTER), line.crop(self.GUTTER + left)
+            line = Strip.join([gutter, rest])
+        return line.adjust_cell_length(width, self.palette.base)
+
+    def message(self, row: int, lines: list[str]) -> Strip | None:
+        """Return line `row` of a message in place of the content."""
+        if row >= len(lines):
+            return None
+        width = max(1, self.scrollable_content_region.width)
+        return strip_of([(" " + fit(lines[row], width - 1), self.palette.quiet)], width,
+                        self.palette.base)  # fmt: skip
+
+    # For subclasses.
+
+    def relevant(self, state: ScreenState) -> object:
+        """Return what a repaint depends on."""
+        raise NotImplementedError
+
+    def prepare(self, state: ScreenState) -> None:
+        """Prepare for drawing; the width is known."""
+
+    def extent(self) -> Size:
+        """Return the size of the content, gutter and header lines included."""
+        raise NotImplementedError
+
+    def cursor_region(self) -> Region | None:
+        """Return where the cursor is in the scrolled part, gutter and header left out."""
+        return None
+
+    def header_line(self) -> Strip | None:
+        """Return a header line."""
+        raise NotImplementedError
+
+    def body_line(self, row: int) -> Strip | None:
+        """Return a line of the content; None past its end."""
+        raise NotImplementedError

@@ -1,0 +1,136 @@
+"""The lines below the panes: what happened or goes on, what is in force, which keys there are."""
+
+from __future__ import annotations
+
+from textual.content import Content
+from textual.widget import Widget
+
+from emotui.core.records import ProbeSummary
+from emotui.ui.actions import PaneName, actions_of, shown_key
+from emotui.ui.paint import bar, safe
+from emotui.ui.state import ScreenState, Work, place_name
+
+_HINT = "arrows move · 1 2 3 panes · 0 other view of the layers · ? keys"
+_ALWAYS = ("app.help", "app.close")
+
+
+class Notice(Widget):
+    """The latest message, and the work that goes on."""
+
+    def __init__(self) -> None:
+        super().__init__(id="notice")
+        self._content = Content(_HINT)
+
+    def show(self, state: ScreenState) -> None:
+        """Draw a state."""
+        lines: list[Content] = []
+        if state.notice is not None:
+            lines += [safe(line) for line in state.notice.lines]
+        if state.work is not None:
+            lines.append(_work(state.work))
+        kind = state.notice.kind if state.notice is not None else "hint"
+        self.set_class(kind == "error", "-error")
+        self.set_class(kind == "good", "-good")
+        content = Content("\n").join(lines or [Content(_HINT)])
+        if content != self._content:
+            resized = content.plain.count("\n") != self._content.plain.count("\n")
+            self._content = content
+            self.refresh(layout=resized or len(lines) > 1)
+
+    def render(self) -> Content:
+        """Return the lines."""
+        return self._content
+
+
+def _work(work: Work) -> Content:
+    parts: list[str | Content] = [safe(work.phase or work.what)]
+    if work.total > 0:
+        share = work.done / work.total
+        parts.append(f" {work.done}/{work.total} ▕{bar(share, 16)}▏")
+    else:
+        parts.append(" …")
+    parts.append(" esc cancels")
+    return Content.assemble(*parts)
+
+
+class StatusLine(Widget):
+    """Model, device, template, position, probe, where the numbers come from."""
+
+    def __init__(self, *, model: str, template: str, private: bool) -> None:
+        super().__init__(id="status")
+        self._model = model
+        self._template = template
+        self._private = private
+        self._state: ScreenState | None = None
+
+    def show(self, state: ScreenState) -> None:
+        """Draw a state."""
+        self._state = state
+        self.refresh()
+
+    def render(self) -> Content:
+        """Return the line, what matters least left out where it is narrow."""
+        facts = self.facts()
+        width = self.content_size.width or 80
+        while len(facts) > 1 and sum(fact.cell_length + 3 for fact in facts) - 3 > width:
+            facts.pop()
+        return Content(" · ").join(facts)
+
+    def facts(self) -> list[Content]:
+        """Return what is in force, the most important first."""
+        name = self._model.rstrip("/").rsplit("/", 1)[-1]
+        state = self._state
+        facts = [safe(name)]
+        if self._private:
+            facts.append(Content("private"))
+        readings = state.readings if state is not None else None
+        if state is None or readings is None:
+            return [*facts, safe(self._template)]
+        run = readings.trace.run
+        facts.append(safe(f"{place_name(state)} {state.emotion}".strip()))
+        probe = readings.probe_at(state.site, state.position)
+        facts.append(_probe(probe) if probe is not None else Content("no probe"))
+        facts.append(Content(_origin(state)))
+        facts.append(safe(f"{run.device} {run.dtype}"))
+        facts.append(safe(f"template {run.template}"))
+        return facts
+
+
+def _probe(probe: ProbeSummary) -> Content:
+    return safe(
+        f"{probe.kind} probe on {probe.data}: {probe.held_out_accuracy:.2f} held out, "
+        f"{probe.bag_accuracy:.2f} bag"
+    )
+
+
+def _origin(state: ScreenState) -> str:
+    if state.cached:
+        return "from the cache"
+    return f"{state.seconds:.1f} s" if state.seconds is not None else ""
+
+
+class KeyBar(Widget):
+    """The keys of the focused pane, from the table of actions."""
+
+    def __init__(self) -> None:
+        super().__init__(id="keys")
+        self._pane: PaneName = "text"
+
+    def show(self, pane: PaneName) -> None:
+        """Show the keys of a pane."""
+        if pane != self._pane:
+            self._pane = pane
+            self.refresh()
+
+    def render(self) -> Content:
+        """Return as many keys as fit; help and close always."""
+        shown = [action for action in actions_of(self._pane) if action.footer]
+        entries = [f"{shown_key(action.keys[0])} {action.label}" for action in shown]
+        fixed = [
+            entry for entry, action in zip(entries, shown, strict=True) if action.id in _ALWAYS
+        ]
+        free = [entry for entry in entries if entry not in fixed]
+        width = self.content_size.width or 80
+        while free and len("  ".join([*free, *fixed])) > width:
+            free.pop()
+        return Content("  ".join([*free, *fixed]))

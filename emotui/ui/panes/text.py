@@ -1,0 +1,318 @@
+"""The Text pane: tokens shaded by the chosen emotion, the cursor's token, the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.cells import cell_len
+from rich.style import Style
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Container
+from textual.content import Content
+from textual.geometry import Region, Size
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+
+from emotui.ui.paint import bar, fit, glyph_of, number, safe, strip_of, visible
+from emotui.ui.panes.lines import LinePane, bindings_of
+from emotui.ui.state import ScreenState, part_of, place_name
+
+if TYPE_CHECKING:
+    from emotui.ui.panes.editor import TextEditor
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A token on a line."""
+
+    index: int
+    text: str
+    start: int
+    width: int
+
+
+def wrapped(texts: tuple[str, ...], breaks: tuple[bool, ...], width: int) -> list[list[Placed]]:
+    """Lay tokens out on lines of `width` cells; `breaks` says after which a line ends."""
+    lines: list[list[Placed]] = [[]]
+    used = 0
+    for index, text in enumerate(texts):
+        shown = text or "∅"
+        size = cell_len(shown)
+        if size > width:
+            shown, size = fit(shown, width), width
+        if used + size > width:
+            lines.append([])
+            used = 0
+        lines[-1].append(Placed(index, shown, used, size))
+        used += size
+        if breaks[index]:
+            lines.append([])
+            used = 0
+    return lines if lines[-1] else lines[:-1] or [[]]
+
+
+class TokenStrip(LinePane):
+    """The tokens of the prompt, each shaded by the chosen emotion at the cursor's layer."""
+
+    BINDINGS: ClassVar[list[BindingType]] = bindings_of("text")
+
+    def __init__(self) -> None:
+        super().__init__(id="strip", title="", classes="")
+        self._lines: list[list[Placed]] = []
+        self._doubled = False
+        self._raw: list[str] = []
+
+    def relevant(self, state: ScreenState) -> object:
+        """Tokens, the cursor, and what shades them."""
+        shading = (state.site, state.layer, state.emotion)
+        return (id(state.readings), state.text, state.position, shading)
+
+    def prepare(self, state: ScreenState) -> None:
+        """Wrap the tokens; a line of signs below each where there is room, or no colour."""
+        width = max(1, self.scrollable_content_region.width)
+        readings = state.readings
+        if readings is None or readings.trace.text.raw != state.text:
+            self._lines, self._doubled = [], False
+            self._raw = _wrapped_text(state.text, width)
+            return
+        self._raw = []
+        breaks = tuple("\n" in token.string for token in readings.tokens)
+        self._lines = wrapped(readings.token_texts, breaks, width)
+        room = 2 * len(self._lines) <= self.scrollable_content_region.height
+        self._doubled = bool(readings.emotions) and (room or not self.palette.coloured)
+
+    def extent(self) -> Size:
+        """Lines of tokens, with or without their signs."""
+        count = len(self._raw) if self._raw else len(self._lines) * (2 if self._doubled else 1)
+        return Size(self.scrollable_content_region.width, count)
+
+    def needed_height(self, width: int) -> int:
+        """Return the lines this text takes at a width, signs included."""
+        state = self.state
+        if state is None:
+            return 1
+        if state.readings is None or state.readings.trace.text.raw != state.text:
+            return len(_wrapped_text(state.text, width))
+        breaks = tuple("\n" in token.string for token in state.readings.tokens)
+        return 2 * len(wrapped(state.readings.token_texts, breaks, width))
+
+    def cursor_region(self) -> Region | None:
+        """Return the lines of the cursor's token."""
+        place = self._place_of(self.state.position) if self.state else None
+        if place is None:
+            return None
+        height = 2 if self._doubled else 1
+        return Region(0, place[0] * height, 1, height)
+
+    def _place_of(self, position: int) -> tuple[int, Placed] | None:
+        for row, line in enumerate(self._lines):
+            for placed in line:
+                if placed.index == position:
+                    return row, placed
+        return None
+
+    def token_in_line(self, by: int) -> int | None:
+        """Return the token nearest to the cursor's column `by` lines further down."""
+        here = self._place_of(self.state.position) if self.state else None
+        if here is None or not 0 <= here[0] + by < len(self._lines):
+            return None
+        middle = here[1].start + here[1].width / 2
+        line = self._lines[here[0] + by]
+        return min(line, key=lambda placed: abs(placed.start + placed.width / 2 - middle)).index
+
+    def body_line(self, row: int) -> Strip | None:
+        """Return a line of tokens, or of their signs."""
+        width = self.scrollable_content_region.width
+        if self._raw:
+            if row >= len(self._raw):
+                return None
+            return strip_of([(self._raw[row], self.palette.base)], width, self.palette.base)
+        line, signs = divmod(row, 2) if self._doubled else (row, 0)
+        if line >= len(self._lines):
+            return None
+        parts = self._signs(line) if signs else self._tokens(line)
+        return strip_of(parts, width, self.palette.base)
+
+    def _tokens(self, line: int) -> Iterator[tuple[str, Style]]:
+        state = self.state
+        if state is None or state.readings is None:
+            return
+        for placed in self._lines[line]:
+            token = state.readings.tokens[placed.index]
+            cell = state.readings.cell(state.site, placed.index, state.layer, state.emotion)
+            style = self.palette.base if token.part == "text" else self.palette.quiet
+            if cell is not None and not cell.hollow:
+                style = self.palette.shade(cell.z, filled=cell.trust != "untrusted")
+                if token.part != "text":
+                    style += Style(italic=True)
+            if placed.index == state.position:
+                style = self.palette.cursor + Style(underline=True)
+            yield placed.text, style
+
+    def _signs(self, line: int) -> Iterator[tuple[str, Style]]:
+        state = self.state
+        if state is None or state.readings is None:
+            return
+        for placed in self._lines[line]:
+            cell = state.readings.cell(state.site, placed.index, state.layer, state.emotion)
+            sign = ""
+            if placed.index == state.position:
+                sign = "^"
+            elif cell is not None and glyph_of(cell.z) != " ":
+                sign = ("+" if cell.z > 0 else "-") + glyph_of(cell.z)
+            indent = 1 if placed.text.startswith(" ") and placed.width > len(sign) else 0
+            yield fit(" " * indent + sign, placed.width)[: placed.width], self.palette.quiet
+
+    def on_click(self, event: events.Click) -> None:
+        """Put the cursor on the token that was clicked."""
+        row = event.y + self.scroll_offset.y
+        line = row // 2 if self._doubled else row
+        if 0 <= line < len(self._lines):
+            for placed in self._lines[line]:
+                if placed.start <= event.x < placed.start + placed.width:
+                    self.post_message(TokenChosen(placed.index))
+
+
+class TokenChosen(Message):
+    """A token was clicked."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__()
+        self.position = position
+
+
+def _wrapped_text(text: str, width: int) -> list[str]:
+    """Return a text that has no tokens yet, on lines of at most `width` cells."""
+    lines: list[str] = []
+    for paragraph in text.splitlines() or [""]:
+        rest = visible(paragraph)
+        while cell_len(rest) > width:
+            cut = len(fit(rest, width)) - 1
+            space = rest.rfind(" ", 0, cut) + 1
+            cut = max(1, space or cut)
+            lines.append(rest[:cut])
+            rest = rest[cut:]
+        lines.append(rest)
+    return lines
+
+
+class TokenLine(Widget):
+    """The token under the cursor, in words and with its numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(id="token")
+        self._content = Content("")
+
+    def show(self, state: ScreenState) -> None:
+        """Draw a state."""
+        self._content = _token_content(state)
+        self.refresh()
+
+    def render(self) -> Content:
+        """Return the line."""
+        return self._content
+
+
+def _token_content(state: ScreenState) -> Content:
+    readings = state.readings
+    if readings is None:
+        return Content("")
+    token = readings.tokens[state.position]
+    cell = readings.cell(state.site, state.position, state.layer, state.emotion)
+    parts: list[str | Content] = [
+        f"{place_name(state)} ",
+        safe(repr(token.string)),
+        f" id {token.id} {part_of(token)}",
+    ]
+    if cell is not None:
+        name = "z" if cell.standardised else "value"
+        parts += [" · ", safe(state.emotion), f" {name} {number(cell.z).strip()} {cell.trust}"]
+        if cell.hollow:
+            parts.append(", outside what its probe was fitted on")
+        if cell.by_construction:
+            parts.append(", by construction")
+    return Content.assemble(*parts)
+
+
+class AnswerLine(Widget):
+    """The model's own answer among the labels."""
+
+    def __init__(self) -> None:
+        super().__init__(id="answer")
+        self._content = Content("")
+
+    def show(self, state: ScreenState) -> None:
+        """Draw a state."""
+        answer = state.readings.trace.answer if state.readings is not None else None
+        if answer is None:
+            self._content = Content("")
+        else:
+            ranked = sorted(answer.labels.items(), key=lambda item: (-item[1], item[0]))
+            parts: list[str | Content] = ["answer "]
+            for label, probability in ranked[:4]:
+                parts += [safe(label), f" {probability:.2f} {bar(probability, 4)} "]
+            if answer.rule == "whole_label":
+                parts.append("(whole labels)")
+            self._content = Content.assemble(*parts)
+        self.refresh()
+
+    def render(self) -> Content:
+        """Return the line."""
+        return self._content
+
+
+class TextPane(Container):
+    """Tokens or editor, the token under the cursor, the answer."""
+
+    def __init__(self) -> None:
+        super().__init__(id="text", classes="pane")
+        self.border_title = "1 Text"
+        self.strip = TokenStrip()
+        self.token = TokenLine()
+        self.answer = AnswerLine()
+        self.editor: TextEditor | None = None
+
+    def compose(self) -> ComposeResult:
+        """Compose without the editor, which is made when it is first wanted."""
+        yield self.strip
+        yield self.token
+        yield self.answer
+
+    @property
+    def editing(self) -> bool:
+        """Whether the editor is open."""
+        return self.has_class("-editing")
+
+    def show(self, state: ScreenState) -> None:
+        """Draw a state."""
+        self.border_subtitle = "edited, not run" if state.draft and not self.editing else ""
+        for part in (self.strip, self.token, self.answer):
+            part.show(state)
+
+    async def open_editor(self, text: str | None = None) -> TextEditor:
+        """Open the editor, with `text` in the place of what it holds where it is given."""
+        editor = await self.made_editor()
+        self.add_class("-editing")
+        if text is not None:
+            editor.hold(text)
+        editor.focus()
+        return editor
+
+    async def made_editor(self) -> TextEditor:
+        """Return the editor, made now where there is none."""
+        if self.editor is None:
+            from emotui.ui.panes.editor import TextEditor
+
+            self.editor = TextEditor()
+            await self.mount(self.editor, before=self.strip)
+        return self.editor
+
+    def close_editor(self) -> None:
+        """Show the tokens again."""
+        self.remove_class("-editing")
+        self.strip.focus()

@@ -1,0 +1,180 @@
+"""The explorer's screen: panes around one state, their layout and focus."""
+
+from __future__ import annotations
+
+import inspect
+from typing import ClassVar
+
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import Screen
+from textual.widget import Widget
+
+from emotui.ui import state as states
+from emotui.ui.actions import PaneName
+from emotui.ui.handlers import Handlers
+from emotui.ui.panes.features import FeaturesPane
+from emotui.ui.panes.layers import CellChosen, LayersPane
+from emotui.ui.panes.status import KeyBar, Notice, StatusLine
+from emotui.ui.panes.text import TextPane, TokenChosen
+from emotui.ui.state import OpenOptions, ScreenState
+from emotui.ui.work import Workbench
+
+NARROWEST_WITH_TWO_COLUMNS = 100
+SMALLEST = (40, 12)
+"""Columns and lines under which the panes cannot be read."""
+_ORDER: tuple[PaneName, ...] = ("text", "layers", "features")
+
+
+class TooSmall(Widget):
+    """Says what size is needed, where the terminal is smaller."""
+
+    def __init__(self) -> None:
+        super().__init__(id="too-small")
+
+    def render(self) -> Content:
+        """Return the line."""
+        columns, lines = SMALLEST
+        return Content(f"emotui needs a terminal of {columns} x {lines}. q closes.")
+
+
+class ExploreScreen(Screen[None]):
+    """Text, layers, features; one state, drawn by all of them."""
+
+    BINDINGS: ClassVar[list[BindingType]] = []
+    AUTO_FOCUS = ""
+
+    def __init__(self, options: OpenOptions, workbench: Workbench) -> None:
+        super().__init__()
+        self.options = options
+        self.workbench = workbench
+        self.state = ScreenState(text=options.request.text)
+        self.text_pane = TextPane()
+        self.layers_pane = LayersPane()
+        self.features_pane = FeaturesPane()
+        self.notice = Notice()
+        self.status = StatusLine(
+            model=options.request.spec.model,
+            template=options.request.template,
+            private=options.private,
+        )
+        self.key_bar = KeyBar()
+        self.handlers = Handlers(self)
+        self._open_pane: PaneName = "layers"
+
+    def compose(self) -> ComposeResult:
+        """Compose the panes; the layout is chosen by width."""
+        yield TooSmall()
+        with Vertical(id="panes"):
+            with Vertical(id="left"):
+                yield self.text_pane
+                yield self.features_pane
+            with Vertical(id="right"):
+                yield self.layers_pane
+        yield self.notice
+        yield self.status
+        yield self.key_bar
+
+    def on_mount(self) -> None:
+        """Draw the text at once, then begin to read it; open the editor where there is none."""
+        self._lay_out()
+        self.update(self.state)
+        self.text_pane.strip.focus()
+        text = self.options.request.text
+        if text:
+            self.call_after_refresh(self.workbench.read, text)
+        else:
+            self.call_after_refresh(self.handlers.do_text_edit)
+
+    def update(self, state: ScreenState) -> None:
+        """Take another state and let every pane draw it."""
+        former, self.state = self.state, state
+        with self.app.batch_update():
+            for part in (
+                self.text_pane,
+                self.layers_pane,
+                self.features_pane,
+                self.notice,
+                self.status,
+            ):
+                part.show(state)
+        if former.readings is not state.readings or former.text != state.text:
+            self.resize_text()
+
+    async def action_do(self, action: str) -> None:
+        """Do an action of the table."""
+        result = self.handlers.of(action)()
+        if inspect.isawaitable(result):
+            await result
+
+    def on_token_chosen(self, message: TokenChosen) -> None:
+        """Follow a click on a token."""
+        self.update(states.at_token(self.state, message.position))
+
+    def on_cell_chosen(self, message: CellChosen) -> None:
+        """Follow a click on a cell of the heat map."""
+        self.update(states.at_cell(self.state, message.layer, message.column))
+
+    # Layout and focus.
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Choose the layout for the new size."""
+        self._lay_out(event.size.width, event.size.height)
+
+    def _lay_out(self, width: int | None = None, height: int | None = None) -> None:
+        width, height = width or self.app.size.width, height or self.app.size.height
+        tiny = width < SMALLEST[0] or height < SMALLEST[1]
+        narrow = width < NARROWEST_WITH_TWO_COLUMNS
+        self.set_class(tiny, "-tiny")
+        self.set_class(narrow, "-narrow")
+        self.set_class(not narrow, "-wide")
+        for pane in (self.layers_pane, self.features_pane):
+            pane.set_class(narrow and pane.id != self._open_pane, "folded")
+        self.call_after_refresh(self.resize_text)
+
+    def resize_text(self) -> None:
+        """Give the text the lines it needs, up to a share of the screen."""
+        width = self.text_pane.strip.scrollable_content_region.width
+        if width <= 0:
+            return
+        most = self.app.size.height * (35 if self.has_class("-narrow") else 45) // 100
+        needed = self.text_pane.strip.needed_height(width) + 4  # border, token line, answer
+        least = 8 if self.text_pane.editing else 5
+        self.text_pane.styles.height = max(least, min(most, needed))
+
+    @property
+    def pane(self) -> PaneName:
+        """The pane that hears keys."""
+        focused = self.focused
+        if focused is None:
+            return "text"
+        if focused is self.text_pane.editor:
+            return "editor"
+        names: dict[Widget, PaneName] = {self.layers_pane: "layers", self.features_pane: "features"}
+        return names.get(focused, "text")
+
+    def on_descendant_focus(self) -> None:
+        """Show the keys of the pane, and open it where there is room for one."""
+        pane = self.pane
+        self.key_bar.show(pane)
+        if pane in ("layers", "features") and pane != self._open_pane:
+            self._open_pane = pane
+            self._lay_out()
+
+    def focus_pane(self, pane: PaneName) -> None:
+        """Give a pane the keys."""
+        if self.text_pane.editing:
+            self.handlers.do_text_leave()
+        targets: dict[PaneName, Widget] = {
+            "layers": self.layers_pane,
+            "features": self.features_pane,
+        }
+        targets.get(pane, self.text_pane.strip).focus()
+
+    def focus_by(self, by: int) -> None:
+        """Give the pane `by` places further the keys."""
+        now = self.pane if self.pane in _ORDER else "text"
+        self.focus_pane(_ORDER[(_ORDER.index(now) + by) % len(_ORDER)])

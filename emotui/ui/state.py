@@ -1,0 +1,235 @@
+"""What the screen shows, as one frozen value, and how keys change it. No widgets here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from emotui.core.errors import EmotuiError
+from emotui.core.protocol import InspectRequest
+from emotui.core.records import Site, Token
+from emotui.ui.readings import FeatureRow, Readings
+
+MapView = Literal["emotions", "tokens"]
+Sorting = Literal["activation", "attribution", "number"]
+SORTINGS: tuple[Sorting, ...] = ("activation", "attribution", "number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenOptions:
+    """What the explorer is opened with."""
+
+    request: InspectRequest
+    """The text ("" opens the editor), the model, SAEs, template, label set, and the cache."""
+    theme: str | None = None
+    mouse: bool = True
+    coloured: bool = True
+    """False where NO_COLOR is set."""
+    private: bool = False
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work in progress."""
+
+    what: str
+    phase: str = ""
+    done: int = 0
+    total: int = 0
+    """0 where it is not known."""
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One message to the user, until the next."""
+
+    kind: Literal["hint", "good", "error"]
+    lines: tuple[str, ...]
+    """What happened, why, what to do; uncleaned."""
+
+    @classmethod
+    def of_error(cls, error: EmotuiError) -> Notice:
+        """Return an error as a notice."""
+        return cls("error", tuple(part for part in (error.what, error.why, error.todo) if part))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreenState:
+    """Everything the panes draw."""
+
+    text: str
+    """The text that is being read or was read, uncleaned."""
+    readings: Readings | None = None
+    """Of the trace on the screen; None before the first."""
+    position: int = 0
+    """The cursor's token."""
+    before: int = 0
+    """The cursor's token before it was sent to the readout."""
+    layer: int = 0
+    site: Site = "resid"
+    emotion: str = ""
+    view: MapView = "emotions"
+    sorting: Sorting = "activation"
+    feature: int = 0
+    """The cursor's row among the features."""
+    cached: bool = False
+    seconds: float | None = None
+    work: Work | None = None
+    notice: Notice | None = None
+    draft: bool = False
+    """Whether the editor holds another text than the one on the screen."""
+    features: tuple[FeatureRow, ...] = field(default=())
+    """Those at the cursor, sorted."""
+
+
+def _clamped(index: int, count: int) -> int:
+    return max(0, min(index, count - 1))
+
+
+def _stepped(values: Sequence[str], now: str, by: int, *, around: bool) -> str:
+    if not values:
+        return now
+    place = values.index(now) if now in values else 0
+    place = (place + by) % len(values) if around else _clamped(place + by, len(values))
+    return values[place]
+
+
+def _settled(state: ScreenState) -> ScreenState:
+    """Return the state with the features of its place."""
+    if state.readings is None:
+        return state
+    rows = list(state.readings.features(state.site, state.layer, state.position))
+    if state.sorting == "number":
+        rows.sort(key=lambda row: row.index)
+    elif state.sorting == "attribution":
+        rows.sort(key=lambda row: -abs(row.attribution or 0.0))
+    return replace(state, features=tuple(rows), feature=_clamped(state.feature, len(rows)))
+
+
+def shown(state: ScreenState, readings: Readings, *, cached: bool, seconds: float) -> ScreenState:
+    """Return the state with another trace; the place is kept where the trace has it."""
+    former, tokens = state.readings, readings.tokens
+    layer, emotion = readings.start()
+    text = readings.trace.text
+    position = text.readout
+    if former is not None:
+        layer = state.layer if state.layer in readings.layers else layer
+        same_text = former.trace.text.tokens == tokens
+        if same_text:
+            position = state.position
+        elif state.position == former.trace.text.last:
+            position = text.last
+        if former.emotions and state.emotion in readings.emotions:
+            emotion = state.emotion
+    fresh = replace(
+        state,
+        text=text.raw,
+        readings=readings,
+        position=position,
+        before=_clamped(state.before, len(tokens)),
+        layer=layer,
+        site=state.site if state.site in readings.sites else readings.sites[0],
+        emotion=emotion,
+        cached=cached,
+        seconds=seconds,
+        notice=None,
+    )
+    return _settled(fresh)
+
+
+def at_token(state: ScreenState, position: int) -> ScreenState:
+    """Return the state with the cursor on a token, as far as there is one."""
+    if state.readings is None:
+        return state
+    place = _clamped(position, len(state.readings.tokens))
+    return _settled(replace(state, position=place, feature=0)) if place != state.position else state
+
+
+def token_by(state: ScreenState, by: int) -> ScreenState:
+    """Return the state with the cursor `by` tokens further."""
+    return at_token(state, state.position + by)
+
+
+def layer_by(state: ScreenState, by: int) -> ScreenState:
+    """Return the state with the cursor `by` layers higher."""
+    if state.readings is None:
+        return state
+    layers = state.readings.layers
+    place = layers.index(state.layer) if state.layer in layers else 0
+    layer = layers[_clamped(place - by, len(layers))]
+    return _settled(replace(state, layer=layer, feature=0))
+
+
+def emotion_by(state: ScreenState, by: int, *, around: bool = True) -> ScreenState:
+    """Return the state with another emotion chosen."""
+    if state.readings is None:
+        return state
+    chosen = _stepped(state.readings.emotions, state.emotion, by, around=around)
+    return replace(state, emotion=chosen)
+
+
+def at_cell(state: ScreenState, layer: int, column: int) -> ScreenState:
+    """Return the state with the cursor on a layer and on a column of the view in force."""
+    if state.readings is None or layer not in state.readings.layers:
+        return state
+    emotions = state.readings.emotions
+    state = _settled(replace(state, layer=layer, feature=0))
+    if state.view == "tokens":
+        return at_token(state, column)
+    return replace(state, emotion=emotions[_clamped(column, len(emotions))]) if emotions else state
+
+
+def feature_by(state: ScreenState, by: int) -> ScreenState:
+    """Return the state with the cursor `by` features further down."""
+    return replace(state, feature=_clamped(state.feature + by, len(state.features)))
+
+
+def next_site(state: ScreenState) -> ScreenState:
+    """Return the state with the next site that the trace has."""
+    if state.readings is None:
+        return state
+    sites = state.readings.sites
+    site = sites[(sites.index(state.site) + 1) % len(sites)] if state.site in sites else sites[0]
+    return _settled(replace(state, site=site, feature=0))
+
+
+def next_position(state: ScreenState) -> ScreenState:
+    """Return the state with the cursor on the readout, the last token, or where it was before."""
+    if state.readings is None:
+        return state
+    text = state.readings.trace.text
+    if state.position == text.readout and state.readings.trace.text.last != text.readout:
+        return at_token(state, text.last)
+    if state.position == text.last and state.before not in (text.last, text.readout):
+        return at_token(state, state.before)
+    return at_token(replace(state, before=state.position), text.readout)
+
+
+def next_view(state: ScreenState) -> ScreenState:
+    """Return the state with the other view of the layers."""
+    return replace(state, view="tokens" if state.view == "emotions" else "emotions")
+
+
+def next_sorting(state: ScreenState) -> ScreenState:
+    """Return the state with the features in another order."""
+    has_attribution = any(row.attribution is not None for row in state.features)
+    choices = SORTINGS if has_attribution else ("activation", "number")
+    return _settled(replace(state, sorting=_stepped(choices, state.sorting, 1, around=True)))  # type: ignore[arg-type]
+
+
+def place_name(state: ScreenState) -> str:
+    """Return the cursor's position in the words of the edit language, or its number."""
+    if state.readings is None:
+        return "-"
+    text = state.readings.trace.text
+    if state.position == text.readout:
+        return "readout"
+    return "last" if state.position == text.last else f"token {state.position}"
+
+
+def part_of(token: Token) -> str:
+    """Return where a token comes from, in words."""
+    if token.special:
+        return "special"
+    return {"text": "text", "before": "template", "after": "template"}.get(token.part, "special")

@@ -1,0 +1,343 @@
+"""What the screen asks for: look in the cache, ask the engine, fit probes, export.
+
+No Textual and no torch here. Everything that may take longer than a key runs on the shelf's
+thread or in the engine; what happened is posted as messages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from emotui.cache.prepare import prepare, probes_in_force
+from emotui.cache.store import Store
+from emotui.core.errors import Cancelled, EmotuiError, EngineError, TextError
+from emotui.core.protocol import (
+    FitRequest,
+    Fitted,
+    Inspected,
+    InspectRequest,
+    Operation,
+    Outcome,
+    Progress,
+)
+from emotui.core.records import Trace
+from emotui.ui import messages
+from emotui.ui.readings import Readings
+
+
+class Asked(Protocol):
+    """A request to an engine, as far as the workbench needs it; `client.Pending` is one."""
+
+    def result(self, timeout: float | None = None) -> Outcome: ...  # noqa: D102
+    def cancel(self) -> None: ...  # noqa: D102
+    def add_done_callback(self, callback: Callable[[Asked], None], /) -> None: ...  # noqa: D102
+    def on_progress(self, callback: Callable[[Progress], None], /) -> None: ...  # noqa: D102
+
+
+class Engine(Protocol):
+    """An engine, as far as the workbench needs it; `client.EngineClient` is one."""
+
+    def start(self) -> None: ...  # noqa: D102
+    def submit(self, operation: Operation) -> Asked: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+
+Post = Callable[[messages.Fact], object]
+_END = None
+
+
+class Shelf:
+    """One thread that does what it is given, in order: all that touches the disk."""
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="shelf", daemon=True)
+        self._thread.start()
+
+    def do(self, task: Callable[[], None]) -> None:
+        """Do it after what was given before; it must not raise."""
+        self._tasks.put(task)
+
+    def close(self, timeout: float) -> None:
+        """Do what was given, then end; wait for it at most `timeout` seconds."""
+        self._tasks.put(_END)
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while (task := self._tasks.get()) is not _END:
+            task()
+
+
+class Workbench:
+    """One request at a time: a new one takes the place of the one before it.
+
+    `base` is what every request has in common; `open_store` and `start_engine` are called when
+    first needed, `start_engine` with the folder of the cache. Methods return at once.
+    """
+
+    def __init__(
+        self,
+        base: InspectRequest,
+        post: Post,
+        *,
+        open_store: Callable[[], Store],
+        start_engine: Callable[[Path], Engine],
+        fit_missing_probes: bool = True,
+    ) -> None:
+        self._base = base
+        self._post = post
+        self._open_store = open_store
+        self._start_engine = start_engine
+        self._fit_missing = fit_missing_probes
+        self._shelf = Shelf()
+        self._lock = threading.RLock()
+        self._numbers = itertools.count(1)
+        self._number = 0
+        self._cancelled = 0
+        self._asked: Asked | None = None
+        self._busy = False
+        self._closed = False
+        self._store: Store | None = None
+        self._engine: Engine | None = None
+
+    @property
+    def number(self) -> int:
+        """The number of the latest request; what belongs to another one is out of date."""
+        return self._number
+
+    @property
+    def busy(self) -> bool:
+        """Whether work runs that closing would lose."""
+        return self._busy
+
+    def read(self, text: str) -> int:
+        """Show the trace of a text, from the cache or computed; return the request's number."""
+        request = msgspec.structs.replace(self._base, text=text)
+        return self._begin(lambda number: self._look_up(number, request))
+
+    def fit(self, text: str) -> int:
+        """Fit probes where there are none, then show the trace of `text` with them."""
+        self._fit_missing = True
+        return self.read(text)
+
+    def warm_up(self) -> None:
+        """Start the engine if none runs: a text is being typed."""
+        self._shelf.do(self._warm_up)
+
+    def cancel(self) -> bool:
+        """Cancel what runs; return whether anything did. What is finished is kept."""
+        with self._lock:
+            if not self._busy:
+                return False
+            asked, number = self._asked, self._number
+            self._fit_missing = False
+            self._cancelled = number
+            if asked is None:
+                self._number = next(self._numbers)  # the look-up is no longer waited for
+                self._busy = False
+        if asked is not None:
+            asked.cancel()
+        else:
+            self._post(messages.WorkFailed(number, Cancelled("Cancelled.")))
+        return True
+
+    def export(self, trace: Trace, folder: Path) -> None:
+        """Write a trace with its ancestors into `folder` as `emotui-ID.json`."""
+        self._shelf.do(lambda: self._export(self._number, trace, folder))
+
+    def close(self, timeout: float = 2.0) -> None:
+        """End the engine and let go of the cache."""
+        with self._lock:
+            self._closed = True
+            self._number = next(self._numbers)
+            engine = self._engine
+        if engine is not None:
+            engine.close()
+        self._shelf.do(self._close_store)
+        self._shelf.close(timeout)
+
+    # Below: on the shelf's thread.
+
+    def _warm_up(self) -> None:
+        with contextlib.suppress(EmotuiError), self._lock:
+            if not self._closed:
+                self._running_engine().start()
+
+    def _running_engine(self) -> Engine:
+        if self._engine is None:
+            self._engine = self._start_engine(self._opened_store().root)
+        return self._engine
+
+    def _begin(self, task: Callable[[int], None]) -> int:
+        with self._lock:
+            former, self._asked = self._asked, None
+            number = self._number = next(self._numbers)
+            self._busy = True
+        if former is not None:
+            former.cancel()
+        self._shelf.do(lambda: self._guarded(number, lambda: task(number)))
+        return number
+
+    def _guarded(self, number: int, task: Callable[[], None]) -> None:
+        """Do it unless the user moved on; say what went wrong."""
+        if number != self._number:
+            return
+        try:
+            task()
+        except EmotuiError as error:
+            self._end(number, messages.WorkFailed(number, error))
+        except Exception as problem:
+            # The message of a library may quote the text: only the type is told.
+            unexpected = EngineError(
+                "Something in emotui went wrong.",
+                why=f"It was a {type(problem).__name__}.",
+                todo="Run the text again; `emotui doctor` shows what to report.",
+            )
+            self._end(number, messages.WorkFailed(number, unexpected))
+
+    def _end(self, number: int, message: messages.Fact) -> None:
+        with self._lock:
+            if number != self._number:
+                return
+            self._asked, self._busy = None, False
+        self._post(message)
+
+    def _opened_store(self) -> Store:
+        if self._store is None:
+            self._store = self._open_store()
+        return self._store
+
+    def _close_store(self) -> None:
+        if self._store is not None:
+            with contextlib.suppress(EmotuiError, OSError):
+                self._store.close()
+            self._store = None
+
+    def _look_up(self, number: int, request: InspectRequest) -> None:
+        started = time.monotonic()
+        if not request.text.strip():
+            raise TextError("There is no text to read.", todo="Press i and type or paste one.")
+        store = self._opened_store()
+        prepared = prepare(request, store)
+        request = prepared.request
+        if prepared.trace_id is None:
+            self._inspect(number, request)
+            return
+        trace = store.get_trace(prepared.trace_id)
+        self._show(number, trace, cached=True, seconds=time.monotonic() - started)
+        self._continue(number, request, trace)
+
+    def _inspect(self, number: int, request: InspectRequest) -> None:
+        started = time.monotonic()
+
+        def answered(outcome: Outcome) -> None:
+            if not isinstance(outcome, Inspected):
+                raise EngineError("The engine gave an answer to another question.")
+            trace = self._opened_store().get_trace(outcome.trace_id)
+            seconds = time.monotonic() - started
+            self._show(number, trace, cached=outcome.cached, seconds=seconds)
+            self._continue(number, request, trace)
+
+        self._ask(number, request, "reading the text", answered)
+
+    def _continue(self, number: int, request: InspectRequest, trace: Trace) -> None:
+        """Fit probes where there are none, and read the text again with them."""
+        if request.probes:
+            self._end(number, messages.WorkFinished(number))
+            return
+        store = self._opened_store()
+        template, label_set = request.template, request.label_set
+        probes = probes_in_force(
+            store, trace.run.fingerprint, template=template, label_set=label_set
+        )
+        if probes:
+            self._inspect(number, msgspec.structs.replace(request, probes=probes))
+        elif not self._fit_missing:
+            self._end(number, messages.WorkFinished(number))
+        else:
+            fit = FitRequest(
+                spec=request.spec,
+                cache_dir=request.cache_dir,
+                template=template,
+                label_set=label_set,
+                seed=request.seed,
+            )
+
+            def answered(outcome: Outcome) -> None:
+                if not isinstance(outcome, Fitted):
+                    raise EngineError("The engine gave an answer to another question.")
+                found = msgspec.structs.replace(request, probes=outcome.probe_ids)
+                self._inspect(number, found)
+
+            self._ask(number, fit, "fitting probes", answered)
+
+    def _ask(
+        self, number: int, operation: Operation, what: str, answered: Callable[[Outcome], None]
+    ) -> None:
+        with self._lock:
+            if self._closed or number != self._number:
+                return
+            if number == self._cancelled:
+                raise Cancelled("Cancelled.")
+            asked = self._asked = self._running_engine().submit(operation)
+        self._post(messages.WorkStarted(number, what))
+
+        def progressed(progress: Progress) -> None:
+            if number == self._number:
+                self._post(
+                    messages.WorkProgressed(number, progress.phase, progress.done, progress.total)
+                )
+
+        def done(pending: Asked) -> None:
+            self._shelf.do(
+                lambda: self._guarded(number, lambda: answered(pending.result(timeout=0)))
+            )
+
+        asked.on_progress(progressed)
+        asked.add_done_callback(done)
+
+    def _show(self, number: int, trace: Trace, *, cached: bool, seconds: float) -> None:
+        if self._store is not None:
+            with contextlib.suppress(EmotuiError):
+                self._store.hold(trace.id)
+        readings = Readings(trace)
+        if number == self._number:
+            self._post(messages.TraceReady(number, readings, cached=cached, seconds=seconds))
+
+    def _export(self, number: int, trace: Trace, folder: Path) -> None:
+        try:
+            path, already = export_trace(self._opened_store(), trace, folder)
+        except EmotuiError as error:
+            self._post(messages.ExportFailed(number, error))
+        else:
+            self._post(messages.TraceExported(number, path, already=already))
+
+
+def export_trace(store: Store, trace: Trace, folder: Path) -> tuple[Path, bool]:
+    """Write a trace and its ancestors to `emotui-ID.json` in `folder`; never over another file.
+
+    Returns the path, and whether the same document stood there already. Where another file has
+    the name, a number is added to it. Raises ExportError, CacheError.
+    """
+    from emotui.cache.lineage import ancestors_of
+    from emotui.core.export.json import document_bytes, write_file
+
+    data = document_bytes(trace, ancestors=ancestors_of(trace, store), all_tokens=False)
+    for number in itertools.count(1):
+        ending = "" if number == 1 else f"-{number}"
+        path = folder / f"emotui-{trace.id}{ending}.json"
+        with contextlib.suppress(OSError):
+            if path.is_file() and path.read_bytes() == data:
+                return path.absolute(), True
+        if not path.exists() and not path.is_symlink():
+            return write_file(path, data), False
+    raise AssertionError("unreachable")
