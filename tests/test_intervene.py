@@ -1,0 +1,295 @@
+"""Edits of features against plain PyTorch: subtract by hand, run without any of our hooks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support_models import LAYERS, WIDTH, tiny_folder, tiny_model
+from support_saes import write_residual_saes, write_sae
+from torch import Tensor
+
+from emotui.core.edits import parse_edit
+from emotui.core.engine.capture import QuietJob, capture, hooked
+from emotui.core.engine.intervene import (
+    EditGroup,
+    check_layers,
+    group_edits,
+    hooks_of,
+    place_edits,
+    places_of,
+)
+from emotui.core.engine.model import LoadedModel, load_model
+from emotui.core.engine.rerun import rerun
+from emotui.core.engine.saes import Sae, load_saes
+from emotui.core.errors import Cancelled, EditError
+from emotui.core.protocol import ModelSpec
+from emotui.core.records import TextRecord
+from emotui.core.text import template_named
+
+FAMILIES = ("llama", "gemma2", "gpt2")
+TEXT = "He shouted at me for no reason and I could not answer. The house is very quiet now."
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+
+
+def in_dtype(family: str, dtype: torch.dtype) -> LoadedModel:
+    if dtype == torch.float32:
+        return tiny_model(family)
+    model = load_model(ModelSpec(model=str(tiny_folder(family))), QuietJob())
+    return dataclasses.replace(model, hf=model.hf.double(), dtype=dtype)
+
+
+@pytest.fixture(scope="module", params=[(f, d) for f in FAMILIES for d in TOLERANCE], ids=str)
+def model(request: pytest.FixtureRequest) -> LoadedModel:
+    return in_dtype(*request.param)
+
+
+@pytest.fixture(scope="module")
+def sae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = write_residual_saes(tmp_path_factory.mktemp("saes"), d_in=WIDTH, layers=LAYERS)
+    write_sae(root / "mlp_1", d_in=WIDTH, hook="blocks.1.hook_mlp_out", seed=11, k=None)
+    write_sae(root / "attn_2", d_in=WIDTH, hook="blocks.2.hook_attn_out", seed=12, k=None)
+    return root
+
+
+def read(model: LoadedModel) -> TextRecord:
+    return model.reader.read(TEXT, template_named("ask"), context_length=model.context_length)
+
+
+def saes_of(folder: Path, model: LoadedModel) -> list[Sae]:
+    return list(load_saes(str(folder), model))
+
+
+def groups_of(
+    model: LoadedModel, folder: Path, *lines: str, unit: float = 7.0
+) -> tuple[EditGroup, ...]:
+    edits = [parse_edit(line) for line in lines]
+    return group_edits(
+        place_edits(edits, read(model)), saes_of(folder, model), lambda _site, _layer: unit
+    )
+
+
+def plain_module(model: LoadedModel, site: str, layer: int) -> torch.nn.Module:
+    """Return the module whose output is the site, found by hand for each family."""
+    module = _module_at(model, model.hf, site, layer)
+    assert isinstance(module, torch.nn.Module)
+    return module
+
+
+def _module_at(model: LoadedModel, hf: Any, site: str, layer: int) -> Any:
+    if model.architecture == "gpt2":
+        block = hf.transformer.h[layer]
+        return {"resid": block, "mlp": block.mlp, "attn": block.attn}[site]
+    block = hf.model.layers[layer]
+    if model.architecture == "gemma2":
+        return {
+            "resid": block,
+            "mlp": block.post_feedforward_layernorm,
+            "attn": block.post_attention_layernorm,
+        }[site]
+    return {"resid": block, "mlp": block.mlp, "attn": block.self_attn}[site]
+
+
+def plain_run(model: LoadedModel, ids: list[int], site: str, layer: int, added: Tensor) -> Tensor:
+    """Run transformers with one ordinary hook that adds a given tensor, and return the logits."""
+
+    def hook(_module: torch.nn.Module, _inputs: object, output: object) -> object:
+        if isinstance(output, tuple):
+            return (output[0] + added, *output[1:])
+        assert isinstance(output, Tensor)
+        return output + added
+
+    handle = plain_module(model, site, layer).register_forward_hook(hook)
+    try:
+        with torch.no_grad():
+            logits: Tensor = model.hf(torch.tensor([ids]), use_cache=False).logits[0, -1]
+            return logits
+    finally:
+        handle.remove()
+
+
+def arriving(model: LoadedModel, ids: list[int], site: str, layer: int) -> Tensor:
+    """Return the tensor at a site, [tokens, d], by an ordinary hook."""
+    kept: list[Tensor] = []
+
+    def hook(_module: torch.nn.Module, _inputs: object, output: object) -> None:
+        kept.append((output[0] if isinstance(output, tuple) else output)[0])  # type: ignore[index]
+
+    handle = plain_module(model, site, layer).register_forward_hook(hook)
+    with torch.no_grad():
+        model.hf(torch.tensor([ids]), use_cache=False)
+    handle.remove()
+    return kept[0]
+
+
+def encoded_by_hand(sae: Sae, h: Tensor) -> Tensor:
+    """TopK or JumpReLU of the stored weights, written out."""
+    w = sae.weights
+    before = (h - w.decoder_bias) @ w.encoder + w.encoder_bias
+    if w.threshold is not None:
+        return torch.where(before > w.threshold, before.clamp_min(0), torch.zeros_like(before))
+    kth = before.topk(8, dim=-1).values[:, -1:]
+    return torch.where(before >= kth, before.clamp_min(0), torch.zeros_like(before))
+
+
+@pytest.mark.parametrize(("site", "layer"), [("resid", 1), ("resid", 3), ("mlp", 1), ("attn", 2)])
+@pytest.mark.parametrize("where", ["all", "last", "readout", "3-5"])
+def test_ablating_equals_subtracting_by_hand(
+    model: LoadedModel, sae_folder: Path, site: str, layer: int, where: str
+) -> None:
+    text = read(model)
+    ids = [token.id for token in text.tokens]
+    sae = next(s for s in saes_of(sae_folder, model) if (s.site, s.layer) == (site, layer))
+    h = arriving(model, ids, site, layer)
+    features = encoded_by_hand(sae, h)
+    rows = {
+        "all": [i for i, token in enumerate(text.tokens) if token.part == "text"],
+        "last": [text.last],
+        "readout": [len(ids) - 1],
+        "3-5": [3, 4, 5],
+    }[where]
+    index = int(features[rows].sum(dim=0).argmax())
+    added = torch.zeros_like(h)
+    added[rows] = -features[rows, index, None] * sae.weights.decoder[index]
+    expected = plain_run(model, ids, site, layer, added)
+
+    prefix = "" if site == "resid" else f"{site}:"
+    groups = groups_of(model, sae_folder, f"ablate {prefix}L{layer}/{index} at {where}")
+    edited = capture(model, ids, hooks=hooks_of(groups)).logits
+
+    tolerance = TOLERANCE[model.dtype]
+    assert (edited - expected).abs().max() < tolerance
+    # The last block's output at another token reaches nothing that the readout sees.
+    reaches = layer < LAYERS - 1 or where == "readout"
+    unedited = plain_run(model, ids, site, layer, torch.zeros_like(h))
+    assert bool((edited - unedited).any()) is reaches
+    assert places_of(groups) == len(rows)
+
+
+def test_ablating_an_inactive_feature_changes_nothing_at_all(
+    model: LoadedModel, sae_folder: Path
+) -> None:
+    ids = [token.id for token in read(model).tokens]
+    clean = capture(model, ids)
+    sae = next(s for s in saes_of(sae_folder, model) if (s.site, s.layer) == ("resid", 2))
+    inactive = int((sae.encode(clean.at("resid", 2)).sum(dim=0) == 0).nonzero()[0])
+    edited = capture(
+        model, ids, hooks=hooks_of(groups_of(model, sae_folder, f"ablate L2/{inactive} at all"))
+    )
+    assert torch.equal(edited.logits, clean.logits)
+    assert torch.equal(edited.resid, clean.resid)
+
+
+def test_scale_clamp_and_steer_add_what_they_say(model: LoadedModel, sae_folder: Path) -> None:
+    text = read(model)
+    ids = [token.id for token in text.tokens]
+    h = arriving(model, ids, "resid", 1)
+    sae = next(s for s in saes_of(sae_folder, model) if (s.site, s.layer) == ("resid", 1))
+    f = encoded_by_hand(sae, h)[text.last]
+    index = int(f.argmax())
+    row = sae.weights.decoder[index]
+    wanted = {
+        f"scale L1/{index} x2.5 at last": 1.5 * f[index] * row,
+        f"clamp L1/{index} = 3 at last": (3 - f[index]) * row,
+        f"steer L1/{index} -0.1 at last": -0.7 * row / row.norm(),
+    }
+    for line, expected in wanted.items():
+        (group,) = groups_of(model, sae_folder, line)
+        added = group.delta(h)
+        assert (added[text.last] - expected).abs().max() < TOLERANCE[model.dtype], line
+        added[text.last] = 0
+        assert not added.any(), "nothing is added elsewhere"
+
+
+def test_edits_of_one_feature_compose_before_one_delta(
+    model: LoadedModel, sae_folder: Path
+) -> None:
+    text = read(model)
+    h = arriving(model, [token.id for token in text.tokens], "resid", 1)
+    sae = next(s for s in saes_of(sae_folder, model) if (s.site, s.layer) == ("resid", 1))
+    features = encoded_by_hand(sae, h)
+    index = int(features[text.last].argmax())
+    ablate, scale = f"ablate L1/{index} at last", f"scale L1/{index} x2 at last"
+    (both,) = groups_of(model, sae_folder, ablate, scale)
+    (alone,) = groups_of(model, sae_folder, ablate)
+    assert torch.equal(both.delta(h), alone.delta(h))
+    (undone,) = groups_of(
+        model,
+        sae_folder,
+        ablate,
+        f"clamp L1/{index} = {float(features[text.last, index])!r} at last",
+    )
+    assert undone.delta(h).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("start", range(LAYERS))
+def test_resuming_equals_the_full_run(model: LoadedModel, sae_folder: Path, start: int) -> None:
+    text = read(model)
+    ids = [token.id for token in text.tokens]
+    clean = capture(model, ids)
+    generator = torch.Generator().manual_seed(start)
+    deltas = torch.randn(3, len(ids), WIDTH, generator=generator).to(model.dtype)
+    deltas[0] = 0
+    for site in ("resid", "attn", "mlp"):
+        rows = rerun(model, clean.resid[start], start=start, deltas=deltas, site=site, layer=start)
+        for row in range(3):
+            full = plain_run(model, ids, site, start, deltas[row])
+            assert (rows.logits[row] - full).abs().max() < TOLERANCE[model.dtype]
+    assert set(rows.resid) == set(range(start, LAYERS))
+
+
+def all_hooks(model: LoadedModel) -> Iterator[object]:
+    for module in model.hf.modules():
+        yield from module._forward_hooks.values()
+        yield from module._forward_pre_hooks.values()
+        if "forward" in module.__dict__:
+            yield module
+
+
+def test_nothing_stays_behind_a_failure(sae_folder: Path) -> None:
+    model = tiny_model("llama")
+    ids = [token.id for token in read(model).tokens]
+    clean = capture(model, ids)
+
+    class Stopped(QuietJob):
+        calls = 0
+
+        def check(self) -> None:
+            self.calls += 1
+            if self.calls > 2:
+                raise Cancelled("Cancelled.")
+
+    zero = torch.zeros(1, len(ids), WIDTH)
+    with pytest.raises(Cancelled):
+        rerun(model, clean.resid[1], start=1, deltas=zero, site="resid", layer=1, job=Stopped())
+    assert list(all_hooks(model)) == []
+    groups = groups_of(model, sae_folder, "ablate L1/3 at all")
+    with pytest.raises(Cancelled), hooked(model, hooks_of(groups), job=Stopped()):
+        model.forward([ids])
+    assert list(all_hooks(model)) == []
+    assert torch.equal(capture(model, ids).logits, clean.logits)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("ablate L1/64 at all", "features 0 to 63"),
+        ("ablate mlp:L2/3 at all", "SAEs are loaded for: attn.2, mlp.1, resid.0"),
+        ("ablate L1/3 at 99", "the last is"),
+        ('ablate L1/3 at "absent"', "does not occur"),
+    ],
+)
+def test_an_edit_that_does_not_fit_says_what_does(sae_folder: Path, line: str, why: str) -> None:
+    model = tiny_model("llama")
+    with pytest.raises(EditError) as caught:
+        groups_of(model, sae_folder, line)
+    assert why in str(caught.value)
+
+
+def test_a_layer_past_the_end_is_refused() -> None:
+    with pytest.raises(EditError, match="layers 0 to 3"):
+        check_layers([parse_edit("ablate L4/1 at all")], tiny_model("llama"))
