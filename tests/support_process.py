@@ -100,6 +100,14 @@ def _do(text: str, job: Job) -> Outcome:
             raise ModelError("There is no such model.", why="It is a test.", todo="Go on.")
         case "memory":
             bytearray(1 << 62)
+        case "tensor":
+            import torch
+
+            torch.empty(1 << 60)
+        case "device":
+            import torch
+
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         case "exit":
             sys.exit(7)
         case "crash":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pty
 import signal
@@ -15,29 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support_process import SHOUT, ask, fake_client, runs, wait_until
 
 from emotui.core.client import EngineClient
 from emotui.core.errors import CacheError, Cancelled, EngineError, ModelError, TextError
-from emotui.core.private import private_words, without_private
 from emotui.core.protocol import (
     MAX_FRAME_BYTES,
-    CancelRequest,
     Done,
     Event,
-    Failure,
-    FitRequest,
     Inspected,
-    ModelSpec,
     Progress,
-    Request,
-    Result,
     ShutdownRequest,
-    read_event,
-    read_incoming,
-    write_frame,
 )
 
 HELPER = str(Path(__file__).with_name("support_process.py"))
@@ -59,71 +46,6 @@ def failure(client: EngineClient, text: str, kind: type[Exception] = EngineError
     with pytest.raises(kind) as caught:
         client.submit(ask(text)).result(30)
     return str(caught.value)
-
-
-# Frames
-
-
-class Trickle(io.RawIOBase):
-    """A pipe that takes and gives one byte at a time."""
-
-    def __init__(self, content: bytes = b"") -> None:
-        self.content = bytearray(content)
-
-    def write(self, data: object) -> int:
-        self.content += memoryview(data)[:1]  # type: ignore[arg-type]
-        return 1
-
-    def read(self, size: int = -1) -> bytes:
-        byte = bytes(self.content[:1])
-        del self.content[:1]
-        return byte
-
-
-@given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 2**31))
-def test_a_message_survives_a_pipe_of_single_bytes(text: str, number: int) -> None:
-    pipe = Trickle()
-    messages = [Request(number, ask(text)), CancelRequest(number)]
-    for message in messages:
-        write_frame(pipe, message)  # type: ignore[arg-type]
-    assert [read_incoming(pipe), read_incoming(pipe)] == messages  # type: ignore[arg-type]
-    assert read_incoming(pipe) is None  # type: ignore[arg-type]
-
-
-def test_a_frame_is_a_big_endian_length_and_messagepack() -> None:
-    stream = io.BytesIO()
-    write_frame(stream, Result(3, Done()))
-    head, body = stream.getvalue()[:4], stream.getvalue()[4:]
-    assert int.from_bytes(head, "big") == len(body)
-    assert b"result" in body and b"done" in body
-
-
-@pytest.mark.parametrize("cut", [1, 3, 4, 5, -1])
-def test_a_message_cut_short_is_an_error(cut: int) -> None:
-    stream = io.BytesIO()
-    write_frame(stream, Result(3, Done()))
-    with pytest.raises(EngineError, match="ended before"):
-        read_event(io.BytesIO(stream.getvalue()[:cut]))
-
-
-def test_a_length_over_the_limit_is_refused_unread() -> None:
-    stream = io.BytesIO((MAX_FRAME_BYTES + 1).to_bytes(4, "big") + b"x" * 10)
-    with pytest.raises(EngineError, match="claimed"):
-        read_event(stream)
-    assert stream.tell() == 4
-
-
-@pytest.mark.parametrize("body", [b"\xc1", b"\x81\xa4type\xa7unknown", b"\x93\x01\x02\x03", b""])
-def test_a_body_of_another_protocol_is_an_error(body: bytes) -> None:
-    with pytest.raises(EngineError, match="cannot be read"):
-        read_event(io.BytesIO(len(body).to_bytes(4, "big") + body))
-
-
-def test_a_message_over_the_limit_is_not_written() -> None:
-    stream = io.BytesIO()
-    with pytest.raises(EngineError, match="too large"):
-        write_frame(stream, Request(1, ask("x" * MAX_FRAME_BYTES)))
-    assert stream.getvalue() == b""
 
 
 # Asking
@@ -221,6 +143,14 @@ def test_an_outcome_over_the_limit_is_an_error_of_its_request(client: EngineClie
 
 def test_the_engine_runs_at_nice_10(client: EngineClient) -> None:
     assert answer(client, "nice") == str(min(19, os.nice(0) + 10))
+
+
+def test_ctrl_c_of_the_terminal_is_not_for_the_engine(client: EngineClient) -> None:
+    pid = client.wait_until_ready(30).pid
+    assert os.getsid(pid) == pid
+    pending = client.submit(ask("sleep 0.3"))
+    os.kill(pid, signal.SIGINT)
+    assert pending.result(30) == Inspected("sleep 0.3", False, 1, 0.0)
 
 
 def test_the_environment_is_quiet_and_offline_where_asked(
@@ -489,33 +419,3 @@ def test_a_module_in_the_users_folder_is_not_imported(
     monkeypatch.chdir(tmp_path)
     with EngineClient(cache_dir) as client:
         assert client.wait_until_ready(30).protocol == "emotui-engine"
-
-
-# Private words
-
-
-def test_private_words_go_whole_or_in_pieces_and_others_stay() -> None:
-    words = private_words(ask("My sister's secret"))
-    message = "KeyError: 'Ġsecret' then sist\nand SISTER, at index 12 of the table"
-    cleaned = without_private(message, words)
-    assert not any(word in cleaned.lower() for word in ("secret", "sist"))
-    assert cleaned.startswith("KeyError") and cleaned.endswith("at index 12 of the table")
-
-
-def test_where_texts_come_from_a_file_no_message_is_kept() -> None:
-    fit = FitRequest(ModelSpec("m"), "cache", data="diary.jsonl")
-    assert without_private("row 3: I hate you", private_words(fit)) == ""
-    assert private_words(FitRequest(ModelSpec("m"), "cache")) == frozenset()
-
-
-def test_a_message_stays_on_one_clean_line() -> None:
-    assert "\x1b" not in without_private("bad \x1b[2J\nvalue", frozenset())
-    assert "\n" not in without_private("bad \x1b[2J\nvalue", frozenset())
-
-
-def test_failure_is_an_event_of_the_protocol() -> None:
-    stream = io.BytesIO()
-    write_frame(stream, Failure(4, Cancelled("It was cancelled.").to_wire()))
-    assert read_event(io.BytesIO(stream.getvalue())) == Failure(
-        4, {"kind": "Cancelled", "what": "It was cancelled.", "why": "", "todo": ""}
-    )

@@ -67,13 +67,7 @@ class Job:
         """
         with self._lock:
             self._waiting = Progress(self.id, phase, done, total)
-            wait = self._sent_at + PROGRESS_SECONDS - time.monotonic()
-            if wait <= 0:
-                self._send_progress()
-            elif self._timer is None:
-                self._timer = threading.Timer(wait, self._on_timer)
-                self._timer.daemon = True
-                self._timer.start()
+            self._send_or_wait()
 
     def check(self) -> None:
         """Raise Cancelled where the user cancelled this request; call it between small steps."""
@@ -106,16 +100,23 @@ class Job:
             if self._timer is not None:
                 self._timer.cancel()
 
-    def _send_progress(self) -> None:
-        if self._waiting is not None and not self._finished:
+    def _send_or_wait(self) -> None:
+        if self._waiting is None or self._finished:
+            return
+        wait = self._sent_at + PROGRESS_SECONDS - time.monotonic()
+        if wait <= 0:
             self._send(self._waiting)
+            self._waiting = None
             self._sent_at = time.monotonic()
-        self._waiting = None
+        elif self._timer is None:
+            self._timer = threading.Timer(wait, self._on_timer)
+            self._timer.daemon = True
+            self._timer.start()
 
     def _on_timer(self) -> None:
         with self._lock:
             self._timer = None
-            self._send_progress()
+            self._send_or_wait()
 
 
 Handler = Callable[[Operation, Job], Outcome]
