@@ -75,7 +75,7 @@ class Instruments:
         """Apply each probe to the activations; the columns of all of them, one after the other."""
         columns: list[Readouts] = []
         for probe in probes:
-            key = derived_key(activations.key, f"probe:{probe.id}")
+            key = derived_key(activations.key, f"probe:{probe.id}:{_extent(text)}")
             stored = self._stored("readouts", key, Readouts)
             if stored is None:
                 from emotui.core.engine.probes import apply
@@ -91,21 +91,21 @@ class Instruments:
     ) -> tuple[Features, tuple[SaeReading, ...]]:
         """Encode the activations with every SAE: the columns of all, and how well each rebuilds.
 
-        An SAE whose features are stored is not read from disk.
+        The weights of an SAE whose features are stored are not read.
         """
         readings: list[_FeatureReading] = []
         total = sum(len(saes) for saes in sets)
         for saes in sets:
-            for (site, layer), sae_key in sorted(saes.keys.items()):
+            for sae in saes:
                 job.check()
                 job.progress("encoding with the SAEs", len(readings), total)
                 # The source is in the names of the features, so it is in the key.
-                key = derived_key(activations.key, f"sae:{sae_key}:{saes.source}")
+                part = f"sae:{sae.key}:{saes.source}:{_extent(text)}"
+                key = derived_key(activations.key, part)
                 stored = self._stored("features", key, _FeatureReading)
                 if stored is None:
                     from emotui.core.engine.saes import features_of
 
-                    sae = saes.get(site, layer)
                     stored = _FeatureReading(*features_of(sae, activations, text))
                     self._keep("features", key, stored)
                 readings.append(stored)
@@ -131,6 +131,12 @@ class Instruments:
     ) -> None:
         packed = torch.frombuffer(bytearray(msgspec.msgpack.encode(reading)), dtype=torch.uint8)
         self._store.put_entry(kind, key, tensors_to_bytes({_PAYLOAD: packed}))
+
+
+def _extent(text: TextRecord) -> str:
+    """Return where the user's text lies: the same tokens may be a text or a template."""
+    first = next(i for i, token in enumerate(text.tokens) if token.part == "text")
+    return f"{first}-{text.last}"
 
 
 def joined(parts: Sequence[_Columns], record: type[_Columns]) -> _Columns:
