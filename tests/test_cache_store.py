@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,7 +21,7 @@ from safetensors.numpy import load
 from support_cache import key_of, make_trace, payload_of
 
 from emotui.cache import codec, files, layout, sealed, upkeep
-from emotui.cache.index import TraceRow
+from emotui.cache.index import Index, TraceRow
 from emotui.cache.store import Store
 from emotui.core.errors import CacheError
 
@@ -135,8 +136,6 @@ def test_traces_are_listed_newest_first_and_searched(cache_dir: Path) -> None:
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=6), max_size=8))
 def test_search_agrees_with_python(texts: list[str]) -> None:
-    from emotui.cache.index import Index
-
     index = Index.in_memory()
     for number, text in enumerate(texts):
         name = f"{number:016x}"
@@ -180,6 +179,45 @@ def test_files_are_private_and_nothing_half_written_is_left(cache_dir: Path) -> 
     finally:
         os.umask(old)
     assert not list(root.rglob(f"{files.TEMPORARY}*"))
+
+
+def test_a_write_is_synced_then_renamed_then_listed(
+    cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    real_sync, real_replace, real_record = os.fsync, Path.replace, Index.record
+
+    def sync(descriptor: int) -> None:
+        kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+        steps.append(f"sync {kind}")
+        real_sync(descriptor)
+
+    def replace(path: Path, target: Path) -> Path:
+        assert path.parent == target.parent
+        steps.append("rename")
+        return real_replace(path, target)
+
+    def record(*arguments: Any, **parts: Any) -> None:
+        steps.append("row")
+        real_record(*arguments, **parts)
+
+    with Store.open(cache_dir) as store:
+        put(store, "a")  # makes the folders
+        monkeypatch.setattr(os, "fsync", sync)
+        monkeypatch.setattr(Path, "replace", replace)
+        monkeypatch.setattr(Index, "record", record)
+        put(store, "a")
+    assert steps == ["sync file", "rename", "sync folder", "row"]
+
+
+def test_a_trace_that_cannot_be_written_down_is_refused(cache_dir: Path) -> None:
+    trace = make_trace(key_of("a"))
+    text = msgspec.structs.replace(trace.text, raw="lone \ud800")
+    with Store.open(cache_dir) as store:
+        with pytest.raises(CacheError, match="could not be kept") as caught:
+            store.put_trace(msgspec.structs.replace(trace, text=text), key_of("a"))
+        assert "lone" not in str(caught.value)
+        assert store.traces() == []
 
 
 def test_leftovers_of_killed_writers_are_swept_once_they_are_old(cache_dir: Path) -> None:
@@ -370,7 +408,8 @@ def test_an_index_harmed_while_it_is_open_does_not_matter(
         put(store, "a")
         put(store, "b")
         harm(cache_dir)
-        assert store.find_trace(key_of("a")) is not None
+        for name in "ab":
+            assert store.find_trace(key_of(name)) == key_of(name)[:16]
         put(store, "c")
         assert store.get_trace(key_of("c")[:16]).id == key_of("c")[:16]
     with Store.open(cache_dir) as store:
