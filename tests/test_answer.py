@@ -57,15 +57,12 @@ def _read(model: LoadedModel, label_set: str) -> AnswerReading:
 
 @torch.no_grad()
 def _log_probability(plain: Any, tokenizer: Any, prompt: str, continuation: str) -> float:
-    """Sum log p of the tokens that `continuation` adds to `prompt`, one forward per token."""
+    """Sum log p of the tokens that `continuation` adds to `prompt`, one forward per label."""
     start = tokenizer(prompt)["input_ids"]
     whole = tokenizer(prompt + continuation)["input_ids"]
     assert whole[: len(start)] == start
-    total = 0.0
-    for end in range(len(start), len(whole)):
-        logits = plain(torch.tensor([whole[:end]])).logits[0, -1]
-        total += float(logits.log_softmax(-1)[whole[end]])
-    return total
+    log_probabilities = plain(torch.tensor([whole])).logits[0].log_softmax(-1)
+    return sum(float(log_probabilities[i - 1, whole[i]]) for i in range(len(start), len(whole)))
 
 
 @torch.no_grad()
