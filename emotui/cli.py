@@ -6,13 +6,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from emotui import __version__
 from emotui.core.emotions import DEFAULT_LABEL_SET
-from emotui.core.errors import EmotuiError, UsageError
+from emotui.core.errors import Cancelled, EmotuiError, UsageError
 from emotui.core.protocol import InspectRequest, ModelSpec
 from emotui.core.text import DEFAULT_TEMPLATE, clean
 
@@ -252,13 +252,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(_run(with_command(arguments), debug=debug))
 
 
-def _run(arguments: list[str], *, debug: bool) -> int:
-    import click
+_CommandLineError: Any = typer.BadParameter.__mro__[2]
+"""Click's base of all errors in the words of a command line; typer carries its own Click."""
 
+
+def _run(arguments: list[str], *, debug: bool) -> int:
     if arguments[0] in (*GROUPS, *_ROOT_OPTIONS):
         _add_groups()
+    command = typer.main.get_command(app)
     try:
-        typer.main.get_command(app).main(arguments, prog_name="emotui", standalone_mode=False)
+        code = command.main(arguments, prog_name="emotui", standalone_mode=False)
     except EmotuiError as error:
         if debug:
             raise
@@ -266,18 +269,16 @@ def _run(arguments: list[str], *, debug: bool) -> int:
 
         show_error(error)
         return error.exit_code
-    except click.exceptions.Exit as leaving:
-        return leaving.exit_code
-    except click.ClickException as problem:
+    except _CommandLineError as problem:
         problem.show()
-        return problem.exit_code
-    except (click.Abort, KeyboardInterrupt):
+        return int(problem.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
         typer.echo("Cancelled.", err=True)
-        return 130
+        return Cancelled.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 if __name__ == "__main__":
