@@ -25,6 +25,8 @@ STEP_EDGES = (0.5, 1.0, 2.0, 3.0)
 """|z| from which the colour is that of step 1, 2, 3, 4."""
 GLYPH_EDGES = (0.5, 1.0, 2.0, 3.0, 4.0)
 """|z| from which the glyph is the next of `GLYPHS`."""
+_GLYPH_SHARE = 0.45
+"""How much of the digits' colour is in the glyph of a filled cell."""
 
 
 def safe(text: str) -> Content:
@@ -72,6 +74,8 @@ def number(value: float, width: int = 4) -> str:
         return "?".rjust(width)
     for digits in (1, 0):
         shown = f"{value:+.{digits}f}"
+        if not shown.strip("+-0."):
+            shown = shown[1:]  # zero has no sign
         if len(shown) <= width:
             return shown.rjust(width)
     return ("+" if value > 0 else "-") + "9" * (width - 1)
@@ -126,6 +130,9 @@ class Palette:
     inks: Mapping[int, Style] = field(default_factory=dict)
     """Step to a style that writes in the step's colour: no fill, for what is not trusted."""
 
+    glyphs: Mapping[int, Style] = field(default_factory=dict)
+    """Step to the style of the glyph in a filled cell: quieter than the digits beside it."""
+
     def shade(self, z: float, *, filled: bool) -> Style:
         """Return the style of a cell with this z score."""
         return (self.fills if filled else self.inks)[step_of(z)]
@@ -167,16 +174,20 @@ def palette_of(variables: Mapping[str, str], *, coloured: bool) -> Palette:
             cursor=Style(reverse=True, bold=True),
             fills=plain,
             inks=plain,
+            glyphs=plain,
         )
     surface = Color.parse(variables["surface"])
     text, quiet = Color.parse(variables["foreground"]), Color.parse(variables["quiet"])
     if surface.ansi is not None:
         surface = Color.parse(variables["ramp-zero"])
     background = surface.rich_color
-    fills, inks = {}, {}
+    fills, inks, glyphs = {}, {}, {}
     for step in steps:
         colour = Color.parse(variables[ramp_variable(step)])
-        fills[step] = Style(color=_ink(colour).rich_color, bgcolor=colour.rich_color)
+        digits = _ink(colour)
+        fills[step] = Style(color=digits.rich_color, bgcolor=colour.rich_color)
+        shade = colour.blend(digits, _GLYPH_SHARE) if colour.ansi is None else digits
+        glyphs[step] = Style(color=shade.rich_color, bgcolor=colour.rich_color)
         ink = colour if abs(step) >= STEPS - 1 else quiet
         inks[step] = Style(color=ink.rich_color, bgcolor=background)
     fills[0] = Style(color=quiet.rich_color, bgcolor=background)
@@ -189,4 +200,5 @@ def palette_of(variables: Mapping[str, str], *, coloured: bool) -> Palette:
         cursor=base + Style(reverse=True, bold=True),
         fills=fills,
         inks=inks,
+        glyphs=glyphs,
     )

@@ -156,6 +156,25 @@ class Readings:
         """Return the layers of a site that have an SAE, from the bottom up."""
         return tuple(sorted({reading.layer for reading in self.trace.saes if reading.site == site}))
 
+    def lens_at(self, position: int) -> bool:
+        """Return whether the logit lens was read at a position: only ever at the readout."""
+        return self.trace.lens is not None and position == self.trace.text.readout
+
+    @cached_property
+    def _lens(self) -> dict[int, list[tuple[str, float]]]:
+        found: dict[int, list[tuple[str, float]]] = {}
+        lens = self.trace.lens
+        if lens is not None:
+            for layer, token, probability in zip(
+                lens.layer, lens.token, lens.probability, strict=True
+            ):
+                found.setdefault(layer, []).append((token, probability))
+        return found
+
+    def lens(self, layer: int) -> Sequence[tuple[str, float]]:
+        """Return the likeliest next tokens at the readout and their probabilities, best first."""
+        return self._lens.get(layer, ())
+
     def trust_of(self, site: Site, position: int, layer: int) -> Trust | None:
         """Return the verdict on the probe in force at a layer; None without one."""
         for emotion in self.emotions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 from rich.style import Style
@@ -26,10 +27,18 @@ class FeaturesPane(LinePane):
     def __init__(self) -> None:
         super().__init__(id="features", title="3 Features")
 
-    def relevant(self, state: ScreenState) -> object:
-        """The rows, their place and the cursor."""
+    def frame(self, state: ScreenState) -> object:
+        """The rows and their order."""
         place = (state.site, state.layer, state.position)
-        return (id(state.readings), place, state.sorting, state.feature, state.work is None)
+        return (id(state.readings), place, state.sorting)
+
+    def cursor(self, state: ScreenState) -> object:
+        """The feature under the cursor."""
+        return state.feature
+
+    def cursor_rows(self, state: ScreenState) -> Iterable[int]:
+        """The row of the feature under the cursor."""
+        return (state.feature,)
 
     def prepare(self, state: ScreenState) -> None:
         """Write the title and what the list is."""

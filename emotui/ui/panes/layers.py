@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
+from rich.cells import cell_len
 from rich.style import Style
 from textual import events
 from textual.binding import BindingType
@@ -13,14 +14,19 @@ from textual.message import Message
 from textual.strip import Strip
 
 from emotui.core.records import EMBEDDING_LAYER
-from emotui.ui.paint import fit, glyph_of, number, safe, strip_of, visible
+from emotui.ui.paint import GLYPHS, fit, glyph_of, number, safe, step_of, strip_of, visible
 from emotui.ui.panes.lines import LinePane, bindings_of
 from emotui.ui.readings import Cell, Readings
 from emotui.ui.state import ScreenState, place_name
 
 _TRUST_LETTERS = {"trusted": "t", "lexical": "l", "untrusted": "u"}
-_LEGEND = "t trusted · l lexical · u untrusted · ( ) not fitted there · * above neutral"
+_LEGENDS = (
+    "t trusted  l lexical  u untrusted  ( ) not fitted here  * above neutral",
+    "t trusted  l lexical  u untrusted",
+)
 _WIDTHS = (9, 8, 7, 6, 5, 4, 3)
+_LENS_LEAST = 22
+"""Cells below which the lens is left out."""
 
 
 def cell_text(cell: Cell | None, width: int, *, cursor: bool) -> str:
@@ -54,12 +60,23 @@ class LayersPane(LinePane):
     def __init__(self) -> None:
         super().__init__(id="layers", title="2 Layers")
         self._width = 6
+        self._lens = 0
+        """Cells for the lens at the right; 0 where it is not shown."""
         self._heads: tuple[str, ...] = ()
 
-    def relevant(self, state: ScreenState) -> object:
-        """The trace, the view and the cursor."""
-        place = (state.position, state.layer, state.site, state.emotion)
-        return (id(state.readings), state.view, place, state.work is None, state.text)
+    def frame(self, state: ScreenState) -> object:
+        """The trace, the view, and what the view is of."""
+        of = state.position if state.view == "emotions" else state.emotion
+        return (id(state.readings), state.view, state.site, of, state.work is None)
+
+    def cursor(self, state: ScreenState) -> object:
+        """The cell under the cursor."""
+        return (state.layer, self._column(state))
+
+    def cursor_rows(self, state: ScreenState) -> Iterable[int]:
+        """The row of the cursor's layer."""
+        layers = state.readings.layers if state.readings is not None else ()
+        return (layers.index(state.layer),) if state.layer in layers else ()
 
     def _columns(self, state: ScreenState, readings: Readings) -> tuple[str, ...]:
         if state.view == "emotions":
@@ -69,7 +86,8 @@ class LayersPane(LinePane):
     def prepare(self, state: ScreenState) -> None:
         """Choose the width of a cell: the widest with which all columns are seen, else 4."""
         readings = state.readings
-        self.border_subtitle = _LEGEND if readings is not None and readings.emotions else ""
+        legend = _LEGENDS[self.size.width < len(_LEGENDS[0]) + 6]
+        self.border_subtitle = legend if readings is not None and readings.emotions else ""
         self.border_title = safe(self._title(state))
         if readings is None:
             self._heads = ()
@@ -77,6 +95,13 @@ class LayersPane(LinePane):
         self._heads = self._columns(state, readings)
         room = self.scrollable_content_region.width - self.GUTTER
         widths = _WIDTHS if state.view == "emotions" else _WIDTHS[3:]
+        has_lens = state.view == "emotions" and readings.lens_at(state.position)
+        for width in widths:
+            self._lens = room - width * len(self._heads) if has_lens and width >= 6 else 0
+            if self._lens >= _LENS_LEAST:
+                self._width = width
+                return
+        self._lens = 0
         fitting = (width for width in widths if width * len(self._heads) <= room)
         self._width = next(fitting, 4)
 
@@ -94,12 +119,16 @@ class LayersPane(LinePane):
         emotions = state.readings.emotions if state.readings is not None else ()
         return emotions.index(state.emotion) if state.emotion in emotions else 0
 
+    @property
+    def _full_width(self) -> int:
+        return self.GUTTER + self._width * len(self._heads) + self._lens
+
     def extent(self) -> Size:
         """Gutter and columns; header and layers."""
         readings = self.state.readings if self.state is not None else None
         if readings is None or not readings.emotions:
             return Size(1, 1)
-        width = self.GUTTER + self._width * len(self._heads)
+        width = self._full_width
         return Size(width, self.HEADER_LINES + len(readings.layers))
 
     def cursor_region(self) -> Region | None:
@@ -115,13 +144,15 @@ class LayersPane(LinePane):
         state = self.state
         if state is None or state.readings is None or not state.readings.emotions:
             return None
-        column, width = self._column(state), self.GUTTER + self._width * len(self._heads)
+        column, width = self._column(state), self._full_width
         parts: list[tuple[str, Style]] = [(" " * self.GUTTER, self.palette.quiet)]
         for index, head in enumerate(self._heads):
             chosen = index == column
             style = self.palette.strong + Style(underline=True) if chosen else self.palette.quiet
             parts.append((_head(head, self._width - 1), style))
             parts.append((" ", self.palette.quiet))
+        if self._lens:
+            parts.append((" next token (lens)", self.palette.quiet))
         return strip_of(parts, width, self.palette.base)
 
     def body_line(self, row: int) -> Strip | None:
@@ -134,7 +165,7 @@ class LayersPane(LinePane):
         if row >= len(state.readings.layers):
             return None
         layer = state.readings.layers[row]
-        width = self.GUTTER + self._width * len(self._heads)
+        width = self._full_width
         return strip_of(self._row(state, state.readings, layer), width, self.palette.base)
 
     def _row(
@@ -161,7 +192,12 @@ class LayersPane(LinePane):
                 yield text, self.palette.quiet
             else:
                 filled = cell.trust != "untrusted" and not cell.hollow
-                yield text, self.palette.shade(cell.z, filled=filled)
+                style = self.palette.shade(cell.z, filled=filled)
+                glyph = self.palette.glyphs[step_of(cell.z)] if filled else style
+                yield text[:1], glyph if text[0] in GLYPHS[2:] else style
+                yield text[1:], style
+        if self._lens:
+            yield fit(_lens_text(readings.lens(layer), self._lens), self._lens), self.palette.quiet
 
     def on_click(self, event: events.Click) -> None:
         """Put the cursor on the cell that was clicked."""
@@ -181,6 +217,17 @@ class CellChosen(Message):
         super().__init__()
         self.layer = layer
         self.column = column
+
+
+def _lens_text(tokens: Sequence[tuple[str, float]], width: int) -> str:
+    """Return as many tokens with their probabilities as fit whole in `width` cells."""
+    shown = ""
+    for token, probability in tokens:
+        more = f"{shown} {visible(repr(token))} {probability:.2f} "
+        if shown and cell_len(more) > width:
+            break
+        shown = more
+    return shown
 
 
 def _head(text: str, width: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 from textual.binding import Binding, BindingType
@@ -42,8 +43,9 @@ def palette_for(widget: Widget) -> Palette:
 class LinePane(ScrollView, can_focus=True):
     """A pane that draws a `ScreenState` line by line, with frozen header lines on top.
 
-    A subclass says what it needs repainting for (`relevant`), how large its content is (`extent`),
-    and draws lines: `header_line()` and `body_line(row)`, unscrolled and of any width.
+    A subclass says what it needs repainting for (`frame`, and `cursor` for the cursor's lines),
+    how large its content is (`extent`), and draws lines: `header_line()` and `body_line(row)`,
+    unscrolled and of any width.
     """
 
     HEADER_LINES: ClassVar[int] = 0
@@ -70,10 +72,16 @@ class LinePane(ScrollView, can_focus=True):
         super().notify_style_update()
 
     def show(self, state: ScreenState) -> None:
-        """Draw a state, if anything this pane shows is different in it."""
+        """Draw a state: nothing, some lines or everything, as this pane's view of it differs."""
         former, self.state = self.state, state
-        if former is None or self.relevant(former) != self.relevant(state):
+        if former is None or self.frame(former) != self.frame(state):
             self.rebuild()
+        elif self.cursor(former) != self.cursor(state):
+            for row in {*self.cursor_rows(former), *self.cursor_rows(state)}:
+                self.refresh_line(row + self.HEADER_LINES)
+            if self.HEADER_LINES:
+                self.refresh(Region(0, 0, self.size.width, self.HEADER_LINES))
+            self._keep_in_sight()
 
     def rebuild(self) -> None:
         """Lay out anew, keep the cursor in sight and repaint."""
@@ -82,17 +90,19 @@ class LinePane(ScrollView, can_focus=True):
         self.prepare(self.state)
         self.virtual_size = self.extent()
         self.refresh()
-        region = self.cursor_region()
-        if region is not None:
-            self.call_after_refresh(self._reveal, region)
+        self.call_after_refresh(self._keep_in_sight)
 
-    def _reveal(self, region: Region) -> None:
+    def _keep_in_sight(self) -> None:
+        region = self.cursor_region()
+        if region is None:
+            return
         width, height = self.scrollable_content_region.size
         left, top = self.scroll_offset
         inner_width, inner_height = width - self.GUTTER, height - self.HEADER_LINES
         if inner_width <= 0 or inner_height <= 0:
             return
         x = min(max(left, region.right - inner_width), region.x)
+        x = -(-x // region.width) * region.width  # whole columns at the left
         y = min(max(top, region.bottom - inner_height), region.y)
         if (x, y) != (left, top):
             self.scroll_to(x, y, animate=False)
@@ -126,8 +136,16 @@ class LinePane(ScrollView, can_focus=True):
 
     # For subclasses.
 
-    def relevant(self, state: ScreenState) -> object:
-        """Return what a repaint depends on."""
+    def frame(self, state: ScreenState) -> object:
+        """Return what everything that is painted depends on."""
+        raise NotImplementedError
+
+    def cursor(self, state: ScreenState) -> object:
+        """Return what only the cursor's lines depend on."""
+        raise NotImplementedError
+
+    def cursor_rows(self, state: ScreenState) -> Iterable[int]:
+        """Return the rows of the content the cursor is on."""
         raise NotImplementedError
 
     def prepare(self, state: ScreenState) -> None:

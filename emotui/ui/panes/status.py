@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from rich.cells import cell_len
 from textual.content import Content
 from textual.widget import Widget
 
 from emotui.core.records import ProbeSummary
 from emotui.ui.actions import PaneName, actions_of, shown_key
-from emotui.ui.paint import bar, safe
+from emotui.ui.paint import bar, safe, visible
 from emotui.ui.state import ScreenState, Work, place_name
 
-_HINT = "arrows move · 1 2 3 panes · 0 other view of the layers · ? keys"
+_HINT = "arrows move · 1 2 3 panes · 0 other view · ? all keys"
 _ALWAYS = ("app.help", "app.close")
 
 
@@ -69,44 +70,52 @@ class StatusLine(Widget):
         self.refresh()
 
     def render(self) -> Content:
-        """Return the line, what matters least left out where it is narrow."""
+        """Return the line: shorter words, then less, where it is narrow."""
         facts = self.facts()
         width = self.content_size.width or 80
-        while len(facts) > 1 and sum(fact.cell_length + 3 for fact in facts) - 3 > width:
-            facts.pop()
-        return Content(" · ").join(facts)
+        shown = [long for long, _ in facts]
+        for index in range(len(facts)):
+            if _joined_width(shown) > width:
+                shown[index] = facts[index][1]
+        kept = shown[:1]
+        for fact in shown[1:]:
+            if _joined_width([*kept, fact]) <= width:
+                kept.append(fact)
+        return Content(" · ").join(safe(fact) for fact in kept)
 
-    def facts(self) -> list[Content]:
-        """Return what is in force, the most important first."""
+    def facts(self) -> list[tuple[str, str]]:
+        """Return what is in force, the most important first: in full, and short; uncleaned."""
         name = self._model.rstrip("/").rsplit("/", 1)[-1]
         state = self._state
-        facts = [safe(name)]
+        facts = [(name, name)]
         if self._private:
-            facts.append(Content("private"))
+            facts.append(("private: nothing is kept", "private"))
         readings = state.readings if state is not None else None
         if state is None or readings is None:
-            return [*facts, safe(self._template)]
-        run = readings.trace.run
-        facts.append(safe(f"{place_name(state)} {state.emotion}".strip()))
+            return [*facts, (f"template {self._template}", self._template)]
+        run, place = readings.trace.run, f"{place_name(state)} {state.emotion}".strip()
+        facts.append((place, place))
         probe = readings.probe_at(state.site, state.position)
-        facts.append(_probe(probe) if probe is not None else Content("no probe"))
-        facts.append(Content(_origin(state)))
-        facts.append(safe(f"{run.device} {run.dtype}"))
-        facts.append(safe(f"template {run.template}"))
+        facts.append(_probe(probe) if probe is not None else ("no probe", "no probe"))
+        facts.append(_origin(state))
+        facts.append((f"{run.device} {run.dtype}", f"{run.device} {run.dtype}"))
+        facts.append((f"template {run.template}", run.template))
         return facts
 
 
-def _probe(probe: ProbeSummary) -> Content:
-    return safe(
-        f"{probe.kind} probe on {probe.data}: {probe.held_out_accuracy:.2f} held out, "
-        f"{probe.bag_accuracy:.2f} bag"
-    )
+def _joined_width(facts: list[str]) -> int:
+    return sum(cell_len(visible(fact)) for fact in facts) + 3 * (len(facts) - 1)
 
 
-def _origin(state: ScreenState) -> str:
-    if state.cached:
-        return "from the cache"
-    return f"{state.seconds:.1f} s" if state.seconds is not None else ""
+def _probe(probe: ProbeSummary) -> tuple[str, str]:
+    scores = f"{probe.held_out_accuracy:.2f} held out, {probe.bag_accuracy:.2f} bag"
+    return f"{probe.kind} probe on {probe.data}: {scores}", f"probe {scores}"
+
+
+def _origin(state: ScreenState) -> tuple[str, str]:
+    if state.cached or state.seconds is None:
+        return "from the cache", "cached"
+    return f"computed in {state.seconds:.1f} s", f"{state.seconds:.1f} s"
 
 
 class KeyBar(Widget):

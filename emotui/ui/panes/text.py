@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -67,10 +67,20 @@ class TokenStrip(LinePane):
         self._doubled = False
         self._raw: list[str] = []
 
-    def relevant(self, state: ScreenState) -> object:
-        """Tokens, the cursor, and what shades them."""
-        shading = (state.site, state.layer, state.emotion)
-        return (id(state.readings), state.text, state.position, shading)
+    def frame(self, state: ScreenState) -> object:
+        """Tokens, and what shades them."""
+        return (id(state.readings), state.text, state.site, state.layer, state.emotion)
+
+    def cursor(self, state: ScreenState) -> object:
+        """The token under the cursor."""
+        return state.position
+
+    def cursor_rows(self, state: ScreenState) -> Iterable[int]:
+        """The line of the cursor's token and the line of its sign."""
+        here = self._place_of(state.position)
+        if here is None:
+            return ()
+        return (2 * here[0], 2 * here[0] + 1) if self._doubled else (here[0],)
 
     def prepare(self, state: ScreenState) -> None:
         """Wrap the tokens; a line of signs below each where there is room, or no colour."""
@@ -166,7 +176,7 @@ class TokenStrip(LinePane):
             elif cell is not None and glyph_of(cell.z) != " ":
                 sign = ("+" if cell.z > 0 else "-") + glyph_of(cell.z)
             indent = 1 if placed.text.startswith(" ") and placed.width > len(sign) else 0
-            yield fit(" " * indent + sign, placed.width)[: placed.width], self.palette.quiet
+            yield (" " * indent + sign).ljust(placed.width)[: placed.width], self.palette.quiet
 
     def on_click(self, event: events.Click) -> None:
         """Put the cursor on the token that was clicked."""

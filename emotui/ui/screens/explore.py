@@ -8,7 +8,7 @@ from typing import ClassVar
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Vertical
+from textual.containers import Container
 from textual.content import Content
 from textual.screen import Screen
 from textual.widget import Widget
@@ -26,6 +26,11 @@ from emotui.ui.work import Workbench
 NARROWEST_WITH_TWO_COLUMNS = 100
 SMALLEST = (40, 12)
 """Columns and lines under which the panes cannot be read."""
+_NARROW_SHARE, _WIDE_SHARE = 0.35, 0.45
+"""How much of the screen's height the text may take."""
+_AROUND_TOKENS = 4
+"""Lines of the Text pane besides the tokens: border, the token's line, the answer's."""
+_LEAST_EDITING = 8
 _ORDER: tuple[PaneName, ...] = ("text", "layers", "features")
 
 
@@ -52,6 +57,7 @@ class ExploreScreen(Screen[None]):
         self.options = options
         self.workbench = workbench
         self.state = ScreenState(text=options.request.text)
+        self.panes = Container(id="panes")
         self.text_pane = TextPane()
         self.layers_pane = LayersPane()
         self.features_pane = FeaturesPane()
@@ -68,12 +74,10 @@ class ExploreScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         """Compose the panes; the layout is chosen by width."""
         yield TooSmall()
-        with Vertical(id="panes"):
-            with Vertical(id="left"):
-                yield self.text_pane
-                yield self.features_pane
-            with Vertical(id="right"):
-                yield self.layers_pane
+        with self.panes:
+            yield self.text_pane
+            yield self.layers_pane
+            yield self.features_pane
         yield self.notice
         yield self.status
         yield self.key_bar
@@ -140,10 +144,13 @@ class ExploreScreen(Screen[None]):
         width = self.text_pane.strip.scrollable_content_region.width
         if width <= 0:
             return
-        most = self.app.size.height * (35 if self.has_class("-narrow") else 45) // 100
-        needed = self.text_pane.strip.needed_height(width) + 4  # border, token line, answer
-        least = 8 if self.text_pane.editing else 5
-        self.text_pane.styles.height = max(least, min(most, needed))
+        narrow = self.has_class("-narrow")
+        share = _NARROW_SHARE if narrow else _WIDE_SHARE
+        needed = self.text_pane.strip.needed_height(width) + _AROUND_TOKENS
+        least = _LEAST_EDITING if self.text_pane.editing else 1 + _AROUND_TOKENS
+        height = max(least, min(int(self.app.size.height * share), needed))
+        self.text_pane.styles.height = height if narrow else "100%"
+        self.panes.styles.grid_rows = f"{height} 1fr"
 
     @property
     def pane(self) -> PaneName:
