@@ -64,7 +64,7 @@ class _Problem:
         self, inputs: Tensor, labels: Tensor, classes: int, strength: Tensor, weights: Tensor
     ) -> None:
         cells, rows, width = inputs.shape
-        self.shape = (cells, width + 1, labels.shape[0], classes)
+        self.shape: tuple[int, int, int, int] = (cells, width + 1, labels.shape[0], classes)
         ones = inputs.new_ones(cells, rows, 1)
         self._design = torch.cat([inputs, ones], dim=2)
         self._target = one_hot(labels.T, classes).to(inputs).unsqueeze(0)
@@ -73,6 +73,16 @@ class _Problem:
         penalised = inputs.new_ones(1, width + 1, 1, 1)
         penalised[:, -1] = 0
         self._ridge = penalised / (strength * total)[:, None, :, None].to(inputs)
+
+    def of_cells(self, cells: Tensor) -> _Problem:
+        """Return the problem of some cells alone."""
+        part = object.__new__(_Problem)
+        part.shape = (len(cells), *self.shape[1:])
+        part._design = self._design[cells]
+        part._target = self._target
+        part._row_weights = self._row_weights
+        part._ridge = self._ridge[cells]
+        return part
 
     def logits(self, parameters: Tensor) -> Tensor:
         cells, _, replicates, classes = self.shape
@@ -128,6 +138,44 @@ def _newton_direction(problem: _Problem, probabilities: Tensor, gradient: Tensor
     return step
 
 
+@dataclass(frozen=True)
+class _Step:
+    """Where a step led; `value` and `left` (the gradient) are of where it started."""
+
+    parameters: Tensor
+    value: Tensor
+    left: Tensor
+    moved: Tensor
+    """[C, R], whether a step was taken: not where the gradient was small enough, or no step could
+    be seen to improve."""
+
+
+def _newton_step(problem: _Problem, parameters: Tensor, tolerance: float) -> _Step:
+    logits = problem.logits(parameters)
+    value = problem.objective(logits, parameters)
+    probabilities = logits.softmax(dim=3)
+    gradient = problem.gradient(probabilities, parameters)
+    left = gradient.abs().amax(dim=(1, 3))
+    length = torch.where(left > tolerance, 1.0, 0.0).to(parameters)
+    if not bool((length > 0).any()):
+        return _Step(parameters, value, left, length > 0)
+    # Replicates that are done get no direction: their share of the work ends at once.
+    direction = _newton_direction(problem, probabilities, gradient * (length > 0)[:, None, :, None])
+    slope = _dot(gradient, direction).squeeze(3).squeeze(1)
+    along = problem.logits(direction)
+    worse = length > 0
+    for _ in range(_HALVINGS):
+        stride = length[:, None, :, None]
+        new_value = problem.objective(logits + stride * along, parameters + stride * direction)
+        worse = (new_value > value + _SUFFICIENT * length * slope) & (length > 0)
+        if not bool(worse.any()):
+            break
+        length = torch.where(worse, length / 2, length)
+    # At the limit of the dtype a step cannot be seen to improve: it is not taken.
+    length = torch.where(worse, 0.0, length)
+    return _Step(parameters + length[:, None, :, None] * direction, value, left, length > 0)
+
+
 def fit_logistic(
     inputs: Tensor,
     labels: Tensor,
@@ -151,41 +199,26 @@ def fit_logistic(
     strength = strength.expand(inputs.shape[0], labels.shape[0])
     problem = _Problem(inputs, labels, classes, strength, weights)
     parameters = inputs.new_zeros(problem.shape)
-    logits = problem.logits(parameters)
-    value = problem.objective(logits, parameters)
-    left = value
+    value = inputs.new_zeros(strength.shape)
+    gradient = inputs.new_zeros(strength.shape)
+    cells = torch.arange(len(inputs), device=inputs.device)
+    part = problem
     for _ in range(max_steps):
         check()
-        probabilities = logits.softmax(dim=3)
-        gradient = problem.gradient(probabilities, parameters)
-        left = gradient.abs().amax(dim=(1, 3))
-        if bool((left <= tolerance).all()):
-            break
-        direction = _newton_direction(problem, probabilities, gradient)
-        slope = _dot(gradient, direction).squeeze(3).squeeze(1)
-        along = problem.logits(direction)
-        length = torch.where(left > tolerance, 1.0, 0.0).to(inputs)
-        for _ in range(_HALVINGS):
-            stride = length[:, None, :, None]
-            new_value = problem.objective(logits + stride * along, parameters + stride * direction)
-            # At the limit of the dtype a step cannot be seen to improve: it is not taken.
-            worse = (new_value > value + _SUFFICIENT * length * slope) & (length > 0)
-            if not bool(worse.any()):
+        step = _newton_step(part, parameters[cells], tolerance)
+        parameters[cells], value[cells], gradient[cells] = step.parameters, step.value, step.left
+        # Cells that are done drop out: the slowest few set the pace otherwise.
+        going = step.moved.any(dim=1)
+        if not bool(going.all()):
+            cells = cells[going]
+            if not len(cells):
                 break
-            length = torch.where(worse, length / 2, length)
-        else:
-            length = torch.where(worse, 0.0, length)
-        if not bool((length > 0).any()):
-            break
-        stride = length[:, None, :, None]
-        parameters = parameters + stride * direction
-        logits = problem.logits(parameters)
-        value = problem.objective(logits, parameters)
+            part = problem.of_cells(cells)
     arranged = parameters.permute(0, 2, 1, 3)
     bias = arranged[:, :, -1]
     return LogisticFit(
         weight=arranged[:, :, :-1].contiguous(),
         bias=bias - bias.mean(dim=2, keepdim=True),
         objective=value,
-        gradient=left,
+        gradient=gradient,
     )

@@ -1,0 +1,276 @@
+"""Labelled texts to fit probes on: the bundled situations, or a user's file; torch-free."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from emotui.core.corpus import load_situations
+from emotui.core.emotions import LABEL_SETS, emotion_words_in
+from emotui.core.errors import UsageError
+from emotui.core.text import clean
+
+Split = Literal["train", "dev", "test", "other"]
+
+BUNDLED = "emotui situations"
+NEUTRAL = "neutral"
+MAX_TEXTS = 4000
+"""Most texts taken from a file, the same share of each label."""
+_LEAST_TRAIN = 8  # texts of a label in training; below that it is left out
+_HELD_OUT = 0.15  # share of the groups of a label for each of dev and test
+_TEXT_NAMES = ("text", "sentence", "content", "utterance", "body", "hidden_emo_text")
+_LABEL_NAMES = ("label", "emotion", "emotion_label", "category", "class", "target")
+_GROUP_NAMES = ("topic", "group")
+_SAME_LABEL = {"no-emotion": NEUTRAL, "no emotion": NEUTRAL, "none": NEUTRAL, "happiness": "joy"}
+_csv_limit = 10_000_000
+
+
+class LabelledText(msgspec.Struct, frozen=True):
+    """One text, its label as an index, and what it is used for."""
+
+    text: str
+    label: int
+    split: Split
+    named: bool
+    """Whether the text holds an emotion word."""
+    group: str
+    """Texts of one group (a topic) are never in two splits or folds."""
+
+
+class Labelled(msgspec.Struct, frozen=True):
+    """Texts to fit and judge probes on."""
+
+    texts: tuple[LabelledText, ...]
+    emotions: tuple[str, ...]
+    """The labels, in the order of their indices; those of the label set that have enough texts."""
+    name: str
+    """What it is, for the probe's card: no path, no text."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over texts, labels and splits, as hex digits."""
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
+
+
+class _Row(msgspec.Struct, frozen=True):
+    text: str
+    label: str
+    group: str
+    named: bool
+    split: Split | None
+
+
+def labels_of(label_set: str) -> tuple[str, ...]:
+    """Return the labels of a set; UsageError names the sets there are."""
+    if label_set not in LABEL_SETS:
+        raise UsageError(
+            f"There is no label set called {clean(label_set)!r}.",
+            todo=f"Use one of: {', '.join(LABEL_SETS)}.",
+        )
+    return LABEL_SETS[label_set]
+
+
+def labelled_texts(
+    *,
+    label_set: str,
+    data: str | None,
+    other: str | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    seed: int = 0,
+) -> Labelled:
+    """Return the bundled situations, or the texts of the file `data`, split by topic.
+
+    Texts whose label is outside the label set are dropped, and so are labels with too few texts
+    to train on. The texts of `other`, a file of another source, get the split `other`. Columns
+    are found by name (or by content) where they are not given. UsageError where a file cannot be
+    read, has no such columns, or fewer than two labels with enough texts.
+    """
+    known = labels_of(label_set)
+    if data is None:
+        rows, name = _situations(), BUNDLED
+    else:
+        rows, name = _file_rows(data, known, text_column, label_column)
+        rows = _split(_at_most(rows, known, seed), seed)
+    training = Counter(row.label for row in rows if row.split == "train")
+    emotions = tuple(label for label in known if training[label] >= _LEAST_TRAIN)
+    if len(emotions) < 2:
+        raise UsageError(
+            f"{clean(name)} holds too few texts to fit on.",
+            why=f"Fewer than two labels of {label_set} have {_LEAST_TRAIN} texts for training.",
+            todo=f"Give texts labelled with: {', '.join(known)}.",
+        )
+    if other is not None:
+        further, other_name = _file_rows(other, known, text_column, label_column)
+        further = _at_most(further, known, seed)
+        rows = [*rows, *(msgspec.structs.replace(row, split="other") for row in further)]
+        name = f"{name}; judged on {other_name}"
+    index = {label: number for number, label in enumerate(emotions)}
+    texts = tuple(
+        LabelledText(row.text, index[row.label], row.split, row.named, row.group)
+        for row in rows
+        if row.label in index and row.split is not None
+    )
+    return Labelled(texts, emotions, name)
+
+
+def _situations() -> list[_Row]:
+    return [
+        _Row(item.text, item.emotion, item.topic, item.named, item.split)
+        for item in load_situations()
+    ]
+
+
+def _file_rows(
+    file: str, known: Sequence[str], text_column: str | None, label_column: str | None
+) -> tuple[list[_Row], str]:
+    path = Path(file).expanduser()
+    records = _read(path)
+    columns = list(dict.fromkeys(name for record in records[:100] for name in record))
+    label_name = _column(label_column, columns, _LABEL_NAMES, "label", path) or _label_guess(
+        records, columns, known
+    )
+    text_name = _column(
+        text_column, [c for c in columns if c != label_name], _TEXT_NAMES, "text", path
+    ) or _text_guess(records, [c for c in columns if c != label_name])
+    if label_name is None or text_name is None:
+        raise UsageError(
+            f"{clean(path.name)} has no column that could be the "
+            f"{'label' if label_name is None else 'text'}.",
+            why=f"Its columns are: {clean(', '.join(columns))}.",
+            todo="Name them with --text-column and --label-column.",
+        )
+    group_name = next((name for name in _GROUP_NAMES if name in columns), None)
+    rows = []
+    for record in records:
+        text = record.get(text_name, "").strip()
+        label = record.get(label_name, "").strip().lower()
+        label = label if label in known else _SAME_LABEL.get(label, "")
+        if text and label in known:
+            group = record.get(group_name, "") if group_name else " ".join(text.lower().split())
+            rows.append(_Row(text, label, group, bool(emotion_words_in(text)), None))
+    name = (
+        f"{path.name} (text: {text_name}, label: {label_name}; "
+        f"{len(rows):,} of {len(records):,} rows)"
+    )
+    return rows, name
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"{clean(str(path))} could not be read.",
+            why=f"{error.strerror}.",
+            todo="Give a TSV, CSV or JSONL file with a text and a label column.",
+        ) from error
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        return _read_json_lines(path, text)
+    separator = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
+    csv.field_size_limit(_csv_limit)
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+        return [
+            {key: value for key, value in row.items() if key and isinstance(value, str)}
+            for row in reader
+        ]
+    except csv.Error as error:
+        raise UsageError(f"{clean(str(path))} could not be read.", why=f"{error}.") from error
+
+
+def _read_json_lines(path: Path, text: str) -> list[dict[str, str]]:
+    records = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            records.append({str(k): str(v) for k, v in record.items() if v is not None})
+        except (ValueError, AttributeError) as error:
+            raise UsageError(
+                f"Line {number} of {clean(str(path))} could not be read.",
+                why="It is not a JSON object.",
+            ) from error
+    return records
+
+
+def _column(
+    given: str | None, columns: Sequence[str], usual: Iterable[str], what: str, path: Path
+) -> str | None:
+    """Return the given column, or one with a usual name; None leaves it to the content."""
+    if given is not None and given not in columns:
+        raise UsageError(
+            f"{clean(path.name)} has no {what} column {clean(given)!r}.",
+            why=f"Its columns are: {clean(', '.join(columns))}.",
+        )
+    by_lower = {name.lower(): name for name in reversed(columns)}
+    return given or next((by_lower[name] for name in usual if name in by_lower), None)
+
+
+def _label_guess(
+    records: Sequence[Mapping[str, str]], columns: Sequence[str], known: Sequence[str]
+) -> str | None:
+    shares = {
+        name: sum(record.get(name, "").strip().lower() in known for record in records)
+        for name in columns
+    }
+    best = max(shares, key=lambda name: shares[name], default=None)
+    return best if best is not None and shares[best] * 2 >= max(len(records), 1) else None
+
+
+def _text_guess(records: Sequence[Mapping[str, str]], columns: Sequence[str]) -> str | None:
+    sizes = {name: sum(len(record.get(name, "")) for record in records) for name in columns}
+    return max(sizes, key=lambda name: sizes[name], default=None)
+
+
+def _at_most(rows: Sequence[_Row], known: Sequence[str], seed: int) -> list[_Row]:
+    """Return at most `MAX_TEXTS` rows, the same share of every label."""
+    if len(rows) <= MAX_TEXTS:
+        return list(rows)
+    by_label: dict[str, list[_Row]] = defaultdict(list)
+    for row in rows:
+        by_label[row.label].append(row)
+    share = MAX_TEXTS / len(rows)
+    return [
+        row
+        for label in known
+        for row in sorted(by_label[label], key=lambda row: _draw(row.text, seed))[
+            : max(1, int(len(by_label[label]) * share))
+        ]
+    ]
+
+
+def _draw(text: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{text}".encode(errors="surrogatepass")).digest()
+
+
+def _split(rows: Sequence[_Row], seed: int) -> list[_Row]:
+    """Hold out groups, drawn by hash, of each label in turn: 15 % for dev and 15 % for test."""
+    by_label: dict[str, list[str]] = defaultdict(list)
+    placed: set[str] = set()
+    for row in rows:
+        if row.group not in placed:
+            placed.add(row.group)
+            by_label[row.label].append(row.group)
+    splits: dict[str, Split] = {}
+    for groups in by_label.values():
+        drawn = sorted(groups, key=lambda group: _draw(group, seed))
+        held_out = max(1, round(len(drawn) * _HELD_OUT))
+        for number, group in enumerate(drawn):
+            splits[group] = (
+                "test" if number < held_out else "dev" if number < 2 * held_out else "train"
+            )
+    return [msgspec.structs.replace(row, split=splits[row.group]) for row in rows]
