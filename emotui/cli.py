@@ -102,6 +102,9 @@ def inspect(
     dtype: Dtype = "auto",
     template: TemplateName = DEFAULT_TEMPLATE,
     labels: LabelSet = DEFAULT_LABEL_SET,
+    do: Annotated[
+        list[str] | None, typer.Option("--do", help="An edit, as in 'ablate L5/12 at all'.")
+    ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", help="Texts: .jsonl, .csv, .tsv, or one a line.")
     ] = None,
@@ -137,6 +140,7 @@ def inspect(
         text,
         request,
         InspectOptions(
+            edits=tuple(do or ()),
             file=file,
             text_column=text_column,
             fit=fit,

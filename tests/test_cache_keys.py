@@ -43,11 +43,15 @@ requests = st.builds(
     saes=st.lists(WORDS, max_size=3).map(tuple),
     probes=st.lists(WORDS, max_size=3).map(tuple),
     edits=st.lists(WORDS, max_size=3).map(tuple),
+    selected=st.booleans(),
     all_sites=st.booleans(),
     seed=st.integers(0, 5),
 )
 
-KEYED = ("text", "template", "label_set", "saes", "probes", "edits", "all_sites", "seed")
+KEYED = (
+    *("text", "template", "label_set", "saes", "probes", "edits", "selected", "all_sites"),
+    "seed",
+)
 
 
 def request_of(**changes: Any) -> InspectRequest:
@@ -92,7 +96,7 @@ def test_where_the_cache_lies_and_who_asks_is_no_part_of_the_key(
     request_: InspectRequest, word: str, offline: bool
 ) -> None:
     spec = msgspec.structs.replace(request_.spec, model=word, revision=word, offline=offline)
-    moved = msgspec.structs.replace(request_, cache_dir=word, parent=word, spec=spec)
+    moved = msgspec.structs.replace(request_, cache_dir=word, spec=spec)
     assert keys.request_key(moved, PRINT) == keys.request_key(request_, PRINT)
 
 

@@ -93,7 +93,7 @@ def test_a_text_becomes_a_trace_that_can_be_read_back(bench: Bench, stories: Pat
     trace = bench.store.get_trace(outcome.trace_id)
     run, text = trace.run, trace.text
     assert outcome.trace_id == trace.id == request_key(bench.request(), run.fingerprint)[:16]
-    assert (run.model, run.architecture, run.layers) == (str(stories), "llama", 5)
+    assert (run.model, run.architecture, run.layers) == ("stories260K", "llama", 5)
     assert (run.dtype, run.device, run.template, run.bos) == ("float32", "cpu", "ask", True)
     assert run.packages["torch"] == torch.__version__
     assert text.raw == SAD

@@ -60,7 +60,7 @@ def request_key(
     """Return the key, 64 hex digits, of what `request` asks of the model with `fingerprint`.
 
     `sae_ids` are the identities of `request.saes` (`sae_identities`); None takes the sources as
-    they are written. The cache folder, the parent trace and `offline` change no number and are no
+    they are written. The cache folder and `offline` change no number and are no
     part of the key. Raises UsageError for an unknown template or label set.
     """
     labels = LABEL_SETS.get(request.label_set)
@@ -82,6 +82,7 @@ def request_key(
             "saes": list(request.saes if sae_ids is None else sae_ids),
             "probes": list(request.probes),
             "edits": list(request.edits),
+            "selected": request.selected,
             "all_sites": request.all_sites,
             "seed": request.seed,
         },

@@ -13,7 +13,7 @@ from emotui.core.errors import EmotuiError, UsageError
 from emotui.core.text import clean
 
 if TYPE_CHECKING:
-    from emotui.core.client import Pending
+    from emotui.core.pending import Pending
     from emotui.core.protocol import Outcome, Progress
 
 _SECONDS_BETWEEN_LINES = 0.1

@@ -18,7 +18,7 @@ def diagnose(spec: ModelSpec | None, *, cache_dir: Path | None) -> None:
 
     with cache_for(cache_dir, private=False) as root:
         with Store.open(root) as store:
-            facts = [("cache", f"{root} ({store.size() / 1e6:.1f} MB)", True)]
+            facts = [("cache", f"{root} ({store.size().evictable_bytes / 1e6:.1f} MB)", True)]
         with EngineClient(root) as client:
             done = wait_for(client.submit(DoctorRequest(spec)))
     assert isinstance(done, Diagnosed)

@@ -11,6 +11,7 @@ import msgspec
 
 from emotui.commands.common import cache_for, say, show_error, wait_for
 from emotui.commands.texts import text_of_argument, texts_of_file
+from emotui.core.edits import parse_edit, print_edits
 from emotui.core.errors import EmotuiError, UsageError
 from emotui.core.protocol import FitRequest, Inspected, InspectRequest, Loaded, LoadRequest
 from emotui.core.records import Trace
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 class InspectOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What `emotui inspect` was asked to do besides the request itself."""
 
+    edits: tuple[str, ...] = ()
+    """As typed; each acts at `all` where it does not say."""
     file: Path | None = None
     text_column: str | None = None
     fit: bool = False
@@ -60,6 +63,7 @@ def inspect_texts(
     1. Raises UsageError where there is no text or too many.
     """
     texts = _texts(text, options)
+    edits = print_edits([parse_edit(line) for line in options.edits])
     if options.form == "json" and len(texts) != 1:
         raise UsageError(
             f"--json prints one document; there are {len(texts)} texts.", todo="Use --jsonl."
@@ -68,7 +72,11 @@ def inspect_texts(
     tally = Tally()
     with cache_for(cache_dir, private=private) as root:
         request = msgspec.structs.replace(
-            request, cache_dir=str(root), all_sites=options.all_sites, seed=options.seed
+            request,
+            cache_dir=str(root),
+            edits=edits,
+            all_sites=options.all_sites,
+            seed=options.seed,
         )
         _inspect_all(texts, request, options, root, tally)
     tally.seconds = round(time.monotonic() - started, 3)

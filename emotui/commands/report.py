@@ -12,7 +12,10 @@ _TOP_FEATURES = 3
 
 def report_of(trace: Trace) -> str:
     """Return what a reader wants first: answer, readouts by layer, lens, features; no colour."""
-    sections = [_head(trace), _answer(trace), _readouts(trace), _lens(trace), _features(trace)]
+    sections = [
+        *(_head(trace), _effects(trace), _answer(trace), _readouts(trace), _lens(trace)),
+        _features(trace),
+    ]
     return "\n".join("\n".join(section) + "\n" for section in sections if section)
 
 
@@ -26,6 +29,31 @@ def _head(trace: Trace) -> list[str]:
         f"{len(trace.text.tokens)} tokens, {text_tokens} of them the text's"
         + ("" if run.bos else ", no BOS"),
     ]
+
+
+def _effects(trace: Trace) -> list[str]:
+    if trace.intervention is None:
+        return []
+    done = trace.intervention
+    lines = [f"edit    {clean(edit)}" for edit in trace.edits]
+    lines.append(
+        f"  acted at {done.fired} places; delta {done.delta_norm:.3f} of the activation's norm; "
+        f"KL of the next token {done.kl:.4g} nats" + ("; selected" if done.selected else "")
+    )
+    lines.append("  the last edit: before -> after, and its rank beside controls")
+    width = max((len(effect.metric) for effect in trace.effects), default=0)
+    for effect in trace.effects:
+        lines.append(
+            f"  {effect.metric.ljust(width)}  {effect.before:+.3f} -> {effect.after:+.3f}  "
+            f"({effect.delta:+.4f})  {effect.verdict}"
+        )
+    notes = {
+        f"  {control.name.replace('_', ' ')}: {control.note}"
+        for effect in trace.effects
+        for control in effect.controls
+        if control.note
+    }
+    return lines + sorted(notes)
 
 
 def _answer(trace: Trace) -> list[str]:

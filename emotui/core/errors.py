@@ -1,16 +1,16 @@
 """The one tree of errors: each says what happened, why, and what to do.
 
-    EmotuiError            exit code 1
-    ├── UsageError         exit code 2: an option, an edit or a text that cannot be meant
-    │   ├── TextError      empty, too long for the context, not decodable
-    │   └── EditError      an edit that names something unknown
-    ├── ModelError         a model or tokenizer that cannot be found, read or trusted
-    ├── SaeError           an SAE that cannot be read or does not fit the model
-    ├── ProbeError         a probe file that is missing, damaged or of another model
-    ├── CacheError         the cache cannot be written or read
-    ├── ExportError        a file that cannot be written, or a document that is not a trace
-    ├── EngineError        the engine did not start, broke the protocol, or ended
-    └── Cancelled          exit code 130
+EmotuiError            exit code 1
+├── UsageError         exit code 2: an option, an edit or a text that cannot be meant
+│   ├── TextError      empty, too long for the context, not decodable
+│   └── EditError      an edit that names something unknown
+├── ModelError         a model or tokenizer that cannot be found, read or trusted
+├── SaeError           an SAE that cannot be read or does not fit the model
+├── ProbeError         a probe file that is missing, damaged or of another model
+├── CacheError         the cache cannot be written or read
+├── ExportError        a file that cannot be written, or a document that is not a trace
+├── EngineError        the engine did not start, broke the protocol, or ended
+└── Cancelled          exit code 130
 """
 
 from __future__ import annotations

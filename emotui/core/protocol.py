@@ -53,7 +53,9 @@ class InspectRequest(msgspec.Struct, frozen=True, tag="inspect"):
     probes: tuple[str, ...] = ()
     """Probe ids in force, as stored in the cache of probes; () means no readouts."""
     edits: tuple[str, ...] = ()
-    parent: str | None = None
+    """In force, in the order they were made, as the edit language prints them."""
+    selected: bool = False
+    """Whether the last edit's feature was picked from a ranking on this text."""
     all_sites: bool = False
     """Keep attention and MLP outputs of every token, not of the readout alone."""
     seed: int = 0

@@ -208,6 +208,8 @@ class Intervention(msgspec.Struct, frozen=True):
     """Largest norm of the delta over positions, divided by the norm of the residual there."""
     selected: bool
     """Whether the feature was picked from a ranking on this same text."""
+    readout_layer: int | None
+    """The layer whose residual the `readout.*` effects read; None without a readout probe."""
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True):

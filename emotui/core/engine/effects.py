@@ -40,6 +40,7 @@ RESUME_TOLERANCE: Mapping[torch.dtype, float] = {
 """Largest difference of a logit between resume and full run, relative to the largest logit."""
 
 ControlName = Literal["matched_features", "random_directions", "other_emotion"]
+CONTROL_NAMES: tuple[ControlName, ...] = ("matched_features", "random_directions", "other_emotion")
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ class Comparison:
     kl: float
     changed: bool
     """False where the edit added exactly nothing at every position."""
+    readout_layer: int | None
+    """The layer that the probe was read at; None without a readout probe."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,7 @@ def compare(
         delta_norm=float(ratio.max()),
         kl=float(divergence(parent.logits, child.logits)),
         changed=bool(own.any()),
+        readout_layer=None if gauge.probe is None else gauge.layer,
     )
 
 
@@ -324,7 +328,7 @@ def _effect(
     noise = max(abs(nothing - before), 8 * torch.finfo(dtype).eps * max(1.0, abs(before)))
     controls = tuple(
         _control(name, delta, values, nothing, variants, notes.get(name, ""))
-        for name in ("matched_features", "random_directions", "other_emotion")
+        for name in CONTROL_NAMES
     )
     return Effect(
         metric=metric,

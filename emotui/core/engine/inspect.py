@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
 
 from emotui.cache.keys import content_key, derived_key, request_key, sae_identities, trace_id
+from emotui.cache.lineage import ancestors_of
 from emotui.cache.store import Store
 from emotui.core.emotions import LABEL_SETS
 from emotui.core.engine import answer as answers
-from emotui.core.engine.answer import AnswerReading, label_tokens
-from emotui.core.engine.capture import Activations, Job, capture, with_key
+from emotui.core.engine.answer import AnswerReading, LabelTokens, label_tokens
+from emotui.core.engine.capture import Activations, Job, capture, hooked, with_key
+from emotui.core.engine.edited import EditedRun, answer_effects, canonical, run_edited
 from emotui.core.engine.instruments import Instruments
 from emotui.core.engine.lens import read_lens
 from emotui.core.engine.model import LoadedModel, package_versions
-from emotui.core.errors import CacheError, EditError, UsageError
-from emotui.core.protocol import Inspected, InspectRequest
-from emotui.core.records import Run, Trace
+from emotui.core.errors import CacheError, UsageError
+from emotui.core.protocol import Inspected, InspectRequest, ModelSpec
+from emotui.core.records import Answer, Effect, Run, Trace
 from emotui.core.text import Template, clean, template_named
 
 
@@ -41,6 +46,7 @@ def inspect(
     TextError for a text the model cannot read; UsageError for an unknown template or label set.
     """
     started = time.monotonic()
+    request = msgspec.structs.replace(request, edits=canonical(request.edits))
     key = request_key(request, model.fingerprint, sae_ids=sae_identities(request.saes, store))
     found = store.find_trace(key)
     if found is not None:
@@ -67,13 +73,10 @@ def compute(
     *,
     key: str,
 ) -> Inspection:
-    """Return the trace of a request whose request key is `key`, without storing the trace."""
-    if request.edits:
-        raise EditError(
-            "Edits cannot be run yet.",
-            why=f"The request holds {len(request.edits)}, beginning {clean(request.edits[0])!r}.",
-            todo="Inspect the text without edits.",
-        )
+    """Return the trace of a request whose request key is `key`, without storing the trace.
+
+    With edits, the trace without the last of them is its parent and is put into the store.
+    """
     if request.label_set not in LABEL_SETS:
         raise UsageError(
             f"There is no label set called {clean(request.label_set)!r}.",
@@ -81,30 +84,51 @@ def compute(
         )
     before = model.forwards
     template = template_named(request.template)
-    room = label_tokens(model.reader, request.label_set, template).room
-    text = model.reader.read(request.text, template, context_length=model.context_length - room)
+    labels = label_tokens(model.reader, request.label_set, template)
+    text = model.reader.read(
+        request.text, template, context_length=model.context_length - labels.room
+    )
     saes = instruments.saes(request.saes, job)
     probes = instruments.probes(request.probes)
+    # An SAE on attention or MLP outputs reads every token, as one on the residual does.
+    all_sites = request.all_sites or any(
+        site != "resid" for source in saes for site, _ in source.places
+    )
     job.progress("running the model")
     activations = activations_of(
-        model,
-        store,
-        [token.id for token in text.tokens],
-        # An SAE on attention or MLP outputs reads every token, as one on the residual does.
-        all_sites=request.all_sites
-        or any(site != "resid" for sources in saes for site, _ in sources.places),
-        job=job,
+        model, store, [token.id for token in text.tokens], all_sites=all_sites, job=job
     )
+    edited: EditedRun | None = None
+    parent: Trace | None = None
+    if request.edits:
+        edited = run_edited(
+            model,
+            store,
+            clean=activations,
+            lines=request.edits,
+            text=text,
+            template=template,
+            saes=[sae for source in saes for sae in source],
+            probes=probes,
+            labels=labels,
+            all_sites=all_sites,
+            selected=request.selected,
+            seed=request.seed,
+            job=job,
+        )
+        parent = _parent(request, model, instruments, store, job)
+        activations = edited.activations
     job.check()
     job.progress("reading the answer")
-    reading = _answer(model, store, activations, request.label_set, template, job)
+    with hooked(model, edited.hooks if edited else ()):
+        reading = _answer(model, store, activations, labels, template, job)
     lens = read_lens(model, activations, reading)
     job.progress("reading the probes")
     summaries, readouts = instruments.readouts(probes, activations, text)
     features, sae_readings = instruments.features(saes, activations, text, job)
     trace = Trace(
         id=trace_id(key),
-        parent=request.parent,
+        parent=None if parent is None else parent.id,
         run=run_record(model, request),
         text=text,
         probes=summaries,
@@ -113,8 +137,28 @@ def compute(
         features=features,
         answer=reading.answer,
         lens=lens,
+        edits=request.edits,
+        intervention=None if edited is None else edited.intervention,
+        effects=() if edited is None else _effects(edited, parent, reading.answer, store),
     )
     return Inspection(trace, activations, model.forwards - before)
+
+
+def _parent(
+    request: InspectRequest, model: LoadedModel, instruments: Instruments, store: Store, job: Job
+) -> Trace:
+    """Return the trace without the last edit, computed and stored where it was not there."""
+    without = msgspec.structs.replace(request, edits=request.edits[:-1], selected=False)
+    return store.get_trace(inspect(without, model, instruments, store, job).trace_id)
+
+
+def _effects(
+    edited: EditedRun, parent: Trace | None, after: Answer, store: Store
+) -> tuple[Effect, ...]:
+    if parent is None or parent.answer is None or after.rule == "first_token":
+        return edited.effects
+    root = (ancestors_of(parent, store) or [parent])[-1]
+    return (*answer_effects(root.answer or parent.answer, parent.answer, after), *edited.effects)
 
 
 def activations_of(
@@ -148,7 +192,7 @@ def activations_of(
 def run_record(model: LoadedModel, request: InspectRequest) -> Run:
     """Return the record of what computed a trace."""
     return Run(
-        model=request.spec.model,
+        model=name_of(request.spec),
         revision=model.revision,
         fingerprint=model.fingerprint,
         architecture=model.architecture,
@@ -163,6 +207,12 @@ def run_record(model: LoadedModel, request: InspectRequest) -> Run:
         packages=package_versions(),
         seed=request.seed,
     )
+
+
+def name_of(spec: ModelSpec) -> str:
+    """Return the model's name for a record: a hub id, or the folder's name without its path."""
+    folder = Path(spec.model).expanduser()
+    return folder.resolve().name if folder.is_dir() else spec.model
 
 
 def _activations_key(model: LoadedModel, token_ids: list[int], *, all_sites: bool) -> str:
@@ -182,14 +232,13 @@ def _answer(
     model: LoadedModel,
     store: Store,
     activations: Activations,
-    label_set: str,
+    tokens: LabelTokens,
     template: Template,
     job: Job,
 ) -> AnswerReading:
     """Read the answer; where that takes a forward of its own, keep it beside the readouts."""
-    part = f"answer:{label_set}:{'chat' if template.chat else 'plain'}"
+    part = f"answer:{tokens.set}:{'chat' if template.chat else 'plain'}"
     key = derived_key(activations.key, part)
-    tokens = label_tokens(model.reader, label_set, template)
     stored = None if tokens.rule == "first_token" else store.get_entry("readouts", key)
     reading = answers.read_answer(model, activations, tokens, stored=stored, job=job)
     payload = answers.to_bytes(reading)

@@ -54,7 +54,9 @@ class Statistics:
         generator = torch.Generator(device="cpu").manual_seed(seed)
         weights = torch.randn(count, samples.shape[0], generator=generator).to(samples.device)
         drawn = weights @ (samples - samples.mean(dim=0))
-        unit: Tensor = drawn / drawn.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(drawn.dtype).tiny)
+        unit: Tensor = drawn / drawn.norm(dim=-1, keepdim=True).clamp_min(
+            torch.finfo(drawn.dtype).tiny
+        )
         return unit
 
 
