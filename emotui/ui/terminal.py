@@ -15,7 +15,7 @@ from typing import TextIO
 
 from emotui.core.errors import UsageError
 
-_HEADLESS_HINT = "Use `emotui inspect TEXT`: it prints the same trace without a screen."
+_HEADLESS_HINT = "`emotui inspect TEXT` prints the same trace without one."
 _REMOTE = {"TEXTUAL_FPS": "15", "TEXTUAL_ANIMATIONS": "none", "TEXTUAL_SMOOTH_SCROLL": "0"}
 _QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -24,13 +24,10 @@ def check_terminal(environ: MutableMapping[str, str] | None = None) -> None:
     """Raise UsageError where no screen can be painted: no terminal, or TERM=dumb."""
     environ = os.environ if environ is None else environ
     if environ.get("TERM", "") in ("", "dumb"):
-        raise UsageError(
-            "This terminal cannot show a screen.",
-            why=f"TERM is {environ.get('TERM') or 'not set'}.",
-            todo=_HEADLESS_HINT,
-        )
+        kind = environ.get("TERM") or "not set"
+        raise UsageError(f"A terminal with TERM {kind} shows no screen: {_HEADLESS_HINT}")
     if not os.isatty(0) or _screen_descriptor() is None:
-        raise UsageError("emotui needs a terminal to open its screen.", todo=_HEADLESS_HINT)
+        raise UsageError(f"There is no terminal to open the screen on: {_HEADLESS_HINT}")
 
 
 def _screen_descriptor() -> int | None:
