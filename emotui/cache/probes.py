@@ -75,6 +75,7 @@ class ProbeCard(msgspec.Struct, frozen=True, kw_only=True):
     sites: tuple[Site, ...]
     layers: tuple[int, ...]
     n_texts: int
+    """Texts of the source it was fitted on, the held-out ones included."""
     judged_on: str = ""
     """Which held-out texts `balanced_accuracy` and the verdicts are about."""
     scores: tuple[ProbeScore, ...]

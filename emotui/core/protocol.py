@@ -74,7 +74,7 @@ class FitRequest(msgspec.Struct, frozen=True, tag="fit"):
     """A labelled file of another source, to judge the probes on; None for none."""
     text_column: str | None = None
     label_column: str | None = None
-    """Columns of `data`; None finds them by name or content."""
+    """Columns of `data` (of `other` where it is None); None finds them by name or content."""
     seed: int = 0
 
 

@@ -79,7 +79,7 @@ def _neutral_scale(logits: list[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
     """
     nothing = torch.full_like(like, float("nan"))
     if not logits:
-        return nothing, nothing
+        return nothing, nothing.clone()
     pooled = torch.cat(logits, dim=1).double()
     mean, sd = pooled.mean(dim=1), pooled.std(dim=1)
     seen = sd > _LEAST_SPREAD * (1 + mean.abs())
@@ -217,6 +217,6 @@ def _card(request: FitRequest, model: LoadedModel, data: Labelled, kind: ProbeKi
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         sites=("resid", "attn", "mlp"),
         layers=layers,
-        n_texts=len(data.texts),
+        n_texts=sum(text.split != "other" for text in data.texts),
         scores=(),
     )

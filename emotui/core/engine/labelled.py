@@ -90,9 +90,10 @@ def labelled_texts(
     """Return the bundled situations, or the texts of the file `data`, split by topic.
 
     Texts whose label is outside the label set are dropped, and so are labels with too few texts
-    to train on. The texts of `other`, a file of another source, get the split `other`. Columns
-    are found by name (or by content) where they are not given. UsageError where a file cannot be
-    read, has no such columns, or fewer than two labels with enough texts.
+    to train on. The texts of `other`, a file of another source, get the split `other`. The columns
+    named are those of `data`, or of `other` where there is no `data`; others are found by name, or
+    by content. UsageError where a file cannot be read, has no such columns, or fewer than two
+    labels with enough texts.
     """
     known = labels_of(label_set)
     if data is None:
@@ -109,7 +110,8 @@ def labelled_texts(
             todo=f"Give texts labelled with: {', '.join(known)}.",
         )
     if other is not None:
-        further, other_name = _file_rows(other, known, text_column, label_column)
+        columns = (text_column, label_column) if data is None else (None, None)
+        further, other_name = _file_rows(other, known, *columns)
         further = _at_most(further, known, seed)
         rows = [*rows, *(msgspec.structs.replace(row, split="other") for row in further)]
         name = f"{name}; judged on {other_name}"

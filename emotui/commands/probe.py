@@ -1,0 +1,272 @@
+"""`emotui probe`: fit the probes of a model, list them, and show how far each can be trusted."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from emotui.commands.common import cache_for, demo_model, say, wait_for
+from emotui.core.emotions import DEFAULT_LABEL_SET
+from emotui.core.errors import ProbeError
+from emotui.core.protocol import FitRequest, Fitted, Loaded, LoadRequest, ModelSpec
+from emotui.core.text import DEFAULT_TEMPLATE, clean, template_named
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from emotui.cache.probes import ProbeCard, ProbeScore
+
+app = typer.Typer(
+    help="Fit the probes of a model (fit), list them (list), and show their scores (show).",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+CacheDir = Annotated[
+    Path | None,
+    typer.Option("--cache-dir", help="Where probes are kept.", envvar="EMOTUI_CACHE_DIR"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+_NARROWEST = 140  # columns of a table that no terminal bounds
+_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@app.command()
+def fit(
+    model: Annotated[
+        str | None, typer.Option("--model", help="A local folder, a hub id or an alias.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "auto",
+    template: Annotated[
+        str, typer.Option("--template", help="The prompt around the texts.")
+    ] = DEFAULT_TEMPLATE,
+    labels: Annotated[
+        str, typer.Option("--labels", help="The set of emotion labels.")
+    ] = DEFAULT_LABEL_SET,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Labelled texts (TSV, CSV, JSONL); else the bundled ones."),
+    ] = None,
+    other: Annotated[
+        Path | None,
+        typer.Option("--other", help="Labelled texts of another source, to judge the probes on."),
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="The column of texts.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="The column of labels.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    offline: Annotated[bool, typer.Option("--offline", help="Make no connection.")] = False,
+    as_json: AsJson = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Fit a readout and a token probe on every layer and site of a model."""
+    from emotui.cache.store import Store
+    from emotui.core.client import EngineClient
+    from emotui.core.engine.labelled import labelled_texts
+
+    template_named(template)
+    # Read here too: a file that cannot be used is said before a model is loaded.
+    texts = labelled_texts(
+        label_set=labels,
+        data=_absolute(data),
+        other=_absolute(other),
+        text_column=text_column,
+        label_column=label_column,
+        seed=seed,
+    )
+    say(f"Fitting on {len(texts.texts):,} texts: {texts.name}.")
+    with cache_for(cache_dir, private=False) as root:
+        request = FitRequest(
+            spec=ModelSpec(model or demo_model(), revision, dtype, device, offline),
+            cache_dir=str(root),
+            template=template,
+            label_set=labels,
+            data=_absolute(data),
+            other=_absolute(other),
+            text_column=text_column,
+            label_column=label_column,
+            seed=seed,
+        )
+        with EngineClient(root, offline=offline) as client:
+            loaded = wait_for(client.submit(LoadRequest(request.spec, request.cache_dir)))
+            assert isinstance(loaded, Loaded)
+            say(_estimate(loaded, len(texts.texts), len(texts.emotions)))
+            done = wait_for(client.submit(request))
+        assert isinstance(done, Fitted)
+        with Store.open(root) as store:
+            cards = [card for card in store.probes(loaded.fingerprint) if card.id in done.probe_ids]
+    _print_cards(sorted(cards, key=lambda card: done.probe_ids.index(card.id)), as_json=as_json)
+    say(f"Done in {done.seconds:.0f} s. Layer by layer: emotui probe show {done.probe_ids[0]}")
+
+
+def _absolute(path: Path | None) -> str | None:
+    """The engine may run elsewhere."""
+    return None if path is None else str(path.expanduser().absolute())
+
+
+def _estimate(loaded: Loaded, texts: int, emotions: int) -> str:
+    places = 3 * loaded.layers + 1
+    memory = 2 * places * texts * loaded.d_model * _BYTES.get(loaded.dtype, 4)
+    disk = 2 * places * loaded.d_model * (emotions + 1) * 4
+    return (
+        f"{texts:,} prompts through {loaded.layers} layers on {loaded.device}; about "
+        f"{memory / 1e6:,.0f} MB of memory beside the model's, {disk / 1e6:,.1f} MB on disk. "
+        "Ctrl+c cancels; nothing is kept then."
+    )
+
+
+@app.command("list")
+def list_probes(as_json: AsJson = False, cache_dir: CacheDir = None) -> None:
+    """List the fitted probes, newest first."""
+    cards = _cards(cache_dir)
+    _print_cards(cards, as_json=as_json)
+    if not as_json:
+        say(f"{len(cards)} {'probe' if len(cards) == 1 else 'probes'}")
+
+
+@app.command()
+def show(
+    probe: Annotated[str, typer.Argument(help="A probe's id or its beginning.")],
+    as_json: AsJson = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Show what a probe was fitted on, and its scores and trust at every layer and site."""
+    card = _named(_cards(cache_dir), probe)
+    if as_json:
+        _print_json(card)
+        return
+    facts = {
+        "probe": card.id,
+        "kind": card.kind,
+        "labels": f"{card.label_set}: {', '.join(card.emotions)}",
+        "template": card.template,
+        "model": card.model,
+        "fitted on": f"{card.data} ({card.n_texts:,} texts), {card.created}",
+        "judged on": card.judged_on,
+    }
+    for name, value in facts.items():
+        typer.echo(f"{name:<10} {clean(value)}")
+    first = card.scores[0]
+    typer.echo(
+        f"{'to beat':<10} bag of embeddings {first.bag_accuracy:.2f}; shuffled labels "
+        + ", ".join(
+            f"{score.shuffled_95:.2f} ({score.site})"
+            for score in {score.site: score for score in card.scores}.values()
+        )
+    )
+    _print_table(_score_table(card))
+    say(
+        "Balanced accuracy. trusted: above shuffled labels (95 %, best layer) and above the bag of "
+        "embeddings by more than its standard error; lexical: above shuffled labels alone."
+    )
+
+
+def _cards(cache_dir: Path | None) -> list[ProbeCard]:
+    from emotui.cache.store import Store
+
+    with cache_for(cache_dir, private=False) as root, Store.open(root) as store:
+        return store.probes()
+
+
+def _named(cards: list[ProbeCard], name: str) -> ProbeCard:
+    """Return the probe with this id, or the only one whose id begins so."""
+    exact = [card for card in cards if card.id == name]
+    found = exact or [card for card in cards if name and card.id.startswith(name)]
+    # One id may be that of two models' probes in a shared cache; ids hold the fingerprint.
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ProbeError(
+            f"{clean(name)!r} begins the ids of {len(found)} probes.",
+            todo=f"Say which: {', '.join(card.id for card in found[:8])}.",
+        )
+    raise ProbeError(
+        f"There is no probe {clean(name)!r} in the cache.",
+        todo="`emotui probe list` shows those there are; `emotui probe fit` makes them.",
+    )
+
+
+def _print_json(value: Any) -> None:
+    document = msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=1)
+    sys.stdout.buffer.write(document + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _print_cards(cards: list[ProbeCard], *, as_json: bool) -> None:
+    if as_json:
+        _print_json(cards)
+        return
+    if not cards:
+        return
+    table = _table("id", "kind", "model", "fitted on", "texts:", "layer:", "held out:", "bag:")
+    for card in cards:
+        best = _best(card)
+        table.add_row(
+            card.id,
+            card.kind,
+            clean(card.model.rstrip("/").rsplit("/", 1)[-1])[:24],
+            clean(card.data)[:40],
+            f"{card.n_texts:,}",
+            "" if best is None else f"{_layer_name(best.layer)} {best.trust}",
+            "" if best is None else f"{best.balanced_accuracy:.2f}",
+            "" if best is None else f"{best.bag_accuracy:.2f}",
+        )
+    _print_table(table)
+
+
+def _best(card: ProbeCard) -> ProbeScore | None:
+    """Return the residual layer that was best on dev, so that held-out texts choose nothing."""
+    resid = [score for score in card.scores if score.site == "resid"]
+    return max(resid, key=lambda s: (s.dev_accuracy or 0.0, -s.layer), default=None)
+
+
+def _layer_name(layer: int) -> str:
+    return "emb" if layer < 0 else str(layer)
+
+
+def _score_table(card: ProbeCard) -> Table:
+    table = _table("site", "layer:", "trust", "judged:", "dev:", "named:", "unnamed:", "other:")
+    for score in card.scores:
+        apart = (
+            score.dev_accuracy,
+            score.named_accuracy,
+            score.unnamed_accuracy,
+            score.other_accuracy,
+        )
+        table.add_row(
+            score.site,
+            _layer_name(score.layer),
+            score.trust,
+            f"{score.balanced_accuracy:.2f}",
+            *("" if value is None else f"{value:.2f}" for value in apart),
+        )
+    return table
+
+
+def _table(*columns: str) -> Table:
+    """Return an empty table; a column whose name ends in a colon is one of numbers."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        numbers = name.endswith(":")
+        table.add_column(
+            name.removesuffix(":"), justify="right" if numbers else "left", no_wrap=True
+        )
+    return table
+
+
+def _print_table(table: Table) -> None:
+    from rich.console import Console
+
+    narrow = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if narrow else _NARROWEST
+    # Names come from files and folders: never parsed as markup, never as emoji codes.
+    Console(file=sys.stdout, width=width, markup=False, emoji=False, highlight=False).print(table)
