@@ -38,6 +38,9 @@ class LoadRequest(msgspec.Struct, frozen=True, tag="load"):
 
     spec: ModelSpec
     cache_dir: str
+    template: str | None = None
+    """Also read the corpus statistics that edits under this template need, so that the first
+    edit is as quick as the others; None leaves them to the first edit."""
 
 
 class InspectRequest(msgspec.Struct, frozen=True, tag="inspect"):

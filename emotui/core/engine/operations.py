@@ -14,6 +14,7 @@ from emotui.core.engine.inspect import inspect
 from emotui.core.engine.instruments import Instruments
 from emotui.core.engine.model import LoadedModel, load_model
 from emotui.core.engine.speak import speak
+from emotui.core.engine.statistics import corpus_statistics
 from emotui.core.protocol import (
     Diagnosed,
     DoctorRequest,
@@ -31,6 +32,7 @@ from emotui.core.protocol import (
     Outcome,
     ShutdownRequest,
 )
+from emotui.core.text import template_named
 
 
 class Session:
@@ -71,7 +73,10 @@ class Session:
 
 def _load(request: LoadRequest, job: Job, session: Session) -> Loaded:
     started = time.monotonic()
-    model = session.model(request.spec, job, store=session.store(request.cache_dir))
+    store = session.store(request.cache_dir)
+    model = session.model(request.spec, job, store=store)
+    if request.template is not None:
+        corpus_statistics(model, template_named(request.template), store, job)
     return Loaded(
         model=request.spec.model,
         fingerprint=model.fingerprint,
