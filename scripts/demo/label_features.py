@@ -1,0 +1,156 @@
+"""Describe every SAE feature of the demo: the tokens it promotes and the emotion it singles out.
+
+    python scripts/demo/label_features.py --data ../shared/data --model build/demo/model/best \
+        --saes build/demo/saes
+
+Writes beside each SAE `labels.json` (index to a short text) and `selectivity.json`. Selectivity is
+measured at the readout on texts the model was not trained on (GoEmotions' dev rows of one label,
+the dev topics), in two halves. On the first: the area under the curve of one emotion against the
+rest, and its p over 500 shufflings of the labels as the maximum over features and emotions of the
+layer. A feature is specific to an emotion where that area is >= 0.75 with p < 0.05, the emotions
+above neutral count for at most 1.5, and the second half's area is >= 0.70.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from demo_data import EKMAN7, goemotions, single_label, situations
+from demo_model import encode
+from demo_residuals import residuals
+from sae_lens import SAE
+from torch import Tensor
+from transformers import AutoTokenizer, Gemma2ForCausalLM
+
+_SHUFFLES = 500
+_TOKENS = 4
+_PER_CLASS = 250  # so that the common classes do not decide everything
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Return mid-ranks (ties share their mean) of each column of `values` [text, feature]."""
+    order = values.argsort(dim=0)
+    found = torch.empty_like(values, dtype=torch.float64)
+    for column in range(values.shape[1]):
+        ordered, counts = torch.unique_consecutive(
+            values[order[:, column], column], return_counts=True
+        )
+        del ordered
+        ends = counts.cumsum(0).double()
+        middle = ends - (counts - 1) / 2
+        found[order[:, column], column] = middle.repeat_interleave(counts)
+    return found
+
+
+def areas(ranked: Tensor, members: Tensor) -> Tensor:
+    """Return areas under the curve [class, feature] of membership `members` [class, text].
+
+    Mann-Whitney: (R - n(n+1)/2) / (n (N - n)), with R the sum of the members' ranks.
+    """
+    inside = members.double()
+    count = inside.sum(1, keepdim=True)
+    total = members.shape[1]
+    return (inside @ ranked - count * (count + 1) / 2) / (count * (total - count))
+
+
+def promoted(model: Gemma2ForCausalLM, decoder: Tensor) -> Tensor:
+    """Return the tokens [feature, n] whose logits a feature's direction raises most."""
+    gain = 1 + model.model.norm.weight
+    embedding = model.lm_head.weight
+    logits = (decoder * gain) @ (embedding - embedding.mean(0)).T
+    return logits.topk(_TOKENS, dim=-1).indices
+
+
+def judged(features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return class, area, p, breadth and the confirming area of every feature."""
+    generator = torch.Generator().manual_seed(0)
+    select = torch.rand(len(labels), generator=generator) < 0.5
+    members = torch.stack([labels == label for label in range(len(EKMAN7))])
+    first = ranks(features[select])
+    area = areas(first, members[:, select])
+    # The null of the largest area over features and emotions of this layer.
+    highest = torch.stack(
+        [
+            areas(first, members[:, select][:, torch.randperm(int(select.sum()))]).max()
+            for _ in range(_SHUFFLES)
+        ]
+    )
+    best, emotion = area.max(0)
+    second = areas(ranks(features[~select]), members[:, ~select])
+    means = torch.stack([features[select][m[select]].mean(0) for m in members])
+    above = (means[:-1] - means[-1]).clamp(min=0)
+    breadth = above.sum(0).square() / above.square().sum(0).clamp(min=1e-12)
+    p = (1 + (highest[:, None] >= best).sum(0)) / (1 + _SHUFFLES)
+    confirmed = second.gather(0, emotion[None])[0]
+    # Breadth counts emotions only, so it says nothing of a feature of neutral texts.
+    narrow = (breadth <= 1.5) | (emotion == len(EKMAN7) - 1)
+    specific = (best >= 0.75) & (p < 0.05) & narrow & (confirmed >= 0.70)
+    return {
+        "emotion": emotion,
+        "area": best,
+        "p": p,
+        "breadth": breadth,
+        "confirmed": confirmed,
+        "specific": specific,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--saes", type=Path, required=True)
+    options = parser.parse_args()
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    model = Gemma2ForCausalLM.from_pretrained(
+        options.model, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    kept: dict[int, int] = {}
+    examples = []
+    for row in (*situations("dev"), *single_label(goemotions(options.data, "dev"))):
+        if row.ekman is None or row.weight != 1:
+            continue
+        label = row.ekman.index(1.0)
+        kept[label] = kept.get(label, 0) + 1
+        if kept[label] <= _PER_CLASS:
+            examples.append(row)
+    found = residuals(model, tokenizer, encode(examples, tokenizer), question=True)
+    row_of_readout = found.row[found.readout]
+    labels = torch.tensor([row.ekman.index(1.0) for row in examples if row.ekman])[row_of_readout]
+    for folder in sorted(options.saes.glob("resid.*")):
+        layer = int(folder.name.rpartition(".")[2])
+        sae = SAE.load_from_disk(folder, device="cpu", dtype="float32")
+        with torch.inference_mode():
+            features = sae.encode(found.layers[layer][found.readout])
+            result = judged(features, labels)
+            tokens = promoted(model, sae.W_dec)
+        texts, table = {}, {}
+        for index in range(features.shape[1]):
+            words = " ".join(tokenizer.decode([token]).strip() for token in tokens[index].tolist())
+            name = EKMAN7[int(result["emotion"][index])]
+            texts[index] = f"{name}: {words}" if result["specific"][index] else words
+            if (features[:, index] > 0).any():
+                table[index] = {
+                    "emotion": name,
+                    "specific": bool(result["specific"][index]),
+                    **{
+                        key: round(float(result[key][index]), 4)
+                        for key in ("area", "confirmed", "p", "breadth")
+                    },
+                }
+        (folder / "labels.json").write_text(
+            json.dumps(texts, indent=0, ensure_ascii=False), encoding="utf-8"
+        )
+        (folder / "selectivity.json").write_text(json.dumps(table, indent=0))
+        print(f"layer {layer}: {int(result['specific'].sum())} specific features", flush=True)
+
+
+if __name__ == "__main__":
+    main()
