@@ -44,7 +44,8 @@ class EmotuiApp(App[int]):
     ]
 
     def __init__(self, options: OpenOptions, *, engine: Engine | None = None) -> None:
-        super().__init__()
+        # Without colours Textual must not turn them into greys, which it would send as colours.
+        super().__init__(ansi_color=None if options.coloured else True)
         self.options = options
         self.log_file: Path | None = None
         """Where the traceback of an unexpected error goes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from textual.theme import Theme
+from textual.theme import BUILTIN_THEMES, Theme
 
 STEPS = 4
 """Steps of the ramp on each side of zero."""
@@ -20,6 +20,17 @@ def ramp_variable(step: int) -> str:
     if step == 0:
         return "ramp-zero"
     return f"ramp-{'less' if step < 0 else 'more'}-{abs(step)}"
+
+
+_SCROLLBAR = (
+    *("scrollbar", "scrollbar-hover", "scrollbar-active", "scrollbar-corner-color"),
+    *("scrollbar-background", "scrollbar-background-hover", "scrollbar-background-active"),
+)
+
+
+def _scrollbar(ground: str, *states: str) -> dict[str, str]:
+    """Return a scrollbar's variables; `states` are at rest, under the pointer, dragged."""
+    return dict(zip(_SCROLLBAR, (*states, ground, ground, ground, ground), strict=True))
 
 
 def _ramp(less: tuple[str, ...], zero: str, more: tuple[str, ...]) -> dict[str, str]:
@@ -50,13 +61,7 @@ _DARK_VARIABLES = {
     "quiet": "#7d8694",
     "warm": "#f5ad4e",
     "cool": "#6fb9f2",
-    "scrollbar": "#2c323d",
-    "scrollbar-hover": "#3b4452",
-    "scrollbar-active": "#556070",
-    "scrollbar-background": "#16191f",
-    "scrollbar-background-hover": "#16191f",
-    "scrollbar-background-active": "#16191f",
-    "scrollbar-corner-color": "#16191f",
+    **_scrollbar("#16191f", "#2c323d", "#3b4452", "#556070"),
 }
 
 THEMES = (
@@ -93,13 +98,7 @@ THEMES = (
             "quiet": "#666b73",
             "warm": "#985200",
             "cool": "#1d5f9f",
-            "scrollbar": "#cfcfc6",
-            "scrollbar-hover": "#b4b4a9",
-            "scrollbar-active": "#97978b",
-            "scrollbar-background": "#fafaf7",
-            "scrollbar-background-hover": "#fafaf7",
-            "scrollbar-background-active": "#fafaf7",
-            "scrollbar-corner-color": "#fafaf7",
+            **_scrollbar("#fafaf7", "#cfcfc6", "#b4b4a9", "#97978b"),
         },
     ),
     Theme(
@@ -117,10 +116,13 @@ THEMES = (
         panel="ansi_default",
         boost="ansi_default",
         variables={
+            **dict.fromkeys(BUILTIN_THEMES["ansi-dark"].variables, "ansi_default"),
             **_MONO_RAMP,
             "quiet": "ansi_default",
             "warm": "ansi_default",
             "cool": "ansi_default",
+            **dict.fromkeys(_SCROLLBAR, "ansi_default"),
+            "input-cursor-text-style": "reverse",
         },
     ),
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emotui.ui import state as states
-from emotui.ui.state import Notice, ScreenState
+from emotui.ui.state import Notice, NoticeKind, ScreenState
 
 if TYPE_CHECKING:
     from emotui.ui.screens.explore import ExploreScreen
@@ -34,10 +34,9 @@ class Handlers:
     def _update(self, state: ScreenState) -> None:
         self._screen.update(state)
 
-    def say(self, kind: str, *lines: str) -> None:
+    def say(self, kind: NoticeKind, *lines: str) -> None:
         """Show a message until the next one."""
-        notice = Notice("good" if kind == "good" else "hint", lines)
-        self._update(replace(self._state, notice=notice))
+        self._update(replace(self._state, notice=Notice(kind, lines)))
 
     # Text
 
@@ -208,8 +207,13 @@ class Handlers:
         readings = self._state.readings
         if readings is None:
             self.say("hint", "There is no trace to export yet.")
+            return
+        try:
+            folder = Path.cwd()
+        except OSError:
+            self.say("error", "Nothing was written: the current folder is gone.")
         else:
-            self._screen.workbench.export(readings.trace, Path.cwd())
+            self._screen.workbench.export(readings.trace, folder)
 
     def do_work_cancel(self) -> None:
         """Cancel the work that runs; without any, take the last message away."""

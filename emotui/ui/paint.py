@@ -73,7 +73,9 @@ def number(value: float, width: int = 4) -> str:
     if not math.isfinite(value):
         return "?".rjust(width)
     for digits in (1, 0):
-        shown = f"{value:+.{digits}f}"
+        # Half is rounded up, so that what has a glyph (|z| from 0.5) has a sign too.
+        rounded = math.copysign(math.floor(abs(value) + 0.5), value) if digits == 0 else value
+        shown = f"{rounded:+.{digits}f}"
         if not shown.strip("+-0."):
             shown = shown[1:]  # zero has no sign
         if len(shown) <= width:
@@ -128,7 +130,7 @@ class Palette:
     fills: Mapping[int, Style] = field(default_factory=dict)
     """Step to a style whose background is the step's colour."""
     inks: Mapping[int, Style] = field(default_factory=dict)
-    """Step to a style that writes in the step's colour: no fill, for what is not trusted."""
+    """Step to a style that writes large steps in blue or orange: for what is not trusted."""
 
     glyphs: Mapping[int, Style] = field(default_factory=dict)
     """Step to the style of the glyph in a filled cell: quieter than the digits beside it."""
@@ -188,7 +190,9 @@ def palette_of(variables: Mapping[str, str], *, coloured: bool) -> Palette:
         fills[step] = Style(color=digits.rich_color, bgcolor=colour.rich_color)
         shade = colour.blend(digits, _GLYPH_SHARE) if colour.ansi is None else digits
         glyphs[step] = Style(color=shade.rich_color, bgcolor=colour.rich_color)
-        ink = colour if abs(step) >= STEPS - 1 else quiet
+        ink = quiet
+        if abs(step) >= STEPS - 1:
+            ink = Color.parse(variables["warm" if step > 0 else "cool"])
         inks[step] = Style(color=ink.rich_color, bgcolor=background)
     fills[0] = Style(color=quiet.rich_color, bgcolor=background)
     base = Style(color=text.rich_color, bgcolor=background)

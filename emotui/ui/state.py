@@ -12,6 +12,7 @@ from emotui.core.records import Site, Token
 from emotui.ui.readings import FeatureRow, Readings
 
 MapView = Literal["emotions", "tokens"]
+NoticeKind = Literal["hint", "good", "error"]
 Sorting = Literal["activation", "attribution", "number"]
 SORTINGS: tuple[Sorting, ...] = ("activation", "attribution", "number")
 
@@ -44,7 +45,7 @@ class Work:
 class Notice:
     """One message to the user, until the next."""
 
-    kind: Literal["hint", "good", "error"]
+    kind: NoticeKind
     lines: tuple[str, ...]
     """What happened, why, what to do; uncleaned."""
 

@@ -16,6 +16,8 @@ from emotui.ui.panes.lines import LinePane, bindings_of
 from emotui.ui.state import ScreenState, place_name
 
 _BAR = 8
+_POOR = 0.5
+"""Variance explained below which an SAE is said to rebuild the text badly."""
 
 
 class FeaturesPane(LinePane):
@@ -26,6 +28,8 @@ class FeaturesPane(LinePane):
 
     def __init__(self) -> None:
         super().__init__(id="features", title="3 Features")
+        self._attributed = False
+        """Whether any feature of the list has an attribution."""
 
     def frame(self, state: ScreenState) -> object:
         """The rows and their order."""
@@ -48,6 +52,7 @@ class FeaturesPane(LinePane):
         layer = "emb" if state.layer == EMBEDDING_LAYER else f"L{state.layer}"
         self.border_title = safe(f"3 Features · {state.site} {layer} · {place_name(state)}")
         self.border_subtitle = self._summary(state)
+        self._attributed = any(row.attribution is not None for row in state.features)
 
     def _summary(self, state: ScreenState) -> str:
         if not state.features or state.readings is None:
@@ -57,8 +62,8 @@ class FeaturesPane(LinePane):
             if (sae.site, sae.layer) == (state.site, state.layer):
                 explained = sae.variance_explained
                 if explained is not None:
-                    poor = " (rebuilds this text badly)" if explained < 0.5 else ""
-                    summary += f" · variance explained {explained:.2f}{poor}"
+                    poor = ": badly rebuilt" if explained < _POOR else ""
+                    summary += f" · {explained:.2f} of variance{poor}"
         return summary
 
     def extent(self) -> Size:
@@ -74,7 +79,8 @@ class FeaturesPane(LinePane):
         """Return the names of the columns."""
         if self.state is None or not self.state.features:
             return None
-        text = f"  {'feature':<10} {'activation':<{_BAR + 8}}{'attr':>7}  label"
+        attribution = f"{'attribution':>12}" if self._attributed else ""
+        text = f"  {'feature':<10} {'activation':<{_BAR + 7}}{attribution}  label"
         width = self.scrollable_content_region.width
         return strip_of([(fit(text, width), self.palette.quiet)], width, self.palette.base)
 
@@ -93,17 +99,18 @@ class FeaturesPane(LinePane):
         here = row == state.feature
         ink = self.palette.strong if here else self.palette.base
         warm = self.palette.inks.get(4, ink) if self.palette.coloured else ink
-        attribution = "" if feature.attribution is None else f"{feature.attribution:+.3f}"
-        parts: list[tuple[str, Style]] = [
-            (f"{'▸' if here else ' '} {feature.name:<10} ", ink),
-            (bar(share, _BAR), warm),
-            (f" {feature.activation:>6.2f} {attribution:>7}  ", ink),
-            (visible(feature.label), ink if feature.label else self.palette.quiet),
-        ]
+        attribution = ""
+        if self._attributed:
+            effect = feature.attribution
+            attribution = f"{effect:>+12.3f}" if effect is not None else " " * 12
         width = self.scrollable_content_region.width
-        if here and self.has_focus:
-            parts = [(text, style + Style(reverse=True)) for text, style in parts]
-        return strip_of(parts, width, self.palette.base).crop(0, width)
+        row_style = ink + Style(reverse=True) if here and self.has_focus else ink
+        parts: list[tuple[str, Style]] = [
+            (f"{'▸' if here else ' '} {feature.name:<10} ", row_style),
+            (bar(share, _BAR), warm),
+            (f" {feature.activation:>6.2f}{attribution}  {visible(feature.label)}", row_style),
+        ]
+        return strip_of(parts, width, row_style).crop(0, width)
 
     def on_focus(self) -> None:
         """Show the cursor."""

@@ -234,18 +234,15 @@ def _token_content(state: ScreenState) -> Content:
         return Content("")
     token = readings.tokens[state.position]
     cell = readings.cell(state.site, state.position, state.layer, state.emotion)
-    parts: list[str | Content] = [
-        f"{place_name(state)} ",
-        safe(repr(token.string)),
-        f" id {token.id} {part_of(token)}",
-    ]
+    parts: list[str | Content] = [f"{place_name(state)} ", safe(repr(token.string))]
     if cell is not None:
         name = "z" if cell.standardised else "value"
         parts += [" · ", safe(state.emotion), f" {name} {number(cell.z).strip()} {cell.trust}"]
         if cell.hollow:
-            parts.append(", outside what its probe was fitted on")
+            parts.append(", not fitted here")
         if cell.by_construction:
             parts.append(", by construction")
+    parts.append(f" · id {token.id} {part_of(token)}")
     return Content.assemble(*parts)
 
 
@@ -310,7 +307,7 @@ class TextPane(Container):
         self.add_class("-editing")
         if text is not None:
             editor.hold(text)
-        editor.focus()
+        self.screen.set_focus(editor)
         return editor
 
     async def made_editor(self) -> TextEditor:
@@ -325,4 +322,4 @@ class TextPane(Container):
     def close_editor(self) -> None:
         """Show the tokens again."""
         self.remove_class("-editing")
-        self.strip.focus()
+        self.screen.set_focus(self.strip)

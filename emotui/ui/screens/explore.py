@@ -41,9 +41,9 @@ class TooSmall(Widget):
         super().__init__(id="too-small")
 
     def render(self) -> Content:
-        """Return the line."""
+        """Return the lines."""
         columns, lines = SMALLEST
-        return Content(f"emotui needs a terminal of {columns} x {lines}. q closes.")
+        return Content(f"emotui needs {columns} x {lines}\nq closes")
 
 
 class ExploreScreen(Screen[None]):
@@ -86,7 +86,7 @@ class ExploreScreen(Screen[None]):
         """Draw the text at once, then begin to read it; open the editor where there is none."""
         self._lay_out()
         self.update(self.state)
-        self.text_pane.strip.focus()
+        self.set_focus(self.text_pane.strip)
         text = self.options.request.text
         if text:
             self.call_after_refresh(self.workbench.read, text)
@@ -179,7 +179,7 @@ class ExploreScreen(Screen[None]):
             "layers": self.layers_pane,
             "features": self.features_pane,
         }
-        targets.get(pane, self.text_pane.strip).focus()
+        self.set_focus(targets.get(pane, self.text_pane.strip))
 
     def focus_by(self, by: int) -> None:
         """Give the pane `by` places further the keys."""

@@ -1,0 +1,138 @@
+"""Pastes that come as keys, on a clock the test moves."""
+
+from __future__ import annotations
+
+import pytest
+
+from emotui.ui.keys import BURST_SECONDS, EditorGate, KeyGate, Release, Stroke
+
+CAREFUL = frozenset("qx")
+
+
+class Clocked:
+    """A gate fed with keys at given times; what is due is released before each."""
+
+    def __init__(self, gate: KeyGate | EditorGate) -> None:
+        self.gate = gate
+        self.passed: list[Release] = []
+
+    def run_until(self, now: float) -> None:
+        if self.gate.holding and self.gate.due <= now:
+            self.passed += self.gate.release()
+
+    def key(self, name: str, at: float) -> None:
+        self.run_until(at)
+        character = name if len(name) == 1 else {"enter": "\r", "tab": "\t"}.get(name)
+        self.passed += self.gate.take(Stroke(name, character, at))
+
+    def all(self) -> list[str]:
+        """Let everything through; keys by name, pastes as `=text`."""
+        self.run_until(1e9)
+        return [
+            name
+            for release in self.passed
+            for name in (
+                [stroke.key for stroke in release.strokes]
+                if release.kind == "keys"
+                else [f"={release.text}"]
+            )
+        ]
+
+
+def gate() -> Clocked:
+    return Clocked(KeyGate(lambda key: key in CAREFUL))
+
+
+def test_typed_keys_are_keys() -> None:
+    clocked = gate()
+    for index, key in enumerate("e0Sq"):
+        clocked.key(key, index * 0.08)
+    assert clocked.all() == ["e", "0", "S", "q"]
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.001, 0.007])
+@pytest.mark.parametrize("text", ["quit", "ex", "q" * 5, "I was sad"])
+def test_a_burst_is_text(text: str, gap: float) -> None:
+    clocked = gate()
+    for index, key in enumerate(text):
+        clocked.key(key, index * gap)
+    assert clocked.all() == [f"={text}"]
+
+
+def test_a_burst_holds_its_line_ends() -> None:
+    clocked = gate()
+    for index, key in enumerate(["q", "enter", "x", "tab", "q", "enter"]):
+        clocked.key(key, index * 0.001)
+    assert clocked.all() == ["=q\nx\tq\n"]
+
+
+def test_a_slow_burst_does_nothing_of_consequence() -> None:
+    """At 20 ms a key: what was let through only moves or shows, and is part of the text too."""
+    clocked = gate()
+    for index, key in enumerate("every q and x"):
+        clocked.key(key, index * 0.02)
+    passed = clocked.all()
+    assert passed == ["e", "=every q and x"]
+
+
+def test_careful_keys_wait_for_the_whole_time() -> None:
+    clocked = gate()
+    clocked.key("q", 0.0)
+    clocked.key("u", 0.025)
+    clocked.key("i", 0.05)
+    assert clocked.all() == ["=qui"]
+
+
+def test_movement_that_repeats_is_movement() -> None:
+    clocked = gate()
+    for index in range(6):
+        clocked.key("j", index * 0.001)
+    assert clocked.all() == ["j"] * 6
+
+
+def test_keys_that_no_text_holds_pass_at_once() -> None:
+    clocked = gate()
+    clocked.key("down", 0.0)
+    assert [release.strokes[0].key for release in clocked.passed] == ["down"]
+    clocked.key("e", 0.1)
+    clocked.key("escape", 0.102)
+    assert clocked.all() == ["down", "e", "escape"]
+
+
+def test_nothing_waits_longer_than_a_burst() -> None:
+    for key in "eq":
+        one = KeyGate(lambda name: name in CAREFUL)
+        one.take(Stroke(key, key, 10.0))
+        assert 10.0 < one.due <= 10.0 + BURST_SECONDS
+
+
+def editor() -> Clocked:
+    return Clocked(EditorGate())
+
+
+def test_enter_runs_when_it_is_typed() -> None:
+    clocked = editor()
+    for index, key in enumerate(["a", "b", "enter"]):
+        clocked.key(key, index * 0.1)
+    assert clocked.all() == ["a", "b", "enter"]
+
+
+def test_enter_inside_a_paste_is_a_line_end() -> None:
+    clocked = editor()
+    for index, key in enumerate(["a", "enter", "b", "enter", "enter", "c"]):
+        clocked.key(key, index * 0.001)
+    assert clocked.all() == ["a", "ctrl+j", "b", "ctrl+j", "ctrl+j", "c"]
+
+
+def test_enter_that_begins_a_paste_is_a_line_end() -> None:
+    clocked = editor()
+    clocked.key("enter", 0.0)
+    clocked.key("a", 0.001)
+    assert clocked.all() == ["ctrl+j", "a"]
+
+
+def test_enter_at_the_end_of_a_paste_does_not_run() -> None:
+    clocked = editor()
+    clocked.key("a", 0.0)
+    clocked.key("enter", 0.001)
+    assert clocked.all() == ["a", "ctrl+j"]

@@ -1,0 +1,534 @@
+"""The screen, headless: messages, state, and what stands in the lines, with an engine in hand."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import pytest
+from support_screen import TEXT, Scene, lines_of, until
+from textual import events
+
+from emotui.app import EmotuiApp
+from emotui.core.errors import EngineError, ExportError, ModelError
+from emotui.core.protocol import FitRequest, Fitted, InspectRequest
+from emotui.core.records import Token, Trace
+from emotui.ui.screens.help import AskScreen, HelpScreen
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+@pytest.fixture
+def cached(scene: Scene) -> Scene:
+    scene.put_trace(probes=scene.put_probes())
+    return scene
+
+
+def joined(app: object) -> str:
+    return "\n".join(lines_of(app))  # type: ignore[arg-type]
+
+
+async def test_the_text_and_all_titles_are_painted_before_any_answer(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        shown = joined(app)
+        for part in ("1 Text", "2 Layers", "3 Features", "Lily was sad", "? keys", "q close"):
+            assert part in shown
+        await until(pilot, lambda: scene.engine.asked)
+        assert isinstance(scene.engine.asked[0].operation, InspectRequest)
+        assert scene.engine.asked[0].operation.text == TEXT
+
+
+async def test_a_cached_trace_is_shown_without_an_engine(cached: Scene) -> None:
+    async with cached.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.readings)
+        await until(pilot, lambda: not app.workbench.busy)
+        shown = joined(app)
+        assert "emb" in shown
+        assert "cached" in shown or "from the cache" in shown
+        assert "0.61 held out" in shown
+        assert "0.41 bag" in shown
+        assert cached.engine.asked == []
+        assert cached.engine.started == 0
+
+
+async def test_a_model_without_probes_is_read_fitted_and_read_again(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        engine = scene.engine
+        await until(pilot, lambda: engine.asked)
+        first = scene.answer(engine.asked[0])
+        await until(pilot, lambda: len(engine.asked) == 2)
+        # The first trace is on the screen while the probes are being fitted.
+        await until(pilot, lambda: app.explorer.state.readings)
+        assert app.explorer.state.readings is not None
+        assert app.explorer.state.readings.trace.id == first.id
+        assert "No probes for this model yet" in joined(app)
+        assert isinstance(engine.asked[1].operation, FitRequest)
+        engine.asked[1].progress("fitting", 12, 48)
+        await until(pilot, lambda: app.explorer.state.work and app.explorer.state.work.done == 12)
+        assert "fitting 12/48" in joined(app)
+        assert "esc cancels" in joined(app)
+        engine.asked[1].finish(
+            Fitted(probe_ids=("probe-readout", "probe-token"), forwards=9, seconds=1.0)
+        )
+        await until(pilot, lambda: len(engine.asked) == 3)
+        assert engine.asked[2].operation.probes == ("probe-readout", "probe-token")
+        scene.answer(engine.asked[2])
+        await until(pilot, lambda: not app.workbench.busy)
+        assert app.explorer.state.work is None
+        assert app.explorer.state.readings.emotions
+        assert "2 Layers · resid · emotions at readout" in joined(app)
+
+
+async def test_escape_cancels_a_fit_and_the_first_trace_stays(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        await until(pilot, lambda: scene.engine.asked)
+        scene.answer(scene.engine.asked[0])
+        await until(pilot, lambda: len(scene.engine.asked) == 2)
+        await pilot.press("escape")
+        assert scene.engine.asked[1].cancelled
+        await until(pilot, lambda: app.explorer.state.notice)
+        assert "Cancelled" in joined(app)
+        assert app.explorer.state.readings is not None
+        assert "F fits them" in joined(app)
+        await pilot.press("F")
+        await until(pilot, lambda: len(scene.engine.asked) == 3)
+        assert isinstance(scene.engine.asked[2].operation, FitRequest)
+
+
+async def test_a_late_answer_to_an_older_text_is_not_shown(scene: Scene) -> None:
+    probes = scene.put_probes()
+    async with scene.open() as (app, pilot):
+        await until(pilot, lambda: scene.engine.asked)
+        app.explorer.handlers.read("Another text.")
+        await until(pilot, lambda: len(scene.engine.asked) == 2)
+        assert scene.engine.asked[0].cancelled
+        newer = scene.answer(scene.engine.asked[1])
+        await until(pilot, lambda: app.explorer.state.readings)
+        scene.put_trace(TEXT, probes=probes)
+        scene.engine.asked[0].error = None
+        scene.answer(scene.engine.asked[0])
+        await pilot.pause(0.05)
+        assert app.explorer.state.readings is not None
+        assert app.explorer.state.readings.trace.id == newer.id
+        assert "Another text." in joined(app) or "word0" in joined(app)
+
+
+async def test_an_engine_that_ends_leaves_the_screen_and_the_work(cached: Scene) -> None:
+    async with cached.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.readings)
+        before = app.explorer.state.readings
+        app.explorer.handlers.read("Something new.")
+        await until(pilot, lambda: cached.engine.asked)
+        cached.engine.asked[0].fail(
+            EngineError("The engine ended.", why="It ran out of memory.", todo="See its log.")
+        )
+        await until(pilot, lambda: app.explorer.state.notice)
+        shown = joined(app)
+        assert "The engine ended." in shown
+        assert "It ran out of memory." in shown
+        assert "See its log." in shown
+        assert app.explorer.state.readings is before
+        await pilot.press("i")
+        await pilot.press("enter")
+        await until(pilot, lambda: len(cached.engine.asked) == 2)
+
+
+async def test_an_unexpected_problem_is_told_without_the_text(scene: Scene) -> None:
+    async with scene.open("A very private text.") as (app, pilot):
+        await until(pilot, lambda: scene.engine.asked)
+        asked = scene.engine.asked[0]
+        asked.fail(ValueError("private"))  # type: ignore[arg-type]
+        await until(pilot, lambda: app.explorer.state.notice)
+        notice = app.explorer.state.notice
+        assert notice is not None
+        assert "ValueError" in " ".join(notice.lines)
+        assert "private" not in " ".join(notice.lines)
+
+
+async def test_a_model_that_does_not_exist(scene: Scene) -> None:
+    (scene.model / "model.safetensors").unlink()
+    (scene.model / "model.bin").write_bytes(b"\x80")
+    async with scene.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.notice)
+        assert "pickle" in joined(app)
+        assert scene.engine.asked == []
+        # and what only the engine can tell
+        (scene.model / "model.bin").rename(scene.model / "model.safetensors")
+        app.explorer.handlers.read(TEXT)
+        await until(pilot, lambda: scene.engine.asked)
+        scene.engine.asked[0].fail(ModelError("The weights are cut short.", todo="Get them again."))
+        await until(pilot, lambda: "cut short" in joined(app))
+
+
+async def test_blank_text_says_what_to_do(scene: Scene) -> None:
+    async with scene.open("   \n ") as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.notice)
+        assert "There is no text to read." in joined(app)
+        assert "Press i" in joined(app)
+        assert scene.engine.asked == []
+
+
+async def test_without_a_text_the_editor_is_open(scene: Scene) -> None:
+    async with scene.open("") as (app, pilot):
+        await until(pilot, lambda: app.explorer.pane == "editor")
+        await pilot.press(*"I lost it")
+        await pilot.press("ctrl+j")
+        await pilot.press(*"all")
+        await pilot.press("enter")
+        await until(pilot, lambda: scene.engine.asked)
+        assert scene.engine.asked[0].operation.text == "I lost it\nall"
+        assert app.explorer.pane == "text"
+
+
+async def test_leaving_the_editor_keeps_the_draft(cached: Scene) -> None:
+    async with cached.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.readings)
+        await pilot.press("i")
+        assert app.explorer.text_pane.editor is not None
+        assert app.explorer.text_pane.editor.text == TEXT
+        await pilot.press("X", "escape")
+        assert "edited, not run" in joined(app)
+        assert "edited" not in joined(app).replace("edited, not run", "")
+        await pilot.press("i")
+        assert app.explorer.text_pane.editor.text == TEXT + "X"
+        await pilot.press("enter")
+        await until(pilot, lambda: cached.engine.asked)
+        assert cached.engine.asked[0].operation.text == TEXT + "X"
+        assert "edited, not run" not in joined(app)
+
+
+async def test_control_characters_survive_the_editor_and_are_not_painted(cached: Scene) -> None:
+    raw = "a\x1b[31mb \u202e c"
+    cached.put_trace(raw, probes=("probe-readout", "probe-token"))
+    async with cached.open(raw) as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.readings)
+        await pilot.press("i")
+        shown = joined(app)
+        assert "\x1b" not in shown
+        assert "\u202e" not in shown
+        assert "a␛[31mb" in shown
+        await pilot.press("X", "enter")
+        await until(pilot, lambda: cached.engine.asked)
+        assert cached.engine.asked[0].operation.text == raw + "X"
+
+
+@pytest.mark.parametrize("where", ["1", "2", "3", "question_mark"])
+async def test_a_paste_is_text_wherever_the_focus_is(cached: Scene, where: str) -> None:
+    async with cached.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.readings)
+        await pilot.press(where)
+        app.post_message(events.Paste("quit x\r\nq"))
+        await until(pilot, lambda: app.explorer.pane == "editor" and app.screen is app.explorer)
+        editor = app.explorer.text_pane.editor
+        assert editor is not None
+        await until(pilot, lambda: editor.text == "quit x\nq")
+        await pilot.press("enter")
+        await until(pilot, lambda: cached.engine.asked)
+        assert cached.engine.asked[0].operation.text == "quit x\nq"
+
+
+async def test_alt_and_letter_is_escape_then_the_letter(cached: Scene) -> None:
+    async with cached.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.readings)
+        await pilot.press("i")
+        before = app.explorer.state.emotion
+        app.post_message(events.Key("alt+e", "e"))
+        await until(pilot, lambda: app.explorer.state.emotion != before)
+        assert not app.explorer.text_pane.editing
+        app.post_message(events.Key("alt+shift+s", "S"))
+        await until(pilot, lambda: app.explorer.state.site == "attn")
+
+
+async def test_moving(cached: Scene) -> None:
+    async with cached.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.readings)
+        state = app.explorer.state
+        assert (state.position, state.site, state.view) == (11, "resid", "emotions")
+        await pilot.press("left", "h")
+        assert app.explorer.state.position == 9
+        await pilot.press("home")
+        assert app.explorer.state.position == 0
+        await pilot.press("left")
+        assert app.explorer.state.position == 0
+        await pilot.press("end", "right")
+        assert app.explorer.state.position == 11
+        await pilot.press("2", "up")
+        assert app.explorer.state.layer == min(state.layer + 1, 3)
+        for _ in range(9):
+            await pilot.press("j")
+        assert app.explorer.state.layer == -1
+        emotion = app.explorer.state.emotion
+        await pilot.press("right")
+        emotions = cached_emotions(app)
+        assert app.explorer.state.emotion == emotions[emotions.index(emotion) + 1]
+        await pilot.press("0")
+        assert app.explorer.state.view == "tokens"
+        await pilot.press("left")
+        assert app.explorer.state.position == 10
+        await pilot.press("k", "enter", "down")
+        panes: list[str] = [app.explorer.pane]
+        assert app.explorer.state.feature == 1
+        for key in ("tab", "shift+tab"):
+            await pilot.press(key)
+            panes.append(app.explorer.pane)
+        assert panes == ["features", "text", "features"]
+
+
+def cached_emotions(app: object) -> tuple[str, ...]:
+    readings = app.explorer.state.readings  # type: ignore[attr-defined]
+    assert readings is not None
+    return readings.emotions  # type: ignore[no-any-return]
+
+
+async def test_position_goes_round(cached: Scene) -> None:
+    async with cached.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.readings)
+        for _ in range(7):
+            await pilot.press("left")
+        assert app.explorer.state.position == 4
+        seen = []
+        for _ in range(3):
+            await pilot.press("P")
+            seen.append(app.explorer.state.position)
+        assert seen == [11, 8, 4]
+
+
+async def test_the_heat_map_shows_the_numbers_of_the_trace(cached: Scene) -> None:
+    async with cached.open(size=(140, 40)) as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.readings)
+        await pilot.press("2")
+        readings = app.explorer.state.readings
+        assert readings is not None
+        columns = readings.trace.readouts
+        rows = [line for line in lines_of(app) if "[" in line or "t " in line]
+        for layer in range(4):
+            row = next(line for line in rows if f" {layer}t " in line)
+            for emotion in readings.emotions:
+                z = next(
+                    columns.z[i]
+                    for i in range(len(columns.z))
+                    if (columns.probe[i], columns.site[i], columns.layer[i])
+                    == ("probe-readout", "resid", layer)
+                    and (columns.position[i], columns.emotion[i]) == (11, emotion)
+                )
+                assert z is not None
+                shown = f"{z:+.1f}" if f"{abs(z):.1f}" != "0.0" else " 0.0"
+                assert shown in row, (layer, emotion)
+
+
+def _template_outside(trace: Trace) -> Trace:
+    marks = tuple(
+        "outside" if position in (0, 9, 10) else "" for position in trace.readouts.position
+    )
+    return msgspec.structs.replace(
+        trace, readouts=msgspec.structs.replace(trace.readouts, mark=marks)
+    )
+
+
+async def test_what_a_probe_was_not_fitted_for_is_drawn_hollow(scene: Scene) -> None:
+    scene.put_trace(probes=scene.put_probes(), change=_template_outside)
+    async with scene.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.readings)
+        await pilot.press("2", "end")
+        assert not any("(+" in line or "(-" in line for line in lines_of(app))
+        await pilot.press("1", "left", "2")  # the template's last but one token
+        row = next(line for line in lines_of(app) if "  0t" in line)
+        assert row.count("(") == row.count(")") == len(cached_emotions(app)) or "[" in row
+        assert "not fitted here" in joined(app)
+
+
+def _has_readings(app: EmotuiApp) -> bool:
+    return app.explorer.state.readings is not None
+
+
+async def test_two_layouts_and_a_terminal_that_is_too_small(cached: Scene) -> None:
+    for size, classes in (((100, 30), "-wide"), ((80, 24), "-narrow"), ((60, 15), "-narrow")):
+        async with cached.open(size=size) as (app, pilot):
+            await until(pilot, partial(_has_readings, app))
+            assert app.explorer.has_class(classes)
+            shown = joined(app)
+            for title in ("1 Text", "2 Layers", "3 Features"):
+                assert title in shown, (size, title)
+            assert "q close" in shown
+            await pilot.press("3")
+            await pilot.pause()
+            assert re.search(r"▸ L\d/\d+ +█", joined(app))
+    async with cached.open(size=(30, 8)) as (app, pilot):
+        assert "40 x 12" in joined(app)
+        await pilot.resize_terminal(100, 30)
+        await pilot.pause()
+        assert "1 Text" in joined(app)
+
+
+async def test_help_is_that_of_the_focused_pane(cached: Scene) -> None:
+    async with cached.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.readings)
+        await pilot.press("3", "question_mark")
+        assert isinstance(app.screen, HelpScreen)
+        await pilot.pause()
+        assert "Keys: Features" in joined(app)
+        assert "Sort the features" in joined(app)
+        await pilot.press("escape")
+        assert top_of(app) is app.explorer
+
+
+def top_of(app: EmotuiApp) -> object:
+    return app.screen
+
+
+async def test_q_closes_and_asks_while_work_runs(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        await until(pilot, lambda: scene.engine.asked)
+        await pilot.press("q")
+        assert isinstance(app.screen, AskScreen)
+        await pilot.press("n")
+        assert top_of(app) is app.explorer
+        assert app.is_running
+        await pilot.press("q", "y")
+        await pilot.pause()
+        assert app.return_code == 0
+        assert app._exit
+    assert scene.engine.closed
+
+
+async def test_ctrl_c_cancels_also_from_the_editor(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        await until(pilot, lambda: scene.engine.asked)
+        await pilot.press("i", "ctrl+c")
+        assert scene.engine.asked[0].cancelled
+        await until(pilot, lambda: not app.workbench.busy)
+        assert app.is_running
+
+
+async def test_export_says_where_and_never_overwrites(
+    cached: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    async with cached.open(size=(140, 30)) as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.readings)
+        readings = app.explorer.state.readings
+        assert readings is not None
+        target = folder / f"emotui-{readings.trace.id}.json"
+        await pilot.press("x")
+        await until(pilot, lambda: app.explorer.state.notice)
+        assert target.name in joined(app)
+        document = msgspec.json.decode(target.read_bytes())
+        assert document["id"] == readings.trace.id
+        await pilot.press("x")
+        await until(pilot, lambda: "Already there" in joined(app))
+        target.write_text("mine")
+        await pilot.press("x")
+        await until(pilot, lambda: f"emotui-{readings.trace.id}-2.json" in joined(app))
+        assert target.read_text() == "mine"
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        with monkeypatch.context() as inside:
+            inside.chdir(gone)
+            gone.rmdir()
+            await pilot.press("x")
+            await until(pilot, lambda: "Nothing was written" in joined(app))
+        assert app.is_running
+
+
+async def test_export_into_a_folder_that_cannot_be_written(
+    cached: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> Path:
+        raise ExportError("The file could not be written.", why="Disk full.", todo="Make room.")
+
+    monkeypatch.setattr("emotui.core.export.json.write_file", refuse)
+    monkeypatch.chdir(tmp_path)
+    async with cached.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.readings)
+        await pilot.press("x")
+        await until(pilot, lambda: "Disk full." in joined(app))
+        assert "Make room." in joined(app)
+
+
+HOSTILE = ("[bold]x", "[/nope]", "[@click=app.exit]go[/]", "\x1b]0;owned\x07", "a\x9bb", "\r\n\t",
+           "\u202eabc", "👩‍👩‍👧", "🇫🇷", "❤️", "مرحبا", "\u0301", "")  # fmt: skip
+
+
+def _hostile(trace: Trace) -> Trace:
+    tokens = list(trace.text.tokens)
+    for index, string in enumerate(HOSTILE, start=1):
+        tokens[index] = msgspec.structs.replace(tokens[index], string=string)
+    features = msgspec.structs.replace(
+        trace.features,
+        label=tuple(HOSTILE[i % len(HOSTILE)] for i in range(len(trace.features.label))),
+    )
+    answer = trace.answer
+    assert answer is not None
+    labels = {f"{label}[/x]\x1b": value for label, value in answer.labels.items()}
+    return msgspec.structs.replace(
+        trace,
+        text=msgspec.structs.replace(trace.text, tokens=tuple(tokens)),
+        features=features,
+        answer=msgspec.structs.replace(answer, labels=labels),
+        run=msgspec.structs.replace(trace.run, device="cpu[/nope]\x1b"),
+    )
+
+
+async def test_hostile_strings_are_text_everywhere(scene: Scene) -> None:
+    text = "[bold]x [/nope] \x1b]0;owned\x07 👩‍👩‍👧"
+    scene.put_trace(text, probes=scene.put_probes(), change=_hostile, tokens=24)
+    async with scene.open(text, size=(140, 40)) as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.readings)
+        for key in ("1", "0", "0", "3", "1"):
+            await pilot.press(key)
+        for _ in range(24):
+            await pilot.press("left")
+            shown = joined(app)
+            for character in "\x1b\x07\x9b\r\t\u202e\u200d":
+                assert character not in shown
+        assert "[bold]x" in shown
+        assert "[/nope]" in shown
+        assert app.is_running
+
+
+async def test_new_line_tokens_are_seen(scene: Scene) -> None:
+    def with_line_end(trace: Trace) -> Trace:
+        tokens = list(trace.text.tokens)
+        tokens[3] = Token(9, "\n", 3, 4, False, "text")
+        return msgspec.structs.replace(
+            trace, text=msgspec.structs.replace(trace.text, tokens=tuple(tokens))
+        )
+
+    scene.put_trace("a\nb", probes=scene.put_probes(), change=with_line_end)
+    async with scene.open("a\nb") as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.readings)
+        assert "␊" in joined(app)
+
+
+async def test_no_colour_leaves_nothing_to_colour(cached: Scene) -> None:
+    async with cached.open(coloured=False) as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.readings)
+        for strip in app.screen._compositor.render_strips():
+            for segment in strip:
+                style = segment.style
+                assert style is None or style.color is None or style.color.is_default
+                assert style is None or style.bgcolor is None or style.bgcolor.is_default
+        assert "^" in joined(app)  # the cursor's token
+        assert "[" in joined(app)  # the cursor's cell
+
+
+async def test_only_the_cursors_lines_are_painted_again(cached: Scene) -> None:
+    async with cached.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.readings)
+        await pilot.press("2")
+        await pilot.pause()
+        painted: list[int] = []
+        pane = app.explorer.layers_pane
+        original = pane.body_line
+        pane.body_line = lambda row: painted.append(row) or original(row)  # type: ignore[func-returns-value, method-assign]
+        await pilot.press("down")
+        await pilot.pause()
+        assert painted
+        assert len(set(painted)) <= 2
