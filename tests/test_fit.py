@@ -10,6 +10,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
+from support_models import tiny_model
 from torch import Tensor
 
 from emotui.core.engine import controls
@@ -378,11 +379,9 @@ def test_batches_hold_every_text_once_and_one_length_each() -> None:
     assert max(len(m) * lengths[m[0]] for m in found) <= 4096
 
 
-@pytest.mark.parametrize("template", ["ask", "tak3"])
-def test_batches_give_the_numbers_of_single_runs(model: LoadedModel, template: str) -> None:
-    texts = _records(model, template)
+def _same_as_alone(model: LoadedModel, texts: list[TextRecord]) -> None:
     collected = collect(model, texts, job=QuietJob())
-    assert len({len(text.tokens) for text in texts}) > 5
+    assert collected.places == places_of(model.n_layers)
     for row, text in enumerate(texts):
         alone = capture(model, [token.id for token in text.tokens], all_sites=True)
         inside = [p for p, token in enumerate(text.tokens) if token.part == "text"]
@@ -390,6 +389,21 @@ def test_batches_give_the_numbers_of_single_runs(model: LoadedModel, template: s
             h = alone.at(site, layer)
             assert torch.allclose(collected.readout[place, row], h[text.readout], atol=2e-5)
             assert torch.allclose(collected.mean[place, row], h[inside].mean(0), atol=2e-5)
+
+
+@pytest.mark.parametrize("template", ["ask", "tak3"])
+def test_batches_give_the_numbers_of_single_runs(model: LoadedModel, template: str) -> None:
+    texts = _records(model, template)
+    assert 5 < len({len(text.tokens) for text in texts}) < len(texts)
+    _same_as_alone(model, texts)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt2"])
+def test_batches_give_the_numbers_of_single_runs_in_other_shapes(family: str) -> None:
+    other = tiny_model(family)
+    words = ["The bus came at nine.", "My dog died last week.", "He shouted at me.", "It is quiet."]
+    texts = [other.reader.read(word, template_named("ask")) for word in [*words, *words[::-1]]]
+    _same_as_alone(other, texts)
 
 
 def test_collecting_can_be_cancelled_and_leaves_no_hook(model: LoadedModel) -> None:

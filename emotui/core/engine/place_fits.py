@@ -107,7 +107,9 @@ def _fit_chunk(inputs: Tensor, design: Design, *, seed: int, job: Job) -> PlaceF
     shuffled = fit(
         _shufflings(targets, seed), strength[:, None], tolerance=_SHUFFLED_TOLERANCE
     ).logits(standard[:, judged])
-    chance = controls.balanced_accuracy(shuffled.argmax(3), labels[judged], classes=classes)
+    # On the CPU: some accelerators have no float64.
+    guesses = shuffled.argmax(3).cpu()
+    chance = controls.balanced_accuracy(guesses, design.labels[design.judged], classes=classes)
 
     folds = design.folds.to(device)[train]
     outside = folds[None] != torch.arange(FOLDS, device=device)[:, None]
@@ -122,7 +124,7 @@ def _fit_chunk(inputs: Tensor, design: Design, *, seed: int, job: Job) -> PlaceF
         fold_weight=(folded.weight * inverse[:, None, :, None]).cpu(),
         fold_bias=folded.bias.cpu(),
         predicted=predicted.cpu(),
-        shuffled=chance.cpu(),
+        shuffled=chance,
     )
 
 

@@ -331,8 +331,9 @@ def features_of(
         if inside and centre is not None:
             kept = arrived[inside].float()
             rebuilt = sae.decode(features[inside]).float()
-            error += float((kept - rebuilt).square().sum(dtype=torch.float64))
-            spread += float((kept - centre).square().sum(dtype=torch.float64))
+            # Summed on the CPU: some accelerators have no float64.
+            error += float((kept - rebuilt).square().cpu().sum(dtype=torch.float64))
+            spread += float((kept - centre).square().cpu().sum(dtype=torch.float64))
         shown = [
             row
             for row in rows
