@@ -11,6 +11,7 @@ from rich.text import Text
 from textual import events
 from textual.app import App
 from textual.binding import Binding, BindingType
+from textual.driver import Driver
 from textual.theme import BUILTIN_THEMES
 
 from emotui.cache.store import Store, default_root
@@ -23,6 +24,7 @@ from emotui.themes import DARK, MONO, STYLE_SHEET, THEMES, VARIABLE_DEFAULTS
 from emotui.ui import messages
 from emotui.ui import state as states
 from emotui.ui.actions import action_for
+from emotui.ui.driver import PasteAwareDriver
 from emotui.ui.keys import EditorGate, KeyGate, Release, Stroke
 from emotui.ui.screens.explore import ExploreScreen
 from emotui.ui.state import Notice, OpenOptions, Work
@@ -43,9 +45,16 @@ class EmotuiApp(App[int]):
         Binding("ctrl+q", "close", show=False, priority=True),
     ]
 
-    def __init__(self, options: OpenOptions, *, engine: Engine | None = None) -> None:
+    def __init__(
+        self,
+        options: OpenOptions,
+        *,
+        engine: Engine | None = None,
+        driver_class: type[Driver] | None = None,
+    ) -> None:
         # Without colours Textual must not turn them into greys, which it would send as colours.
-        super().__init__(ansi_color=None if options.coloured else True)
+        ansi_color = None if options.coloured else True
+        super().__init__(driver_class=driver_class, ansi_color=ansi_color)
         self.options = options
         self.log_file: Path | None = None
         """Where the traceback of an unexpected error goes."""
@@ -246,7 +255,7 @@ def run_explorer(
     _check_theme(theme)
     log = (_folder(options) or default_root()) / "logs" / "screen.log"
     with shielded(log) as screen:
-        app = EmotuiApp(options)
+        app = EmotuiApp(options, driver_class=PasteAwareDriver)
         app.error_console.file = screen
         app.gate_keys, app.log_file = True, log
         try:

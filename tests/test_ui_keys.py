@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from itertools import pairwise
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emotui.ui.driver import END, STALLED_SECONDS, START, PasteSplitter
 from emotui.ui.keys import BURST_SECONDS, EditorGate, KeyGate, Release, Stroke
 
 CAREFUL = frozenset("qx")
@@ -136,3 +141,41 @@ def test_enter_at_the_end_of_a_paste_does_not_run() -> None:
     clocked.key("a", 0.0)
     clocked.key("enter", 0.001)
     assert clocked.all() == ["a", "ctrl+j"]
+
+
+def pieces(reads: list[str]) -> list[tuple[bool, str]]:
+    splitter = PasteSplitter(clock=lambda: 0.0)
+    return [piece for read in reads for piece in splitter.split(read)]
+
+
+@given(st.lists(st.integers(0, 60), max_size=6))
+def test_a_paste_is_whole_however_its_reads_are_cut(cuts: list[int]) -> None:
+    pasted = "q\x1b[31m x\x1bq\r\n\x1b[A"
+    stream = f"ab{START}{pasted}{END}cd"
+    marks = [len("ab") + size for size in (1, 2)]  # where an escape alone may be a key
+    places = sorted({cut for cut in cuts if cut < len(stream)} - set(marks))
+    reads = [stream[start:end] for start, end in pairwise([0, *places, len(stream)])]
+    found = pieces(reads)
+    assert "".join(piece for is_paste, piece in found if is_paste) == pasted
+    assert "".join(piece for is_paste, piece in found if not is_paste) == "abcd"
+
+
+def test_keys_are_not_held_back() -> None:
+    for keys in ("\x1b", "\x1b[A", "q", "\x1bq", "\x1b[2~", "\x1b["):
+        assert pieces([keys]) == [(False, keys)]
+
+
+def test_two_pastes_and_an_empty_one() -> None:
+    stream = f"{START}a{END}{START}{END}x{START}b{END}"
+    assert pieces([stream]) == [(True, "a"), (True, ""), (False, "x"), (True, "b")]
+
+
+def test_a_paste_that_never_ends_is_let_through() -> None:
+    now = [0.0]
+    splitter = PasteSplitter(clock=lambda: now[0])
+    assert list(splitter.split(f"{START}lost")) == []
+    now[0] = STALLED_SECONDS - 0.1
+    assert list(splitter.stalled()) == []
+    now[0] = STALLED_SECONDS
+    assert list(splitter.stalled()) == [(True, "lost")]
+    assert list(splitter.split("q")) == [(False, "q")]

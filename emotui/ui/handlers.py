@@ -235,7 +235,7 @@ class Handlers:
 
     def do_app_close(self) -> None:
         """Close; ask first while work runs."""
-        if not self._screen.workbench.busy:
+        if not self._screen.workbench.at_work:
             self._screen.app.exit(0)
             return
         from emotui.ui.screens.help import AskScreen

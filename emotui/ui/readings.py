@@ -115,7 +115,7 @@ class Readings:
             return None
         readouts = self.trace.readouts
         z, mark = readouts.z[row], readouts.mark[row]
-        above = probe.marked_above
+        above = probe.marked_above.get(site)
         return Cell(
             z=readouts.value[row] if z is None else z,
             standardised=z is not None,

@@ -116,8 +116,13 @@ class Workbench:
 
     @property
     def busy(self) -> bool:
-        """Whether work runs that closing would lose."""
+        """Whether the latest request is not finished."""
         return self._busy
+
+    @property
+    def at_work(self) -> bool:
+        """Whether an engine works on it, which closing would cancel."""
+        return self._busy and self._asked is not None
 
     def read(self, text: str) -> int:
         """Show the trace of a text, from the cache or computed; return the request's number."""

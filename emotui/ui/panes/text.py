@@ -236,10 +236,9 @@ def _token_content(state: ScreenState) -> Content:
     cell = readings.cell(state.site, state.position, state.layer, state.emotion)
     parts: list[str | Content] = [f"{place_name(state)} ", safe(repr(token.string))]
     if cell is not None:
-        name = "z" if cell.standardised else "value"
-        parts += [" · ", safe(state.emotion), f" {name} {number(cell.z).strip()} {cell.trust}"]
-        if cell.hollow:
-            parts.append(", not fitted here")
+        name, shown = "z" if cell.standardised else "value", number(cell.z).strip()
+        reading = f"({shown}) not fitted here" if cell.hollow else f"{shown} {cell.trust}"
+        parts += [" · ", safe(state.emotion), f" {name} {reading}"]
         if cell.by_construction:
             parts.append(", by construction")
     parts.append(f" · id {token.id} {part_of(token)}")
