@@ -95,7 +95,7 @@ def make_trace(
                 sites=("resid",),
                 held_out_accuracy=0.5,
                 bag_accuracy=0.25,
-                marked_above=None,
+                marked_above={},
             ),
         ),
         readouts=Readouts(

@@ -75,7 +75,7 @@ def made_up_trace(
                 sites=SITES,
                 held_out_accuracy=0.61234,
                 bag_accuracy=0.41234,
-                marked_above=2.5,
+                marked_above=dict.fromkeys(SITES, 2.5),
             )
             for kind in ("readout", "token")
         ),

@@ -193,14 +193,13 @@ def test_neutral_texts_are_around_zero_and_seldom_marked(
         for record, activations in read:
             found = apply(probe, activations, record)
             above = probe.summary(len(record.tokens)).marked_above
-            assert above is not None
-            z = [
-                value
-                for value, mark in zip(found.z, found.mark, strict=True)
+            cells = [
+                (site, value)
+                for site, value, mark in zip(found.site, found.z, found.mark, strict=True)
                 if mark == "" and value is not None
             ]
-            marked += max(z) > above
-            resid += z
+            marked += max(value for site, value in cells if site == "resid") > above["resid"]
+            resid += [value for _, value in cells]
         # At most one in twenty at the threshold of one site, with a margin for 80 texts.
         assert marked / len(read) < 0.15
         values = torch.tensor(resid)
@@ -239,9 +238,9 @@ def test_thresholds_by_length_and_none_beyond_what_was_seen(probes: tuple[Probe,
     longest = [threshold.longest for threshold in token.file.thresholds]
     assert len(longest) == 4
     assert longest == sorted(longest, key=lambda n: n or 0)
-    assert token.summary(3).marked_above == max(token.file.thresholds[0].above.values())
+    assert token.summary(3).marked_above == token.file.thresholds[0].above
     assert longest[-1] is not None
-    assert token.summary(longest[-1] + 1).marked_above is None
+    assert token.summary(longest[-1] + 1).marked_above == {}
     summary = token.summary(40)
     best = max(
         (s for s in token.file.card.scores if s.site == "resid"),
@@ -272,7 +271,7 @@ def test_without_neutral_texts_there_is_no_z(
     found = apply(probe, activations, record)
     assert set(found.z) == {None}
     assert all(abs(value) < 1e4 for value in found.value)
-    assert probe.summary(10).marked_above is None
+    assert probe.summary(10).marked_above == {}
 
 
 def test_the_same_fit_is_the_same_probe_and_another_seed_is_not(

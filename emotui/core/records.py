@@ -83,8 +83,9 @@ class ProbeSummary(msgspec.Struct, frozen=True):
     """Best-layer (chosen on dev) balanced accuracy on held-out texts, residual stream."""
     bag_accuracy: float
     """Balanced accuracy of the bag-of-embeddings probe on the same held-out texts."""
-    marked_above: float | None
-    """z above which a cell is marked for a text of this length; None where it was not fitted."""
+    marked_above: dict[Site, float]
+    """By site, z above which a cell is marked for a text of this length; empty where no neutral
+    text was as long."""
 
 
 class Readouts(msgspec.Struct, frozen=True):

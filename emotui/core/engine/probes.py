@@ -105,19 +105,19 @@ class Probe:
         """Return what a trace of a prompt of `n_tokens` tokens records of this probe.
 
         The accuracies are of the layer of the residual stream that was best on dev, on the texts
-        the probe was judged on. `marked_above` is the highest of the sites' thresholds, so that it
-        holds at each; None where the prompt is longer than any neutral text was.
+        the probe was judged on. `marked_above` is empty where the prompt is longer than any neutral
+        text was.
         """
         card = self.file.card
         resid = [score for score in card.scores if score.site == "resid"]
         best = max(resid, key=lambda score: (score.dev_accuracy or 0.0, -score.layer))
         above = next(
             (
-                max(threshold.above.values())
+                threshold.above
                 for threshold in self.file.thresholds
                 if threshold.longest is None or n_tokens <= threshold.longest
             ),
-            None,
+            {},
         )
         return ProbeSummary(
             id=card.id,
