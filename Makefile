@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed
 STAMP_TEST := $(VENV)/.installed-test
-export OMP_NUM_THREADS ?= 2
+# Tiny models: more threads only wait for each other.
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: run test check lint types imports wheel unit soak benchmark schema clean
 
