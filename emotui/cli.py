@@ -205,10 +205,15 @@ def _request(
     labels: str,
     offline: bool,
 ) -> InspectRequest:
-    from emotui.commands.common import demo_model
+    from emotui.cache.demo import demo_saes, demo_spec
 
-    chosen = model or demo_model()
-    spec = ModelSpec(model=chosen, revision=revision, dtype=dtype, device=device, offline=offline)
+    if model is None:
+        spec = demo_spec(dtype=dtype, device=device)
+        sae = sae or demo_saes()
+    else:
+        spec = ModelSpec(
+            model=model, revision=revision, dtype=dtype, device=device, offline=offline
+        )
     return InspectRequest(
         spec=spec,
         text=text or "",

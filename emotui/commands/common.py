@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emotui.core.errors import EmotuiError, UsageError
+from emotui.core.errors import EmotuiError
 from emotui.core.text import clean
 
 if TYPE_CHECKING:
@@ -17,20 +17,6 @@ if TYPE_CHECKING:
     from emotui.core.protocol import Outcome, Progress
 
 _SECONDS_BETWEEN_LINES = 0.1
-
-
-def demo_model() -> str:
-    """Return the folder of the bundled model; UsageError where this build has none."""
-    import emotui
-
-    folder = Path(emotui.__file__).parent / "demo" / "model"
-    if not folder.is_dir():
-        raise UsageError(
-            "No model was named.",
-            why="This build of emotui carries no demo model.",
-            todo="Name one: emotui --model FOLDER_OR_HUB_ID.",
-        )
-    return str(folder)
 
 
 def say(message: str) -> None:
@@ -48,16 +34,24 @@ def show_error(error: EmotuiError) -> None:
 
 
 @contextmanager
-def cache_for(cache_dir: Path | None, *, private: bool) -> Iterator[Path]:
-    """Yield the folder of the cache, a temporary one that is removed after a private session."""
+def cache_for(cache_dir: Path | None, *, private: bool, demo: bool = False) -> Iterator[Path]:
+    """Yield the folder of the cache, a temporary one that is removed after a private session.
+
+    With `demo`, the bundled example and probes are put there first.
+    """
+    from emotui.cache.demo import install_demo
     from emotui.cache.prepare import private_cache
     from emotui.cache.store import default_root
 
     root = (cache_dir or default_root()).expanduser().absolute()
     if not private:
+        if demo:
+            install_demo(root)
         yield root
         return
     with private_cache(root) as folder:
+        if demo:
+            install_demo(folder)
         yield folder
 
 

@@ -19,15 +19,19 @@ def explore(
     mouse: bool | None,
 ) -> None:
     """Open the explorer on a text, `-` meaning standard input, or on nothing."""
+    from emotui.cache.demo import example_request, is_demo
     from emotui.commands.common import cache_for
     from emotui.commands.texts import text_of_argument
     from emotui.ui.terminal import prepare_terminal
 
     terminal = prepare_terminal(mouse=mouse)
-    with cache_for(cache_dir, private=private) as root:
-        request = msgspec.structs.replace(
-            request, text=text_of_argument(text) if text else "", cache_dir=str(root)
-        )
+    demo = is_demo(request.spec)
+    with cache_for(cache_dir, private=private, demo=demo) as root:
+        request = msgspec.structs.replace(request, cache_dir=str(root))
+        if text:
+            request = msgspec.structs.replace(request, text=text_of_argument(text))
+        elif demo:
+            request = example_request(request)
         from emotui.app import run_explorer
 
         run_explorer(request, terminal=terminal, theme=theme, private=private)

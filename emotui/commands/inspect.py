@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from emotui.cache.demo import is_demo
 from emotui.commands.common import cache_for, say, show_error, wait_for
 from emotui.commands.texts import text_of_argument, texts_of_file
 from emotui.core.edits import parse_edit, print_edits
@@ -70,7 +71,7 @@ def inspect_texts(
         )
     started = time.monotonic()
     tally = Tally()
-    with cache_for(cache_dir, private=private) as root:
+    with cache_for(cache_dir, private=private, demo=is_demo(request.spec)) as root:
         request = msgspec.structs.replace(
             request,
             cache_dir=str(root),

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from emotui.commands.common import cache_for, demo_model, say, wait_for
+from emotui.cache.demo import demo_spec
+from emotui.commands.common import cache_for, say, wait_for
 from emotui.core.emotions import DEFAULT_LABEL_SET
 from emotui.core.errors import ProbeError
 from emotui.core.protocol import FitRequest, Fitted, Loaded, LoadRequest, ModelSpec
@@ -83,7 +84,7 @@ def fit(
     say(f"Fitting on {len(texts.texts):,} texts: {texts.name}.")
     with cache_for(cache_dir, private=False) as root:
         request = FitRequest(
-            spec=ModelSpec(model or demo_model(), revision, dtype, device, offline),
+            spec=ModelSpec(model or demo_spec().model, revision, dtype, device, offline),
             cache_dir=str(root),
             template=template,
             label_set=labels,
