@@ -1,4 +1,7 @@
-"""Tiny random checkpoints of every architecture in the site table, with byte-level BPE."""
+"""Tiny random checkpoints of every architecture in the site table, and of one that is not there.
+
+Each has a byte-level BPE of its own, with BOS as the real models of its family have it.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,27 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    StableLmConfig,
+    StableLmForCausalLM,
 )
 
 from emotui.core.engine.capture import QuietJob
@@ -71,6 +86,28 @@ def _build(family: str) -> Any:
         )
         assert {"sliding_attention", "full_attention"} == set(config.layer_types)
         return Gemma2ForCausalLM(config)
+    if family == "gemma3_text":
+        layer_types = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+        return Gemma3ForCausalLM(
+            Gemma3TextConfig(
+                **_SHAPE,
+                head_dim=12,
+                query_pre_attn_scalar=12,
+                sliding_window=SLIDING_WINDOW,
+                layer_types=layer_types,
+            )
+        )
+    if family == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(**_SHAPE, head_dim=12))
+    if family == "olmo2":
+        return Olmo2ForCausalLM(Olmo2Config(**_SHAPE))
+    if family == "phi3":
+        return Phi3ForCausalLM(Phi3Config(**_SHAPE))
+    if family == "stablelm":
+        return StableLmForCausalLM(StableLmConfig(**_SHAPE))
+    if family == "gpt_neox":
+        shape = {name: value for name, value in _SHAPE.items() if name != "num_key_value_heads"}
+        return GPTNeoXForCausalLM(GPTNeoXConfig(**shape))
     if family == "gpt2":
         config = GPT2Config(
             vocab_size=512,
@@ -85,7 +122,11 @@ def _build(family: str) -> Any:
     raise ValueError(family)
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+WITHOUT_BOS = frozenset({"qwen2", "qwen3", "gpt_neox", "olmo2"})
+"""Families whose real tokenizers put nothing before a text; of these Qwen has no BOS at all."""
+
+
+def _tokenizer(family: str) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -96,18 +137,20 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     backend.train_from_iterator(CORPUS * 4, trainer)
-    backend.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", 2)]
-    )
+    if family not in WITHOUT_BOS:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", 2)]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",
         eos_token="<eos>",
-        bos_token="<bos>",
+        bos_token=None if family.startswith("qwen") else "<bos>",
         unk_token="<unk>",
         additional_special_tokens=["<turn>"],
         chat_template=(
-            "{{ bos_token }}{% for m in messages %}<turn>{{ m.role }}\n{{ m.content }}\n"
+            "{% if bos_token %}{{ bos_token }}{% endif %}"
+            "{% for m in messages %}<turn>{{ m.role }}\n{{ m.content }}\n"
             "{% endfor %}{% if add_generation_prompt %}<turn>model\n{% endif %}"
         ),
     )
@@ -138,7 +181,7 @@ def tiny_folder(family: str) -> Path:
     model = _build(family).eval()
     _enliven(model, seed=len(family))
     model.save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
+    _tokenizer(family).save_pretrained(folder)
     return folder
 
 

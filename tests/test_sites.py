@@ -66,7 +66,7 @@ def test_sites_add_up_to_the_residual(family: str) -> None:
     assert kept.mlp.abs().mean() > 0.01
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_sites_equal_those_of_transformer_lens(family: str, bridge_class: Any) -> None:
     model = tiny_model(family)
     ids = _ids(model)

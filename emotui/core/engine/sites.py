@@ -4,12 +4,15 @@
 `attn.L` and `mlp.L` are the tensors added to the residual, so after Gemma's post-norms, and
 `resid.L-1 + attn.L + mlp.L == resid.L` up to rounding. `z.L` is the input of the output
 projection of the attention (heads concatenated).
+
+The sum holds for parallel blocks too (GPT-NeoX, so Pythia): there the MLP reads `resid.L-1`, not
+`resid.L-1 + attn.L`, so an edit of `attn.L` leaves `mlp.L` as it was.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -49,20 +52,26 @@ _LLAMA = SiteTable(
     final_norm="model.norm",
 )
 
+_POST_NORMED = replace(_LLAMA, attn="post_attention_layernorm", mlp="post_feedforward_layernorm")
+"""A norm behind attention and MLP each; what it gives is what is added."""
+
 SITE_TABLES: Mapping[str, SiteTable] = MappingProxyType(
     {
         "llama": _LLAMA,
         "mistral": _LLAMA,
         "qwen2": _LLAMA,
-        "gemma2": SiteTable(
-            blocks="model.layers",
-            attn="post_attention_layernorm",
-            mlp="post_feedforward_layernorm",
-            mixed_heads="self_attn.o_proj",
-            final_norm="model.norm",
-            # transformers refuses sdpa for Gemma-2: it would drop the attention soft-cap.
-            attention="eager",
-            prepends_bos=True,
+        "qwen3": _LLAMA,
+        "phi3": _LLAMA,
+        "olmo2": _POST_NORMED,
+        # transformers refuses sdpa for Gemma-2: it would drop the attention soft-cap.
+        "gemma2": replace(_POST_NORMED, attention="eager", prepends_bos=True),
+        "gemma3_text": replace(_POST_NORMED, prepends_bos=True),
+        "gpt_neox": SiteTable(
+            blocks="gpt_neox.layers",
+            attn="attention",
+            mlp="mlp",
+            mixed_heads="attention.dense",
+            final_norm="gpt_neox.final_layer_norm",
         ),
         "gpt2": SiteTable(
             blocks="transformer.h",
