@@ -97,9 +97,8 @@ class Sae:
         """The tensors; SaeError where the file is damaged."""
         return self.owner.weights_of(self)
 
-    @torch.no_grad()
     def encode(self, h: Tensor) -> Tensor:
-        """Return feature activations [..., width] of `h` [..., d_in]."""
+        """Return feature activations [..., width] of `h` [..., d_in]; differentiable in `h`."""
         weights, config = self.weights, self.config
         # Term by term as SAELens computes it, for equality to the bit.
         inputs = h.to(weights.encoder.dtype) - weights.decoder_bias * config.apply_b_dec_to_input
