@@ -8,12 +8,23 @@ from hypothesis import strategies as st
 
 from emotui.core.edits import (
     ALL,
+    READOUT,
     Edit,
+    FeatureEdit,
+    HeadEdit,
+    KnockEdit,
+    Layers,
+    ModulateEdit,
+    PatchEdit,
     Positions,
+    ProjectEdit,
+    PromoteEdit,
+    Source,
     at_position,
     parse_edit,
     parse_positions,
     positions_in,
+    recipe_named,
 )
 from emotui.core.errors import EditError
 from emotui.core.records import TextRecord, Token
@@ -26,25 +37,68 @@ positions = st.one_of(
     ),
     st.text(min_size=1, max_size=12).map(lambda word: Positions("word", word=word)),
 )
+layers = st.integers(0, 99)
+windows = st.tuples(layers, layers).map(lambda ends: Layers(min(ends), max(ends)))
+names = st.sampled_from(["anger", "joy", "other_agency", "pleasantness", "self-control", "wut2"])
+kinds = st.sampled_from(["zero", "mean", "random", "resample"])
+texts = st.text(min_size=1, max_size=20)
+sources = st.one_of(
+    st.builds(Source, st.just("text"), texts.filter(lambda text: text.strip() != "")),
+    st.builds(Source, st.just("file"), texts),
+    st.builds(Source, st.just("trace"), st.text("0123456789abcdef", min_size=4, max_size=16)),
+)
+appraisals = st.lists(
+    st.sampled_from(["pleasantness", "other_agency", "effort", "urgency"]),
+    min_size=1,
+    unique=True,
+)
+
+
+@st.composite
+def modulations(draw: st.DrawFn) -> ModulateEdit:
+    chosen = draw(appraisals)
+    raised = draw(st.integers(1, len(chosen)))
+    signs = draw(st.lists(st.sampled_from("+-"), min_size=raised, max_size=raised))
+    return ModulateEdit(
+        tuple(sign + name for sign, name in zip(signs, chosen[:raised], strict=True)),
+        draw(windows),
+        draw(finite),
+        tuple(chosen[raised:]),
+        draw(positions),
+    )
+
+
 edits = st.one_of(
     st.builds(
-        Edit,
+        FeatureEdit,
         operation=st.just("ablate"),
         site=st.sampled_from(["resid", "attn", "mlp"]),
-        layer=st.integers(0, 99),
+        layer=layers,
         index=st.integers(0, 999_999),
         value=st.none(),
         positions=positions,
     ),
     st.builds(
-        Edit,
+        FeatureEdit,
         operation=st.sampled_from(["scale", "clamp", "steer"]),
         site=st.sampled_from(["resid", "attn", "mlp"]),
-        layer=st.integers(0, 99),
+        layer=layers,
         index=st.integers(0, 999_999),
         value=finite,
         positions=positions,
     ),
+    st.builds(KnockEdit, st.sampled_from(["attn", "mlp"]), windows, kinds, positions),
+    st.builds(HeadEdit, layers, st.integers(0, 999), kinds, positions),
+    st.builds(
+        PatchEdit,
+        st.sampled_from(["resid", "attn", "mlp"]),
+        windows,
+        sources,
+        st.sampled_from([READOUT, Positions("last")]),
+    ),
+    st.builds(PromoteEdit, names, windows, finite, positions),
+    st.builds(ProjectEdit, names, st.one_of(st.none(), windows), positions),
+    modulations(),
 )
 
 
@@ -64,10 +118,29 @@ def test_printing_and_parsing_are_inverses(edit: Edit) -> None:
         ("steer L5/12 -0.1 at readout", "steer L5/12 -0.1 at readout"),
         ('ablate L5/12 at "lost toy"', 'ablate L5/12 at "lost toy"'),
         ("ablate L5/12 at here", "ablate L5/12 at 4"),
+        ("knock attn L9-13 mean", "knock attn L9-13 mean at readout"),
+        ("knock mlp L9", "knock mlp L9 mean at readout"),
+        ("knock mlp L9-9 ZERO at all", "knock mlp L9 zero at all"),
+        ("knock head L9.3 resample", "knock head L9.3 resample at readout"),
+        ("knock head L9.3 at last", "knock head L9.3 mean at last"),
+        ("patch resid L10 from t2 at readout", "patch resid L10 from 00c0ffee at readout"),
+        ("patch attn L1-2 from 00C0FFEE", "patch attn L1-2 from 00c0ffee at readout"),
+        ("patch mlp L1 from ./a.json at last", 'patch mlp L1 from file:"./a.json" at last'),
+        ('patch mlp L1 from file:"a b" at last', 'patch mlp L1 from file:"a b" at last'),
+        ('patch mlp L1 from "I won a prize."', 'patch mlp L1 from "I won a prize." at readout'),
+        ("promote Anger L15 +0.1", "promote anger L15 +0.1 at readout"),
+        ("promote anger L14-15 -.5 at here", "promote anger L14-15 -0.5 at 4"),
+        ("project out anger", "project out anger at readout"),
+        ("project out anger L3-5 at all", "project out anger L3-5 at all"),
+        (
+            "modulate +other_agency -pleasantness L9-11 +0.1 keep predictability",
+            "modulate +other_agency -pleasantness L9-11 +0.1 keep predictability at readout",
+        ),
+        ("modulate +effort L9 -1 at last", "modulate +effort L9 -1 at last"),
     ],
 )
 def test_canonical_form(line: str, printed: str) -> None:
-    assert str(parse_edit(line, here=4)) == printed
+    assert str(parse_edit(line, here=4, open_traces={"t2": "00c0ffee"})) == printed
 
 
 @pytest.mark.parametrize(
@@ -91,6 +164,44 @@ def test_canonical_form(line: str, printed: str) -> None:
         ("ablate L5/12 at 7-3", "'7-3'"),
         ("ablate L5/12 at 3 please", "'please'"),
         ("ablate L5/12 at here", "'here'"),
+        ('ablate L5/12 at "lost', "'\"lost'"),
+        ("knock", "nothing"),
+        ("knock z L5", "'z'"),
+        ("knock attn 5", "'5'"),
+        ("knock attn L9-5", "'L9-5'"),
+        ("knock attn L5 median", "'median'"),
+        ("knock attn L5 mean all", "'all'"),
+        ("knock head L5", "'L5'"),
+        ("knock head 5.1", "'5.1'"),
+        ("patch z L5", "'z'"),
+        ("patch resid from t2", "'from'"),
+        ("patch resid L5 of t2", "'of'"),
+        ("patch resid L5 from", "nothing"),
+        ("patch resid L5 from t3", "'t3'"),
+        ("patch resid L5 from yesterday", "'yesterday'"),
+        ('patch resid L5 from " "', '" "'),
+        ('patch resid L5 from "abc" at all', "'all'"),
+        ('patch resid L5 from "abc" at 3', "'3'"),
+        ("promote", "nothing"),
+        ("promote 7 L5 +0.1", "'7'"),
+        ("promote anger +0.1", "'+0.1'"),
+        ("promote anger L5 0.1", "'0.1'"),
+        ("promote anger L5 +inf", "'+inf'"),
+        ("promote anger L5 +0.1.2", "'+0.1.2'"),
+        ("promote anger L5", "nothing"),
+        ("project anger", "'anger'"),
+        ("project out", "nothing"),
+        ("project out anger 5", "'5'"),
+        ("modulate effort L5 +0.1", "'effort'"),
+        ("modulate +0.1 L5", "'+0.1'"),
+        ("modulate +effort +0.1", "'+0.1'"),
+        ("modulate +effort L5", "nothing"),
+        ("modulate +effort L5 +nan", "'+nan'"),
+        ("modulate +effort L5 +0.1 keep", "nothing"),
+        ("modulate +effort L5 +0.1 keep at all", "'at'"),
+        ("modulate +effort L5 +0.1 keep -urgency", "'-urgency'"),
+        ("modulate +effort L5 +0.1 keep effort", "'effort'"),
+        ("modulate +effort -effort L5 +0.1", "'effort'"),
         ("ablate \x1b[31mL5/12", "\N{SYMBOL FOR ESCAPE}[31mL5/12"),
     ],
 )
@@ -102,7 +213,25 @@ def test_wrong_words_are_named(line: str, word: str) -> None:
     assert "\x1b" not in str(caught.value)
 
 
-@given(st.text(max_size=60))
+@pytest.mark.parametrize("line", ["@", "@A", "@a b", "@-a", "@../a", "@" + "a" * 65])
+def test_a_recipe_with_an_impossible_name_is_refused(line: str) -> None:
+    with pytest.raises(EditError, match="a recipe"):
+        recipe_named(line)
+
+
+def test_a_recipe_is_told_from_an_edit() -> None:
+    assert recipe_named(" @calm_down-2 ") == "calm_down-2"
+    assert recipe_named("knock attn L5") is None
+
+
+VOCABULARY = (
+    "knock attn mlp head L9-13 L2 L9.3 mean zero at all readout patch resid from t2 00c0 promote "
+    'project out anger +0.1 modulate +effort keep urgency "a text" file:x steer L1/2 here'
+)
+vocabulary = st.sampled_from(VOCABULARY.split())
+
+
+@given(st.one_of(st.text(max_size=60), st.lists(vocabulary, max_size=9).map(" ".join)))
 def test_any_line_parses_or_is_refused(line: str) -> None:
     try:
         edit = parse_edit(line)

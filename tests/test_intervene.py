@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,13 @@ from emotui.core.engine.intervene import (
     place_edits,
     places_of,
 )
+from emotui.core.engine.materials import Materials, Other
 from emotui.core.engine.model import LoadedModel, load_model
-from emotui.core.engine.rerun import rerun
+from emotui.core.engine.probes import Probe
+from emotui.core.engine.rerun import adding, rerun
 from emotui.core.engine.saes import Sae, load_saes
+from emotui.core.engine.sites import HookSite
+from emotui.core.engine.statistics import Kind, Statistics
 from emotui.core.errors import Cancelled, EditError
 from emotui.core.protocol import ModelSpec
 from emotui.core.records import TextRecord
@@ -68,9 +72,52 @@ def groups_of(
     model: LoadedModel, folder: Path, *lines: str, unit: float = 7.0
 ) -> tuple[EditGroup, ...]:
     edits = [parse_edit(line) for line in lines]
-    return group_edits(
-        place_edits(edits, read(model)), saes_of(folder, model), lambda _site, _layer: unit
+    check_layers(edits, model)
+    return group_edits(place_edits(edits, read(model)), bench_of(model, folder, unit=unit))
+
+
+def bench_of(
+    model: LoadedModel,
+    folder: Path,
+    *,
+    unit: float = 7.0,
+    statistics: Statistics | None = None,
+    probes: Sequence[Probe] = (),
+    seed: int = 0,
+) -> Materials:
+    """Return materials that read no corpus: every mean norm is `unit`."""
+
+    def no_source(_source: object) -> Other:
+        raise AssertionError("nothing is patched here")
+
+    materials = Materials(
+        model,
+        store=None,  # type: ignore[arg-type]
+        text=read(model),
+        template=template_named("ask"),
+        saes=saes_of(folder, model),
+        probes=probes,
+        other=no_source,
+        seed=seed,
+        job=QuietJob(),
     )
+    materials.statistics = statistics or Flat({}, {}, {}, unit)
+    return materials
+
+
+@dataclasses.dataclass(frozen=True)
+class Flat(Statistics):
+    """A corpus of which only the mean norm is known."""
+
+    unit: float = 1.0
+
+    def mean_norm(self, site: HookSite, layer: int, kind: Kind = "text") -> float:
+        return self.unit
+
+
+def delta_everywhere(group: EditGroup, h: Tensor) -> Tensor:
+    """Return what a group adds to every token of `h`, [tokens, d]."""
+    return group.delta(h, range(len(h)))
 
 
 def plain_module(model: LoadedModel, site: str, layer: int) -> torch.nn.Module:
@@ -199,7 +246,7 @@ def test_scale_clamp_and_steer_add_what_they_say(model: LoadedModel, sae_folder:
     }
     for line, expected in wanted.items():
         (group,) = groups_of(model, sae_folder, line)
-        added = group.delta(h)
+        added = delta_everywhere(group, h)
         assert (added[text.last] - expected).abs().max() < TOLERANCE[model.dtype], line
         added[text.last] = 0
         assert not added.any(), "nothing is added elsewhere"
@@ -216,14 +263,14 @@ def test_edits_of_one_feature_compose_before_one_delta(
     ablate, scale = f"ablate L1/{index} at last", f"scale L1/{index} x2 at last"
     (both,) = groups_of(model, sae_folder, ablate, scale)
     (alone,) = groups_of(model, sae_folder, ablate)
-    assert torch.equal(both.delta(h), alone.delta(h))
+    assert torch.equal(delta_everywhere(both, h), delta_everywhere(alone, h))
     (undone,) = groups_of(
         model,
         sae_folder,
         ablate,
         f"clamp L1/{index} = {float(features[text.last, index])!r} at last",
     )
-    assert undone.delta(h).abs().max() < 1e-6
+    assert delta_everywhere(undone, h).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("start", range(LAYERS))
@@ -235,7 +282,13 @@ def test_resuming_equals_the_full_run(model: LoadedModel, sae_folder: Path, star
     deltas = torch.randn(3, len(ids), WIDTH, generator=generator).to(model.dtype)
     deltas[0] = 0
     for site in ("resid", "attn", "mlp"):
-        rows = rerun(model, clean.resid[start], start=start, deltas=deltas, site=site, layer=start)
+        rows = rerun(
+            model,
+            clean.resid[start],
+            start=start,
+            n_rows=3,
+            hooks=adding(deltas, site, start),
+        )
         for row in range(3):
             full = plain_run(model, ids, site, start, deltas[row])
             assert (rows.logits[row] - full).abs().max() < TOLERANCE[model.dtype]
@@ -265,7 +318,14 @@ def test_nothing_stays_behind_a_failure(sae_folder: Path) -> None:
 
     zero = torch.zeros(1, len(ids), WIDTH)
     with pytest.raises(Cancelled):
-        rerun(model, clean.resid[1], start=1, deltas=zero, site="resid", layer=1, job=Stopped())
+        rerun(
+            model,
+            clean.resid[1],
+            start=1,
+            n_rows=1,
+            hooks=adding(zero, "resid", 1),
+            job=Stopped(),
+        )
     assert list(all_hooks(model)) == []
     groups = groups_of(model, sae_folder, "ablate L1/3 at all")
     with pytest.raises(Cancelled), hooked(model, hooks_of(groups), job=Stopped()):

@@ -211,6 +211,8 @@ class Intervention(msgspec.Struct, frozen=True):
     """Whether the feature was picked from a ranking on this same text."""
     readout_layer: int | None
     """The layer whose residual the `readout.*` effects read; None without a readout probe."""
+    notes: tuple[str, ...] = ()
+    """What else must be known of the last edit, in words."""
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from emotui.cache.keys import derived_key
-from emotui.core.edits import Edit, parse_edit
-from emotui.core.engine.capture import Activations, Hook, Job, capture, with_key
-from emotui.core.engine.effects import CONTROL_NAMES, Comparison, Gauge, compare
+from emotui.cache.recipes import with_recipes
+from emotui.core.corpus import APPRAISAL_SOURCE
+from emotui.core.edits import (
+    Edit,
+    HeadEdit,
+    KnockEdit,
+    ModulateEdit,
+    PatchEdit,
+    ProjectEdit,
+    PromoteEdit,
+    Source,
+    parse_edit,
+)
+from emotui.core.engine.capture import Activations, Hook, Job, with_key
+from emotui.core.engine.effects import Comparison, Gauge, compare
 from emotui.core.engine.intervene import (
     EditGroup,
-    PlacedEdit,
     check_layers,
     group_edits,
     hooks_of,
+    modulation_at,
     place_edits,
     places_of,
+    places_of_edit,
 )
-from emotui.core.engine.statistics import corpus_statistics
-from emotui.core.errors import CacheError
-from emotui.core.records import Answer, Control, Effect, Intervention, TextRecord
+from emotui.core.engine.materials import Materials, Other
+from emotui.core.engine.runs import activations_of, edited_activations_of
+from emotui.core.engine.sources import settled, trace_of
+from emotui.core.engine.steps import PlacedEdit
+from emotui.core.engine.variants import CONTROL_NAMES, RANDOM_DIRECTIONS, ControlName, Grouped
+from emotui.core.records import Answer, Control, Effect, Intervention, Mark, Readouts, TextRecord
 from emotui.core.text import Template
 
 if TYPE_CHECKING:
@@ -37,6 +52,16 @@ _NO_CONTROLS = "the answer takes more than one token, so controls were not run f
 
 
 @dataclass(frozen=True)
+class Along:
+    """An edit along a probe's own direction: from where on its readouts say nothing new."""
+
+    probe: str
+    emotion: str
+    layer: int
+    position: int
+
+
+@dataclass(frozen=True)
 class EditedRun:
     """What a run with edits gives beyond a plain one."""
 
@@ -45,11 +70,24 @@ class EditedRun:
     """In force while anything else of this trace is computed."""
     intervention: Intervention
     effects: tuple[Effect, ...]
+    along: tuple[Along, ...]
+    """The edits along a probe's own direction."""
 
 
-def canonical(lines: Sequence[str]) -> tuple[str, ...]:
-    """Return edits in their printed form; EditError for one that cannot be understood."""
-    return tuple(str(parse_edit(line)) for line in lines)
+def canonical(
+    lines: Sequence[str], *, model: LoadedModel, store: Store, template: Template
+) -> tuple[str, ...]:
+    """Return edits in the form they are kept in: recipes expanded, sources named for good.
+
+    EditError for one that cannot be understood, a recipe or a source of another model.
+    """
+    edits = [parse_edit(line) for line in with_recipes(lines, store.root, model.fingerprint)]
+    return tuple(
+        str(settled(edit, model=model, store=store, template=template))
+        if isinstance(edit, PatchEdit)
+        else str(edit)
+        for edit in edits
+    )
 
 
 def run_edited(
@@ -71,45 +109,41 @@ def run_edited(
     """Run the prompt with edits and measure the last of them against its controls.
 
     `clean` are the activations without edits. Raises EditError where an edit does not fit the
-    model, its SAEs or the text.
+    model, its SAEs, its probes or the text.
     """
-    edits = [parse_edit(line) for line in lines]
-    check_layers(edits, model)
-    placed = place_edits(edits, text)
     job.progress("reading the corpus for controls")
-    statistics = corpus_statistics(model, template, store, job)
+    materials = _materials(model, store, text, template, saes, probes, seed, job)
+    placed = _placed(lines, text, model)
+    earlier, groups = (group_edits(some, materials) for some in (placed[:-1], placed))
 
-    def groups_of(some: Sequence[PlacedEdit]) -> tuple[EditGroup, ...]:
-        return group_edits(some, saes, statistics.mean_norm)
+    def run(some: Sequence[EditGroup]) -> Activations:
+        return edited_activations_of(model, store, clean, some, all_sites=all_sites, job=job)
 
-    def run(some: Sequence[PlacedEdit]) -> Activations:
-        groups = groups_of(some)
-        if not groups:
-            return clean
-        return _activations(model, store, clean, groups, all_sites=all_sites, job=job)
-
-    groups = groups_of(placed)
     job.progress("running the model with the edits")
-    parent, child = run(placed[:-1]), run(placed)
+    parent, child = run(earlier), run(groups)
     job.progress("running the controls")
     comparison = compare(
         model,
         parent=parent,
         child=child,
         clean=clean,
+        earlier=earlier,
         groups=groups,
         last=placed[-1],
-        gauge=_gauge(labels, probes, edits[-1], model.n_layers),
-        statistics=statistics,
-        seed=seed,
+        rivals=_rivals(placed, materials),
+        gauge=_gauge(labels, materials.probe, placed[-1].edit, model.n_layers),
+        materials=materials,
         job=job,
     )
     return EditedRun(
         # A delta of exactly nothing leaves the parent's numbers, whatever the device rounds.
         activations=child if comparison.changed else with_key(parent, child.key),
         hooks=hooks_of(groups),
-        intervention=_intervention(comparison, groups, selected=selected),
+        intervention=_intervention(
+            comparison, groups, _notes(placed[-1].edit, materials), selected=selected
+        ),
         effects=comparison.effects,
+        along=tuple(_along(placed, materials.probe)),
     )
 
 
@@ -131,42 +165,109 @@ def answer_effects(clean: Answer, before: Answer, after: Answer) -> tuple[Effect
     )
 
 
-def _activations(
+def marked(readouts: Readouts, along: Sequence[Along]) -> Readouts:
+    """Return the readouts, marked `by_construction` at or after an edit along their direction.
+
+    From the edit's layer on in the residual stream, above it in attention and MLP outputs, and
+    from the first edited position on.
+    """
+    if not along:
+        return readouts
+    first: dict[tuple[str, str], list[Along]] = {}
+    for one in along:
+        first.setdefault((one.probe, one.emotion), []).append(one)
+
+    def mark(row: int) -> Mark:
+        for one in first.get((readouts.probe[row], readouts.emotion[row]), ()):
+            lowest = one.layer + (readouts.site[row] != "resid")
+            if readouts.layer[row] >= lowest and readouts.position[row] >= one.position:
+                return "by_construction"
+        return readouts.mark[row]
+
+    marks = tuple(mark(row) for row in range(len(readouts.mark)))
+    return msgspec.structs.replace(readouts, mark=marks)
+
+
+def _placed(lines: Sequence[str], text: TextRecord, model: LoadedModel) -> tuple[PlacedEdit, ...]:
+    edits = [parse_edit(line) for line in lines]
+    check_layers(edits, model)
+    return place_edits(edits, text)
+
+
+def _materials(
     model: LoadedModel,
     store: Store,
-    clean: Activations,
-    groups: Sequence[EditGroup],
-    *,
-    all_sites: bool,
+    text: TextRecord,
+    template: Template,
+    saes: Sequence[Sae],
+    probes: Sequence[Probe],
+    seed: int,
     job: Job,
-) -> Activations:
-    """Return the activations under the edits, from the store where they are."""
-    said = [
-        [group.sae.key, group.unit, *(str(placed.edit) for placed in group.edits)]
-        for group in groups
-    ]
-    key = derived_key(clean.key, f"edits:{msgspec.json.encode(said).decode()}")
-    stored = store.get_entry("activations", key)
-    if stored is not None:
-        try:
-            return Activations.from_bytes(stored, key=key, device=model.device)
-        except CacheError:
-            pass  # whole, but not what this version writes: computed again below
-    computed = capture(model, clean.token_ids, all_sites=all_sites, hooks=hooks_of(groups), job=job)
-    store.put_entry("activations", key, computed.to_bytes())
-    return with_key(computed, key)
+) -> Materials:
+    def other(source: Source) -> Other:
+        """Run what a patch is taken from, its own edits in force."""
+        if source.kind == "text":
+            lines: Sequence[str] = ()
+            record = model.reader.read(source.value, template, context_length=model.context_length)
+        else:
+            trace = trace_of(source, model=model, store=store)
+            lines, record = trace.edits, trace.text
+        ids = [token.id for token in record.tokens]
+        run = activations_of(model, store, ids, all_sites=True, job=job)
+        if lines:
+            theirs = _materials(model, store, record, template, saes, probes, seed, job)
+            groups = group_edits(_placed(lines, record, model), theirs)
+            run = edited_activations_of(model, store, run, groups, all_sites=True, job=job)
+        return run, record
+
+    return Materials(
+        model,
+        store,
+        text=text,
+        template=template,
+        saes=saes,
+        probes=probes,
+        other=other,
+        seed=seed,
+        job=job,
+    )
 
 
-def _gauge(labels: LabelTokens, probes: Sequence[Probe], last: Edit, n_layers: int) -> Gauge:
-    """Return what is measured: the answer, and the readout probe at its best layer after the edit."""
-    probe = next((probe for probe in probes if probe.kind == "readout"), None)
+def _rivals(placed: Sequence[PlacedEdit], materials: Materials) -> list[Grouped]:
+    """Return other edits in the place of the last, as controls of it.
+
+    Along each other emotion for an edit along one; with other seeds for a random knock-out.
+    """
+    last = placed[-1]
+    edit = last.edit
+    rivals: list[Grouped] = []
+
+    def add(name: ControlName, target: str, other: Edit, using: Materials) -> None:
+        groups = group_edits((*placed[:-1], PlacedEdit(other, last.positions)), using)
+        places = places_of_edit(edit, materials.model.n_layers)
+        there = {group.place: group for group in groups if group.place in places}
+        rivals.append(Grouped(name, target, there))
+
+    if isinstance(edit, PromoteEdit | ProjectEdit) and materials.probe is not None:
+        for emotion in materials.probe.emotions:
+            if emotion != edit.emotion:
+                other: Edit = msgspec.structs.replace(edit, emotion=emotion)
+                add("other_emotion", str(other), other, materials)
+    if isinstance(edit, KnockEdit | HeadEdit) and edit.kind == "random":
+        for number in range(1, RANDOM_DIRECTIONS + 1):
+            seed = materials.seed + number
+            add("random_directions", f"seed {seed}", edit, materials.seeded(seed))
+    return rivals
+
+
+def _gauge(labels: LabelTokens, probe: Probe | None, last: Edit, n_layers: int) -> Gauge:
+    """Return what is measured: the answer, and the readout probe at its best later layer."""
     decided = labels if labels.rule == "first_token" else None
     if probe is None:
         return Gauge(decided, None, n_layers - 1)
+    lowest = places_of_edit(last, n_layers)[-1][1]
     later = [
-        score
-        for score in probe.file.card.scores
-        if score.site == "resid" and score.layer >= last.layer
+        score for score in probe.file.card.scores if score.site == "resid" and score.layer >= lowest
     ]
     best = max(
         later,
@@ -180,7 +281,11 @@ def _gauge(labels: LabelTokens, probes: Sequence[Probe], last: Edit, n_layers: i
 
 
 def _intervention(
-    comparison: Comparison, groups: Sequence[EditGroup], *, selected: bool
+    comparison: Comparison,
+    groups: Sequence[EditGroup],
+    notes: tuple[str, ...],
+    *,
+    selected: bool,
 ) -> Intervention:
     return Intervention(
         fired=places_of(groups),
@@ -188,4 +293,38 @@ def _intervention(
         delta_norm=comparison.delta_norm,
         selected=selected,
         readout_layer=comparison.readout_layer,
+        notes=notes,
     )
+
+
+def _notes(edit: Edit, materials: Materials) -> tuple[str, ...]:
+    """Return what a reader must know of the last edit besides its numbers."""
+    notes: list[str] = []
+    if isinstance(edit, PromoteEdit | ModulateEdit) and len(edit.layers.numbers) > 1:
+        total = sum(abs(materials.strength(edit, layer)) for layer in edit.layers.numbers)
+        notes.append(
+            f"added at each of {len(edit.layers.numbers)} layers: {total:.4g} in all, "
+            f"{abs(edit.value) * len(edit.layers.numbers):.4g} of the mean norm"
+        )
+    if isinstance(edit, ModulateEdit):
+        from emotui.core.engine.appraisals import appraisal_named
+
+        for layer in edit.layers.numbers:
+            left = modulation_at(edit, layer, materials).surviving
+            kept = f" once {', '.join(edit.keep)} is kept" if edit.keep else ""
+            scores = ", ".join(
+                f"{word[1:]} {materials.appraisals.r_squared(layer, appraisal_named(word[1:])):.2f}"
+                for word in edit.raised
+            )
+            notes.append(
+                f"L{layer}: {left:.2f} of the direction's norm is left{kept}; R^2 of the ridge "
+                f"directions on held-out topics: {scores} ({APPRAISAL_SOURCE} values)"
+            )
+    return tuple(notes)
+
+
+def _along(placed: Iterable[PlacedEdit], probe: Probe | None) -> Iterable[Along]:
+    for one in placed:
+        if isinstance(one.edit, PromoteEdit | ProjectEdit) and probe is not None:
+            layer = 0 if one.edit.layers is None else one.edit.layers.first
+            yield Along(probe.id, one.edit.emotion, layer, one.positions[0])

@@ -1,35 +1,43 @@
 """The effect of one edit beside its controls, all of them rows of one batch.
 
-Every row resumes at the edit's layer from the parent's residual, earlier edits in force, and adds
-its own delta: the edit itself, nothing (the noise of this path), other active features of like
-size, random directions of the same norm with the activations' covariance, and the feature that
-writes most of another emotion. A control's delta of a metric is its row minus the row of nothing.
+Every row resumes at the edit's first layer from the parent's residual, earlier edits in force, and
+adds its own delta: the edit itself, nothing (the noise of this path), and the controls of
+`variants`. A control's delta of a metric is its row minus the row of nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import msgspec
 import torch
 from torch import Tensor
 
-from emotui.core.engine.capture import Activations, Job
-from emotui.core.engine.intervene import EditGroup, PlacedEdit, hooks_of, without_last
+from emotui.core.edits import Edit, FeatureEdit, HeadEdit, KnockEdit, ProjectEdit, PromoteEdit
+from emotui.core.engine.capture import Activations, Hook, Job
+from emotui.core.engine.intervene import EditGroup, Place, hooks_of, places_of_edit
 from emotui.core.engine.rerun import Rows, arriving, rerun
+from emotui.core.engine.steps import PlacedEdit
+from emotui.core.engine.variants import (
+    CONTROL_NAMES,
+    ControlName,
+    Grouped,
+    Notes,
+    Recorded,
+    Variant,
+    feature_variants,
+    random_variants,
+)
 from emotui.core.errors import EngineError
 from emotui.core.records import Control, Effect
 
 if TYPE_CHECKING:
     from emotui.core.engine.answer import LabelTokens
+    from emotui.core.engine.materials import Materials
     from emotui.core.engine.model import LoadedModel
     from emotui.core.engine.probes import Probe
-    from emotui.core.engine.statistics import Statistics
 
-MATCHED_FEATURES = 32
-RANDOM_DIRECTIONS = 5
 NOISE_FACTOR = 3.0
 """An effect below this many times the noise is said to be not measurable (DESIGN rule 5)."""
 RESUME_TOLERANCE: Mapping[torch.dtype, float] = {
@@ -38,9 +46,6 @@ RESUME_TOLERANCE: Mapping[torch.dtype, float] = {
     torch.bfloat16: 0.1,
 }
 """Largest difference of a logit between resume and full run, relative to the largest logit."""
-
-ControlName = Literal["matched_features", "random_directions", "other_emotion"]
-CONTROL_NAMES: tuple[ControlName, ...] = ("matched_features", "random_directions", "other_emotion")
 
 
 @dataclass(frozen=True)
@@ -88,20 +93,12 @@ class Comparison:
 
     effects: tuple[Effect, ...]
     delta_norm: float
-    """Largest ratio over positions of the norms of delta and activation."""
+    """Largest ratio over places of the norms of delta and activation."""
     kl: float
     changed: bool
-    """False where the edit added exactly nothing at every position."""
+    """False where the edit added exactly nothing at every place."""
     readout_layer: int | None
     """The layer that the probe was read at; None without a readout probe."""
-
-
-@dataclass(frozen=True)
-class _Variant:
-    name: Literal["edit", "nothing"] | ControlName
-    target: str
-    delta: Tensor
-    """At the group's positions: [positions, d], earlier edits of the group included."""
 
 
 def compare(
@@ -110,179 +107,107 @@ def compare(
     parent: Activations,
     child: Activations,
     clean: Activations,
+    earlier: Sequence[EditGroup],
     groups: Sequence[EditGroup],
     last: PlacedEdit,
+    rivals: Sequence[Grouped],
     gauge: Gauge,
-    statistics: Statistics,
-    seed: int,
+    materials: Materials,
     job: Job,
 ) -> Comparison:
     """Measure the last edit against its controls.
 
-    `parent` ran with all edits but the last, `child` with all (a full run), `clean` with none.
-    Raises EngineError where resuming does not give the full run's logits.
+    `parent` ran with the `earlier` groups (all edits but the last), `child` with `groups` (all
+    edits; a full run), `clean` with none. `rivals` are further controls: other edits in the place
+    of the last. Raises EngineError where resuming does not give the full run's logits.
     """
-    site, layer = last.place
-    before_groups = without_last(groups, last)
-    group = next(g for g in groups if g.place == last.place)
-    earlier = next(g for g in before_groups if g.place == last.place)
-    elsewhere = hooks_of(
-        [g for g in before_groups if g.edits and g.place != last.place and g.place[1] >= layer]
-    )
-    resid = parent.resid[layer]
-    arrived = arriving(model, resid, start=layer, site=site, layer=layer, hooks=elsewhere, job=job)
-    where = list(group.positions)
-    variants, notes = _variants(group, earlier, last, arrived[where], gauge, statistics, seed)
-    deltas = torch.zeros(
-        (len(variants), *arrived.shape), dtype=arrived.dtype, device=arrived.device
-    )
-    for row, variant in enumerate(variants):
-        deltas[row, where] = variant.delta
+    places = places_of_edit(last.edit, model.n_layers)
+    start = places[0][1]
+    mine = {group.place: group for group in groups if group.place in places}
+    before = {place: EditGroup(place, ()) for place in places}
+    before |= {group.place: group for group in earlier if group.place in places}
+    elsewhere = [g for g in earlier if g.place not in mine and g.place[1] >= start]
+    resid = parent.resid[start]
+    recorded = Recorded()
+    variants: list[Variant] = [
+        Grouped("edit", str(last.edit), mine, recorded, before),
+        Grouped("nothing", "", before),
+    ]
+    notes: Notes = {}
+    if isinstance(last.edit, FeatureEdit):
+        (place,) = places
+        arrived = arriving(
+            model,
+            resid,
+            start=start,
+            site=place[0],
+            layer=place[1],
+            hooks=hooks_of(elsewhere),
+            job=job,
+        )
+        features, notes = feature_variants(
+            mine[place], before[place], last.edit, last.positions, arrived, gauge.probe
+        )
+        variants += features
+    else:
+        notes = _notes_without_features(rivals)
+    variants += rivals
+    if not any(rival.name == "random_directions" for rival in rivals):
+        variants += random_variants(places, before, recorded, last, materials)
     rows = rerun(
         model,
         resid,
-        start=layer,
-        deltas=deltas,
-        site=site,
-        layer=layer,
-        hooks=elsewhere,
+        start=start,
+        n_rows=len(variants),
+        hooks=lambda rows: (*hooks_of(elsewhere), *_row_hooks(variants, rows, mine)),
         job=job,
     )
     _check_resume(rows.logits[0], child.logits)
-    own = variants[0].delta - variants[1].delta
-    ratio = own.float().norm(dim=-1) / arrived[where].float().norm(dim=-1).clamp_min(1e-12)
     measured = gauge.measure(rows, parent.logits)
     effects = [
-        _effect(metric, values, full, variants, notes, model.dtype, last)
+        _effect(metric, values, full, variants, notes, model.dtype, last.edit)
         for metric, values in measured.items()
         for full in [_full(gauge, metric, parent, child, clean)]
     ]
     return Comparison(
         tuple(effects),
-        delta_norm=float(ratio.max()),
+        delta_norm=recorded.ratio,
         kl=float(divergence(parent.logits, child.logits)),
-        changed=bool(own.any()),
+        changed=recorded.changed,
         readout_layer=None if gauge.probe is None else gauge.layer,
     )
 
 
-def _variants(
-    group: EditGroup,
-    earlier: EditGroup,
-    last: PlacedEdit,
-    h: Tensor,
-    gauge: Gauge,
-    statistics: Statistics,
-    seed: int,
-) -> tuple[list[_Variant], dict[ControlName, str]]:
-    """Return the rows, the edit first and nothing second, and why controls are missing.
+def _row_hooks(
+    variants: Sequence[Variant], rows: range, mine: Mapping[Place, EditGroup]
+) -> list[Hook]:
+    """Return a hook at each place of the last edit that gives each row its own delta."""
 
-    `h` is what arrives at the group's positions, [positions, d].
-    """
-    features = group.sae.encode(h)
-    nothing = earlier.delta_of_rows(features, group.positions)
-    edit = group.delta_of(features)
-    own = (edit - nothing).float()
-    variants = [_Variant("edit", last.edit.feature, edit), _Variant("nothing", "", nothing)]
-    notes: dict[ControlName, str] = {}
-    # A control feature is one that no edit of this place touches and that is active here.
-    sizes = features.float().norm(dim=0) * group.sae.weights.decoder_norm
-    sizes[[placed.edit.index for placed in group.edits]] = 0
-    matched = _matched(sizes, _size_of(last, features, group, own))
-    for index in matched:
-        added = _control_delta(group, last, index, features, own)
-        variants.append(_Variant("matched_features", _name(last, index), nothing + added))
-    if len(matched) < MATCHED_FEATURES:
-        notes["matched_features"] = (
-            f"only {len(matched)} other features are active at the edited positions"
-        )
-    site, layer = last.place
-    kind: Literal["text", "readout"] = (
-        "readout" if last.edit.positions.kind == "readout" else "text"
-    )
-    directions = statistics.directions(site, layer, kind, count=RANDOM_DIRECTIONS, seed=seed)
-    for number, direction in enumerate(directions):
-        added = (own.norm(dim=-1, keepdim=True) * direction).to(h.dtype)
-        variants.append(_Variant("random_directions", f"seed {seed}.{number}", nothing + added))
-    other = _other_emotion(group, last, features, sizes, gauge)
-    if isinstance(other, str):
-        notes["other_emotion"] = other
+    def hook(place: Place) -> Hook:
+        where = list(mine[place].positions)
+
+        def function(tensor: Tensor) -> Tensor:
+            here = tensor[:, where]
+            added = [variants[row].delta(place, here[n], where) for n, row in enumerate(rows)]
+            changed = tensor.clone()
+            changed[:, where] = here + torch.stack(added)
+            return changed
+
+        return Hook(place[0], place[1], function)
+
+    return [hook(place) for place in mine]
+
+
+def _notes_without_features(rivals: Sequence[Grouped]) -> Notes:
+    """Return why an edit of no feature lacks controls, and what stands in for them."""
+    notes: Notes = {"matched_features": "only edits of a feature have features to be matched"}
+    if not any(rival.name == "other_emotion" for rival in rivals):
+        notes["other_emotion"] = "only edits of a feature or along an emotion have one"
     else:
-        index, emotion = other
-        added = _control_delta(group, last, index, features, own)
-        variants.append(
-            _Variant("other_emotion", f"{_name(last, index)} ({emotion})", nothing + added)
-        )
-    return variants, notes
-
-
-def _name(last: PlacedEdit, index: int) -> str:
-    return msgspec.structs.replace(last.edit, index=index).feature
-
-
-def _size_of(last: PlacedEdit, features: Tensor, group: EditGroup, own: Tensor) -> float:
-    """Return the size that controls are matched on: ||f D||, or of the delta where f is 0."""
-    size = (
-        features[:, last.edit.index].float().norm()
-        * group.sae.weights.decoder_norm[last.edit.index]
-    )
-    return float(size) or float(own.norm())
-
-
-def _matched(sizes: Tensor, size: float) -> list[int]:
-    """Return the active features nearest in size (ratio), nearest first, at most 32."""
-    active = sizes.nonzero().flatten()
-    if not len(active) or size == 0:
-        return []
-    distance = (sizes[active] / size).log().abs()
-    order = distance.argsort(stable=True)[:MATCHED_FEATURES]
-    return [int(index) for index in active[order]]
-
-
-def _control_delta(
-    group: EditGroup, last: PlacedEdit, index: int, features: Tensor, own: Tensor
-) -> Tensor:
-    """Return what the same edit of another feature adds at the positions.
-
-    Ablating and scaling do the same to the other feature; clamping and steering add a vector of
-    the same norm at each position along its direction.
-    """
-    if last.edit.operation in ("ablate", "scale"):
-        edit = msgspec.structs.replace(last.edit, index=index)
-        return replace(group, edits=(PlacedEdit(edit, last.positions),)).delta_of_rows(
-            features, group.positions
-        )
-    direction = group.sae.directions([index])[0].float()
-    sign = torch.sign(own @ group.sae.directions([last.edit.index])[0].float())
-    added: Tensor = (sign * own.norm(dim=-1))[:, None] * direction / direction.norm()
-    return added.to(features.dtype)
-
-
-def _other_emotion(
-    group: EditGroup, last: PlacedEdit, features: Tensor, sizes: Tensor, gauge: Gauge
-) -> tuple[int, str] | str:
-    """Return the active feature that writes most along another emotion's probe, or why none.
-
-    A feature's write is its summed activation times the product of its direction with the
-    readout probe's row at the site and layer; its own emotion is that of its largest write.
-    """
-    if gauge.probe is None:
-        return "no probe is fitted, so which feature writes another emotion is not known"
-    site, layer = last.place
-    rows = gauge.probe.weight[gauge.probe.places.index((site, layer))].T
-    active = sizes.nonzero().flatten()
-    named = [i for i, emotion in enumerate(gauge.probe.emotions) if emotion != "neutral"]
-    if not len(active):
-        return "no other feature is active at the edited positions"
-    along = group.sae.directions([*active.tolist(), last.edit.index]).float() @ rows[named].T
-    own = int(along[-1].argmax())
-    writes = along[:-1] * features[:, active].float().sum(dim=0)[:, None]
-    writes[:, own] = -torch.inf
-    best = int(writes.argmax())
-    feature, emotion = divmod(best, len(named))
-    if float(writes[feature, emotion]) <= 0:
-        return "no other active feature writes another emotion"
-    return int(active[feature]), gauge.probe.emotions[named[emotion]]
+        notes["other_emotion"] = "the same edit along each other emotion"
+    if any(rival.name == "random_directions" for rival in rivals):
+        notes["random_directions"] = "the same knock-out with other seeds"
+    return notes
 
 
 def _check_resume(resumed: Tensor, full: Tensor) -> None:
@@ -317,10 +242,10 @@ def _effect(
     metric: str,
     values: Tensor,
     full: tuple[float, float, float],
-    variants: Sequence[_Variant],
-    notes: Mapping[ControlName, str],
+    variants: Sequence[Variant],
+    notes: Notes,
     dtype: torch.dtype,
-    last: PlacedEdit,
+    edit: Edit,
 ) -> Effect:
     clean, before, after = full
     delta = after - before
@@ -330,6 +255,10 @@ def _effect(
         _control(name, delta, values, nothing, variants, notes.get(name, ""))
         for name in CONTROL_NAMES
     )
+    verdict = _verdict(delta, noise, controls, edit)
+    along = isinstance(edit, PromoteEdit | ProjectEdit) and metric == f"readout.{edit.emotion}"
+    if along:
+        verdict += " By construction: the edit is along this readout's own direction."
     return Effect(
         metric=metric,
         clean=clean,
@@ -338,7 +267,7 @@ def _effect(
         delta=delta,
         controls=controls,
         noise=noise,
-        verdict=_verdict(delta, noise, controls, removing=last.edit.operation == "ablate"),
+        verdict=verdict,
     )
 
 
@@ -347,7 +276,7 @@ def _control(
     delta: float,
     values: Tensor,
     nothing: float,
-    variants: Sequence[_Variant],
+    variants: Sequence[Variant],
     note: str,
 ) -> Control:
     rows = [row for row, variant in enumerate(variants) if variant.name == name]
@@ -362,15 +291,27 @@ def _control(
     )
 
 
-def _verdict(delta: float, noise: float, controls: Sequence[Control], *, removing: bool) -> str:
+_BESIDE: Mapping[ControlName, str] = {
+    "matched_features": "matched features",
+    "random_directions": "random directions",
+    "other_emotion": "other emotions",
+}
+
+
+def _verdict(delta: float, noise: float, controls: Sequence[Control], edit: Edit) -> str:
     """Return the effect in words: not measurable, or how it stands among its controls."""
     if abs(delta) < NOISE_FACTOR * noise:
+        removing = (
+            edit.operation == "ablate"
+            if isinstance(edit, FeatureEdit)
+            else isinstance(edit, KnockEdit | HeadEdit | ProjectEdit)
+        )
         what = "removing this alone" if removing else "this edit alone"
         return f"No measurable effect of {what}."
-    matched, random, _ = controls
-    parts = []
-    if matched.rank is not None:
-        parts.append(f"rank {matched.rank} of {len(matched.deltas) + 1} beside matched features")
-    if random.rank is not None:
-        parts.append(f"rank {random.rank} of {len(random.deltas) + 1} beside random directions")
+    parts = [
+        f"rank {control.rank} of {len(control.deltas) + 1} beside {_BESIDE[control.name]}"
+        for control in controls
+        # One feature of another emotion is a number to look at, not a ranking.
+        if control.rank is not None and (control.name != "other_emotion" or len(control.deltas) > 1)
+    ]
     return "; ".join(parts).capitalize() + "." if parts else "No control applies."

@@ -12,18 +12,19 @@ from pathlib import Path
 
 import msgspec
 
-from emotui.cache.keys import content_key, derived_key, request_key, sae_identities, trace_id
+from emotui.cache.keys import derived_key, request_key, sae_identities, trace_id
 from emotui.cache.lineage import ancestors_of
 from emotui.cache.store import Store
 from emotui.core.emotions import LABEL_SETS
 from emotui.core.engine import answer as answers
 from emotui.core.engine.answer import AnswerReading, LabelTokens, label_tokens
-from emotui.core.engine.capture import Activations, Job, capture, hooked, with_key
-from emotui.core.engine.edited import EditedRun, answer_effects, canonical, run_edited
+from emotui.core.engine.capture import Activations, Job, hooked
+from emotui.core.engine.edited import EditedRun, answer_effects, canonical, marked, run_edited
 from emotui.core.engine.instruments import Instruments
 from emotui.core.engine.lens import read_lens
 from emotui.core.engine.model import LoadedModel, package_versions
-from emotui.core.errors import CacheError, UsageError
+from emotui.core.engine.runs import activations_of
+from emotui.core.errors import UsageError
 from emotui.core.protocol import Inspected, InspectRequest, ModelSpec
 from emotui.core.records import Answer, Effect, Run, Trace
 from emotui.core.text import Template, clean, template_named
@@ -46,7 +47,10 @@ def inspect(
     TextError for a text the model cannot read; UsageError for an unknown template or label set.
     """
     started = time.monotonic()
-    request = msgspec.structs.replace(request, edits=canonical(request.edits))
+    if request.edits:
+        template = template_named(request.template)
+        edits = canonical(request.edits, model=model, store=store, template=template)
+        request = msgspec.structs.replace(request, edits=edits)
     key = request_key(request, model.fingerprint, sae_ids=sae_identities(request.saes, store))
     found = store.find_trace(key)
     if found is not None:
@@ -125,6 +129,8 @@ def compute(
     lens = read_lens(model, activations, reading)
     job.progress("reading the probes")
     summaries, readouts = instruments.readouts(probes, activations, text)
+    if edited is not None:
+        readouts = marked(readouts, edited.along)
     features, sae_readings = instruments.features(saes, activations, text, job)
     trace = Trace(
         id=trace_id(key),
@@ -161,34 +167,6 @@ def _effects(
     return (*answer_effects(root.answer or parent.answer, parent.answer, after), *edited.effects)
 
 
-def activations_of(
-    model: LoadedModel,
-    store: Store,
-    token_ids: list[int],
-    *,
-    all_sites: bool,
-    job: Job,
-) -> Activations:
-    """Return the activations of a prompt, from the store where they are, else by one forward.
-
-    An entry that kept more than is asked for serves too, and is narrowed to what was asked.
-    """
-    wanted = _activations_key(model, token_ids, all_sites=all_sites)
-    for more_sites in dict.fromkeys([all_sites, True]):
-        key = _activations_key(model, token_ids, all_sites=more_sites)
-        stored = store.get_entry("activations", key)
-        if stored is None:
-            continue
-        try:
-            held = Activations.from_bytes(stored, key=wanted, device=model.device)
-        except CacheError:
-            continue  # whole, but not what this version writes: computed again below
-        return held.narrowed(all_sites=all_sites)
-    computed = capture(model, token_ids, all_sites=all_sites, job=job)
-    store.put_entry("activations", wanted, computed.to_bytes())
-    return with_key(computed, wanted)
-
-
 def run_record(model: LoadedModel, request: InspectRequest) -> Run:
     """Return the record of what computed a trace."""
     return Run(
@@ -213,19 +191,6 @@ def name_of(spec: ModelSpec) -> str:
     """Return the model's name for a record: a hub id, or the folder's name without its path."""
     folder = Path(spec.model).expanduser()
     return folder.resolve().name if folder.is_dir() else spec.model
-
-
-def _activations_key(model: LoadedModel, token_ids: list[int], *, all_sites: bool) -> str:
-    elsewhere = "all" if all_sites else "readout"
-    sites = ["resid:all", f"attn:{elsewhere}", f"mlp:{elsewhere}"]
-    return content_key(
-        fingerprint=model.fingerprint,
-        token_ids=token_ids,
-        dtype=model.dtype_name,
-        device_type=model.device.type,
-        attention=model.attention,
-        sites=sites,
-    )
 
 
 def _answer(

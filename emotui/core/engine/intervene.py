@@ -1,122 +1,85 @@
-"""Edits as hooks: what an edit adds to the tensor at its site, and a run with edits in force.
+"""Edits as hooks: each edit a step at its places, the steps of a place one delta.
 
-An edit of SAE features adds sum_j (f'_j - f_j) D_j to the tensor that arrives at the site
-(METHODS 2.1); the reconstruction and its error play no part, so no change adds exactly nothing.
-Edits of one feature compose before one delta. Steering adds along the unit decoder row, in units
-of the corpus mean of the norm of the activation at that site and layer.
+An edit adds a delta to the tensor that arrives at its site; no change adds exactly nothing
+(METHODS 2.1). At one place edits act in the order they were made, each on what the earlier ones
+left; edits of features that follow each other are read from one encoding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from emotui.core.edits import Edit, positions_in
+from emotui.core.edits import (
+    STAYED,
+    Edit,
+    FeatureEdit,
+    HeadEdit,
+    KnockEdit,
+    Layers,
+    ModulateEdit,
+    PatchEdit,
+    ProjectEdit,
+    PromoteEdit,
+    positions_in,
+)
 from emotui.core.engine.capture import Hook
+from emotui.core.engine.materials import Materials, head_count
+from emotui.core.engine.sites import HookSite
+from emotui.core.engine.steps import (
+    AddStep,
+    FeatureStep,
+    PlacedEdit,
+    PlacedFeatureEdit,
+    ProjectStep,
+    SetStep,
+    Step,
+)
 from emotui.core.errors import EditError
-from emotui.core.records import Site, TextRecord
+from emotui.core.records import TextRecord
 
 if TYPE_CHECKING:
+    from emotui.core.engine.appraisals import Modulation
     from emotui.core.engine.model import LoadedModel
-    from emotui.core.engine.saes import Sae
 
-Place = tuple[Site, int]
-MeanNorm = Callable[[Site, int], float]
-"""The unit of steering: corpus mean of the norm of the activation at a site and layer."""
+Place = tuple[HookSite, int]
 
-_ORDER: Mapping[Site, int] = {"attn": 0, "mlp": 1, "resid": 2}
+_ORDER: Mapping[HookSite, int] = {"z": 0, "attn": 1, "mlp": 2, "resid": 3}
 
 
-@dataclass(frozen=True)
-class PlacedEdit:
-    """An edit with the token positions it acts on in this text."""
-
-    edit: Edit
-    positions: tuple[int, ...]
-
-    @property
-    def place(self) -> Place:
-        """Its site and layer."""
-        return self.edit.site, self.edit.layer
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EditGroup:
-    """All edits at one site and layer, in the order they were made."""
+    """All that edits do at one site and layer, in the order they were made."""
 
     place: Place
-    sae: Sae
-    edits: tuple[PlacedEdit, ...]
-    unit: float
-    """Strength 1 of `steer`, as a norm."""
+    steps: tuple[Step, ...]
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """The positions any of the edits acts on, ascending."""
-        return tuple(sorted({p for placed in self.edits for p in placed.positions}))
+        """The positions any of the steps acts on, ascending."""
+        return tuple(sorted({p for step in self.steps for p in step.positions}))
 
-    def features(self, h: Tensor) -> Tensor:
-        """Return the activations that arrive at the positions: [..., positions, width]."""
-        return self.sae.encode(h[..., list(self.positions), :])
+    @property
+    def identity(self) -> list[str]:
+        """What the group does, to the last number: for cache keys."""
+        return [f"{self.place[0]}.{self.place[1]}", *(step.identity for step in self.steps)]
 
-    def delta(self, h: Tensor) -> Tensor:
-        """Return what the edits add to `h` [..., tokens, d]: a tensor of its shape.
+    def delta(self, h: Tensor, where: Sequence[int]) -> Tensor:
+        """Return what the steps add to `h` [..., len(where), width], of its shape.
 
-        Zero outside the positions, and exactly zero where no feature changes.
+        `where` are the token positions of `h`, among them all of the group's. Exactly zero where
+        nothing changes.
         """
         added = torch.zeros_like(h)
-        if self.edits:
-            added[..., list(self.positions), :] = self.delta_of(self.features(h))
+        places = {position: row for row, position in enumerate(where)}
+        for step in self.steps:
+            rows = [places[position] for position in step.positions]
+            added[..., rows, :] += step.delta((h + added)[..., rows, :])
         return added
-
-    def delta_of(self, features: Tensor) -> Tensor:
-        """Return what the edits add at the positions, [..., positions, d], given `features`."""
-        where = list(self.positions)
-        indices = sorted({placed.edit.index for placed in self.edits})
-        before = features[..., indices]
-        after = before.clone()
-        along = torch.zeros_like(before)
-        for placed in self.edits:
-            rows = [where.index(position) for position in placed.positions]
-            column = indices.index(placed.edit.index)
-            _change(placed.edit, after, along, rows, column, self.unit)
-        directions = self.sae.directions(indices)
-        added = (after - before) @ directions
-        if bool(along.any()):
-            added = added + along @ (directions / directions.norm(dim=-1, keepdim=True))
-        return added
-
-    def delta_of_rows(self, features: Tensor, positions: Sequence[int]) -> Tensor:
-        """Return `delta_of` spread over `positions`, of which those of the edits are a part.
-
-        `features` stand at `positions`: [positions, width]; zero where no edit acts.
-        """
-        added = torch.zeros(
-            (len(positions), self.sae.config.d_in),
-            dtype=features.dtype,
-            device=features.device,
-        )
-        if self.edits:
-            rows = [list(positions).index(position) for position in self.positions]
-            added[rows] = self.delta_of(features[rows])
-        return added
-
-
-def _change(
-    edit: Edit, after: Tensor, along: Tensor, rows: Sequence[int], column: int, unit: float
-) -> None:
-    """Apply one edit in place: to the feature's activations, or along its unit direction."""
-    value = 0.0 if edit.value is None else edit.value
-    if edit.operation == "scale":
-        after[..., rows, column] *= value
-    elif edit.operation == "steer":
-        along[..., rows, column] += value * unit
-    else:
-        after[..., rows, column] = value
 
 
 def place_edits(edits: Sequence[Edit], text: TextRecord) -> tuple[PlacedEdit, ...]:
@@ -124,54 +87,100 @@ def place_edits(edits: Sequence[Edit], text: TextRecord) -> tuple[PlacedEdit, ..
     return tuple(PlacedEdit(edit, positions_in(edit.positions, text)) for edit in edits)
 
 
-def group_edits(
-    edits: Sequence[PlacedEdit], saes: Sequence[Sae], mean_norm: MeanNorm
-) -> tuple[EditGroup, ...]:
+def places_of_edit(edit: Edit, n_layers: int) -> tuple[Place, ...]:
+    """Return the sites and layers an edit acts on, in the order the model passes them."""
+    if isinstance(edit, HeadEdit):
+        return (("z", edit.layer),)
+    window = edit.layers or Layers(0, n_layers - 1)
+    site: HookSite = edit.site if isinstance(edit, FeatureEdit | KnockEdit | PatchEdit) else "resid"
+    return tuple((site, layer) for layer in window.numbers)
+
+
+def group_edits(edits: Sequence[PlacedEdit], materials: Materials) -> tuple[EditGroup, ...]:
     """Return the edits by site and layer, in the order the model passes those.
 
-    Raises EditError for a layer without an SAE or a feature past its width.
+    Raises EditError for what is not there: an SAE, a feature, an emotion, an appraisal, a source.
     """
-    by_place: dict[Place, list[PlacedEdit]] = {}
+    steps: dict[Place, list[Step]] = {}
     for placed in edits:
-        by_place.setdefault(placed.place, []).append(placed)
-    groups = []
-    for place in sorted(by_place, key=lambda place: (place[1], _ORDER[place[0]])):
-        sae = _sae_at(place, by_place[place][0].edit, saes)
-        for placed in by_place[place]:
-            _check_index(placed.edit, sae)
-        steers = any(placed.edit.operation == "steer" for placed in by_place[place])
-        unit = mean_norm(*place) if steers else 0.0
-        groups.append(EditGroup(place, sae, tuple(by_place[place]), unit))
-    return tuple(groups)
+        for place in places_of_edit(placed.edit, materials.model.n_layers):
+            there = steps.setdefault(place, [])
+            if not isinstance(placed.edit, FeatureEdit):
+                there.append(_step(placed, place, materials))
+                continue
+            feature = PlacedFeatureEdit(placed.edit, placed.positions)
+            step = _feature_step(feature, materials)
+            last = there[-1] if there else None
+            if isinstance(last, FeatureStep):
+                there[-1] = FeatureStep(last.sae, (*last.edits, feature), step.unit or last.unit)
+            else:
+                there.append(step)
+    ordered = sorted(steps, key=lambda place: (place[1], _ORDER[place[0]]))
+    return tuple(EditGroup(place, tuple(steps[place])) for place in ordered)
 
 
-def _sae_at(place: Place, edit: Edit, saes: Sequence[Sae]) -> Sae:
-    for sae in saes:
-        if (sae.site, sae.layer) == place:
-            return sae
-    there = [f"{sae.site}.{sae.layer}" for sae in saes]
-    raise EditError(
-        f"{edit.feature} cannot be edited: there is no SAE for {place[0]}.{place[1]}.",
-        why=f"SAEs are loaded for: {', '.join(there)}." if there else "No SAE is loaded.",
-        todo="Name one with --sae, or edit a layer that has one. The edits stayed as they were.",
+def _feature_step(placed: PlacedFeatureEdit, materials: Materials) -> FeatureStep:
+    edit = placed.edit
+    sae = materials.sae_of(edit)
+    steers = edit.operation == "steer"
+    unit = materials.statistics.mean_norm(edit.site, edit.layer) if steers else 0.0
+    return FeatureStep(sae, (placed,), unit)
+
+
+def _step(placed: PlacedEdit, place: Place, materials: Materials) -> Step:
+    """Return what an edit of no feature does at one of its places."""
+    edit, positions = placed.edit, placed.positions
+    site, layer = place
+    if isinstance(edit, KnockEdit | HeadEdit):
+        return materials.knocked(edit, site, layer, positions)
+    if isinstance(edit, PatchEdit):
+        return SetStep(positions, materials.patched(edit, layer))
+    if isinstance(edit, ProjectEdit):
+        return ProjectStep(positions, materials.emotion_row(edit.emotion, layer))
+    if isinstance(edit, PromoteEdit):
+        row = materials.emotion_row(edit.emotion, layer)
+        return AddStep(positions, materials.strength(edit, layer) * row)
+    assert isinstance(edit, ModulateEdit)
+    unit = modulation_at(edit, layer, materials).unit
+    return AddStep(positions, materials.strength(edit, layer) * unit)
+
+
+def modulation_at(edit: ModulateEdit, layer: int, materials: Materials) -> Modulation:
+    """Return the direction an edit of appraisals takes at a layer."""
+    from emotui.core.engine.appraisals import appraisal_named, modulation
+
+    signed = [(1 if word[0] == "+" else -1, appraisal_named(word[1:])) for word in edit.raised]
+    keep = [appraisal_named(word) for word in edit.keep]
+    names = [name for _, name in signed] + keep
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise EditError(
+            f"The appraisal {twice} is named twice.",
+            why="It cannot be changed twice, or be changed and kept.",
+            todo=STAYED,
+        )
+    appraisals = materials.appraisals
+    return modulation(
+        [(sign, appraisals.row(layer, name)) for sign, name in signed],
+        [appraisals.row(layer, name) for name in keep],
     )
 
 
-def _check_index(edit: Edit, sae: Sae) -> None:
-    if edit.index >= sae.width:
-        raise EditError(
-            f"There is no feature {edit.feature}.",
-            why=f"The SAE of {edit.site}.{edit.layer} has features 0 to {sae.width - 1}.",
-            todo="The edits stayed as they were.",
-        )
+def hooks_of(groups: Sequence[EditGroup], *, first: int = 0) -> tuple[Hook, ...]:
+    """Return the hooks that put the edits in force, in the order the model passes them.
 
-
-def hooks_of(groups: Sequence[EditGroup]) -> tuple[Hook, ...]:
-    """Return the hooks that put the edits in force, in the order the model passes them."""
+    The tensors that pass begin at token `first`; the groups act on no token before it.
+    """
 
     def hook(group: EditGroup) -> Hook:
+        where = group.positions
+        rows = [position - first for position in where]
+
         def function(tensor: Tensor) -> Tensor:
-            return tensor + group.delta(tensor)
+            changed = tensor.clone()
+            here = tensor[..., rows, :]
+            changed[..., rows, :] = here + group.delta(here, where)
+            return changed
 
         return Hook(group.place[0], group.place[1], function)
 
@@ -183,22 +192,18 @@ def places_of(groups: Sequence[EditGroup]) -> int:
     return sum(len(group.positions) for group in groups)
 
 
-def without_last(groups: Sequence[EditGroup], last: PlacedEdit) -> tuple[EditGroup, ...]:
-    """Return the groups without the edit that was made last; an emptied group stays, empty."""
-    return tuple(
-        EditGroup(group.place, group.sae, group.edits[:-1], group.unit)
-        if group.place == last.place
-        else group
-        for group in groups
-    )
-
-
 def check_layers(edits: Sequence[Edit], model: LoadedModel) -> None:
-    """Raise EditError for an edit at a layer the model does not have."""
+    """Raise EditError for an edit at a layer or head the model does not have."""
     for edit in edits:
-        if edit.layer >= model.n_layers:
+        if edit.layers is not None and edit.layers.last >= model.n_layers:
             raise EditError(
-                f"There is no layer {edit.layer} to edit.",
+                f"There is no layer {edit.layers.last} to edit.",
                 why=f"The model has layers 0 to {model.n_layers - 1}.",
-                todo="The edits stayed as they were.",
+                todo=STAYED,
+            )
+        if isinstance(edit, HeadEdit) and edit.head >= head_count(model):
+            raise EditError(
+                f"There is no head {edit.head} to knock out.",
+                why=f"Its layers have heads 0 to {head_count(model) - 1}.",
+                todo=STAYED,
             )

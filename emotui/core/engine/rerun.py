@@ -6,7 +6,7 @@ Blocks below `start` are skipped: their output is the residual of an earlier run
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,37 +85,37 @@ def arriving(
     return kept[0]
 
 
+RowHooks = Callable[[range], Sequence[Hook]]
+"""The hooks of some rows: each gets the tensor [len(rows), tokens, width] of a site."""
+
+
 @torch.no_grad()
 def rerun(
     model: LoadedModel,
     resid: Tensor,
     *,
     start: int,
-    deltas: Tensor,
-    site: HookSite,
-    layer: int,
-    hooks: Sequence[Hook] = (),
+    n_rows: int,
+    hooks: RowHooks,
     job: Job | None = None,
 ) -> Rows:
     """Run variants of one prompt from block `start` on and return what stands at the readout.
 
-    `resid` is `resid.(start - 1)`, [tokens, d_model]; row r adds `deltas[r]`
-    ([rows, tokens, d_model]) to the tensor at `site.layer`, after `hooks`, which act on all rows.
+    `resid` is `resid.(start - 1)`, [tokens, d_model], the same for every row; what sets the rows
+    apart are the hooks. Rows run in order, as many at once as `TOKENS_AT_ONCE` lets.
     """
-    n_rows, n_tokens = deltas.shape[:2]
-    at_once = max(1, TOKENS_AT_ONCE // n_tokens)
+    at_once = max(1, TOKENS_AT_ONCE // len(resid))
     parts = [
         _rerun_part(
             model,
             resid,
             start=start,
-            deltas=deltas[first : first + at_once],
-            site=site,
-            layer=layer,
-            hooks=hooks,
+            n_rows=len(rows),
+            hooks=hooks(rows),
             job=job,
         )
         for first in range(0, n_rows, at_once)
+        for rows in [range(first, min(first + at_once, n_rows))]
     ]
     return Rows(
         resid={kept: torch.cat([part.resid[kept] for part in parts]) for kept in parts[0].resid},
@@ -123,14 +123,22 @@ def rerun(
     )
 
 
+def adding(deltas: Tensor, site: HookSite, layer: int) -> RowHooks:
+    """Return hooks by which row r adds `deltas[r]` ([rows, tokens, width]) at one place."""
+
+    def hooks(rows: range) -> tuple[Hook, ...]:
+        chosen = deltas[rows.start : rows.stop]
+        return (Hook(site, layer, lambda tensor: tensor + chosen),)
+
+    return hooks
+
+
 def _rerun_part(
     model: LoadedModel,
     resid: Tensor,
     *,
     start: int,
-    deltas: Tensor,
-    site: HookSite,
-    layer: int,
+    n_rows: int,
     hooks: Sequence[Hook],
     job: Job | None,
 ) -> Rows:
@@ -142,10 +150,9 @@ def _rerun_part(
 
         return Hook("resid", at, function)
 
-    edit = Hook(site, layer, lambda tensor: tensor + deltas)
     keeping = [keep(at) for at in range(start, model.n_layers)]
-    rows = resid.expand(deltas.shape[0], -1, -1)
+    rows = resid.expand(n_rows, -1, -1)
     model.forwards += 1
-    with hooked(model, (*hooks, edit, *keeping), job=job), resumed(model, start, rows):
+    with hooked(model, (*hooks, *keeping), job=job), resumed(model, start, rows):
         output = model.hf(inputs_embeds=rows, use_cache=False, logits_to_keep=1)
     return Rows(kept, output.logits[:, -1])

@@ -1,6 +1,7 @@
-"""What activations are like on the corpus: their norms, and samples to draw directions from.
+"""What activations are like on the corpus: norms, means, and samples to draw directions from.
 
-Computed once for a model, template and dtype, then kept in the cache.
+Computed once for a model, template and dtype, then kept in the cache; heads (`z`) apart, when one
+is first edited.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor
 from emotui.cache.keys import derived_key
 from emotui.core.corpus import Situation, load_situations
 from emotui.core.engine.capture import Job, capture
-from emotui.core.records import EMBEDDING_LAYER, Site
+from emotui.core.engine.sites import HookSite
+from emotui.core.records import EMBEDDING_LAYER
 from emotui.core.text import Template
 
 if TYPE_CHECKING:
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 
 TEXTS = 96
 """Situations of training topics read for the statistics, spread over topics and emotions."""
-SITES: tuple[Site, ...] = ("resid", "attn", "mlp")
+SITES: tuple[HookSite, ...] = ("resid", "attn", "mlp")
+VERSION = 2
+"""Raised whenever the same corpus would give other statistics."""
 
 Kind = Literal["text", "readout"]
 
@@ -37,20 +41,45 @@ class Statistics:
 
     norms: dict[str, Tensor]
     """`site.kind` to [layers (+1 for resid)]: mean of ||h|| over texts, BOS never among them."""
+    means: dict[str, Tensor]
+    """`site.kind` to [layers (+1), width], float32: mean over texts, each text counting once."""
     samples: dict[str, Tensor]
-    """`site.kind` to [layers (+1), texts, d_model], in the run's dtype."""
+    """`site.kind` to [layers (+1), texts, width], in the run's dtype."""
 
-    def mean_norm(self, site: Site, layer: int, kind: Kind = "text") -> float:
+    def mean_norm(self, site: HookSite, layer: int, kind: Kind = "text") -> float:
         """Return the corpus mean of the norm of the activation: the unit of strength."""
         return float(self.norms[f"{site}.{kind}"][_row(site, layer)])
 
-    def directions(self, site: Site, layer: int, kind: Kind, *, count: int, seed: int) -> Tensor:
+    def mean(self, site: HookSite, layer: int, kind: Kind) -> Tensor:
+        """Return the corpus mean of the activation, [width], float32."""
+        return self.means[f"{site}.{kind}"][_row(site, layer)]
+
+    def sample(self, site: HookSite, layer: int, kind: Kind, number: int) -> Tensor:
+        """Return what one of the texts has there, [width]; any `number` from 0 names one."""
+        samples = self.samples[f"{site}.{kind}"][_row(site, layer)]
+        return samples[number % len(samples)]
+
+    def directions(
+        self,
+        site: HookSite,
+        layer: int,
+        kind: Kind,
+        *,
+        count: int,
+        seed: int,
+        columns: slice | None = None,
+    ) -> Tensor:
         """Return `count` random unit directions with the activations' covariance, float32.
 
         Each is a random combination of centred corpus activations, so its expected outer product
-        is their covariance. [count, d_model]; the same seed gives the same directions.
+        is their covariance. [count, width], zero outside `columns` (None: nowhere); the same seed
+        gives the same directions.
         """
         samples = self.samples[f"{site}.{kind}"][_row(site, layer)].float()
+        if columns is not None:
+            inside = torch.zeros_like(samples)
+            inside[:, columns] = samples[:, columns]
+            samples = inside
         generator = torch.Generator(device="cpu").manual_seed(seed)
         weights = torch.randn(count, samples.shape[0], generator=generator).to(samples.device)
         drawn = weights @ (samples - samples.mean(dim=0))
@@ -60,7 +89,7 @@ class Statistics:
         return unit
 
 
-def _row(site: Site, layer: int) -> int:
+def _row(site: HookSite, layer: int) -> int:
     return layer - EMBEDDING_LAYER if site == "resid" else layer
 
 
@@ -71,45 +100,68 @@ def statistics_texts() -> tuple[Situation, ...]:
     return tuple(train[int(number * step)] for number in range(TEXTS))
 
 
-def corpus_statistics(model: LoadedModel, template: Template, store: Store, job: Job) -> Statistics:
-    """Return the statistics for a model and template, from the cache where they are."""
+def statistics_key(model: LoadedModel, part: str) -> str:
+    """Return the key of what is measured on the corpus with this model; `part` says what."""
     identity = f"{model.fingerprint}:{model.dtype_name}:{model.device.type}:{model.attention}"
-    key = derived_key(identity, f"statistics:{template.name}:{TEXTS}")
+    return derived_key(identity, f"statistics:{VERSION}:{part}")
+
+
+def corpus_statistics(
+    model: LoadedModel,
+    template: Template,
+    store: Store,
+    job: Job,
+    *,
+    sites: Sequence[HookSite] = SITES,
+) -> Statistics:
+    """Return the statistics for a model and template, from the cache where they are."""
+    key = statistics_key(model, f"{template.name}:{TEXTS}:{'+'.join(sites)}")
     stored = store.get_entry("statistics", key)
     if stored is None:
-        tensors = _measured(model, template, statistics_texts(), job)
+        tensors = _measured(model, template, statistics_texts(), sites, job)
         store.put_entry(
             "statistics", key, tensors_to_bytes({n: t.contiguous() for n, t in tensors.items()})
         )
     else:
         tensors = {n: t.to(model.device) for n, t in tensors_from_bytes(stored).items()}
-    return Statistics(
-        norms={n.removeprefix("norm:"): t for n, t in tensors.items() if n.startswith("norm:")},
-        samples={n.removeprefix("h:"): t for n, t in tensors.items() if n.startswith("h:")},
-    )
+
+    def those(prefix: str) -> dict[str, Tensor]:
+        return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+    return Statistics(norms=those("norm:"), means=those("mean:"), samples=those("h:"))
 
 
 def _measured(
-    model: LoadedModel, template: Template, texts: Sequence[Situation], job: Job
+    model: LoadedModel,
+    template: Template,
+    texts: Sequence[Situation],
+    sites: Sequence[HookSite],
+    job: Job,
 ) -> dict[str, Tensor]:
     samples: dict[str, list[Tensor]] = {}
-    norms: dict[str, list[Tensor]] = {}
+    averages: dict[str, list[Tensor]] = {}
     for number, situation in enumerate(texts):
         job.progress("reading the corpus for controls", number, len(texts))
         text = model.reader.read(situation.text, template, context_length=model.context_length)
         rows = [i for i, token in enumerate(text.tokens) if token.part == "text"]
-        kept = capture(model, [token.id for token in text.tokens], all_sites=True, job=job)
-        for site in SITES:
-            h = {"resid": kept.resid, "attn": kept.attn, "mlp": kept.mlp}[site]
+        ids = [token.id for token in text.tokens]
+        kept = capture(model, ids, all_sites=True, z="z" in sites, job=job)
+        for site in sites:
+            h = {"resid": kept.resid, "attn": kept.attn, "mlp": kept.mlp, "z": kept.z}[site]
+            assert h is not None, "z was asked for"
             # A different token of each text, so that all places in a sentence are drawn from.
             picked = {"text": h[:, rows[number % len(rows)]], "readout": h[:, text.readout]}
             seen = {"text": h[:, rows], "readout": h[:, [text.readout]]}
             for kind, tensor in picked.items():
-                samples.setdefault(f"h:{site}.{kind}", []).append(tensor.cpu())
-                norms.setdefault(f"norm:{site}.{kind}", []).append(
-                    seen[kind].float().norm(dim=-1).mean(dim=-1).cpu()
-                )
+                name, values = f"{site}.{kind}", seen[kind].float()
+                samples.setdefault(f"h:{name}", []).append(tensor.cpu())
+                norm = values.norm(dim=-1).mean(dim=-1)
+                averages.setdefault(f"norm:{name}", []).append(norm.cpu())
+                averages.setdefault(f"mean:{name}", []).append(values.mean(dim=1).cpu())
     return {
         **{name: torch.stack(parts, dim=1).to(model.device) for name, parts in samples.items()},
-        **{name: torch.stack(parts).mean(dim=0).to(model.device) for name, parts in norms.items()},
+        **{
+            name: torch.stack(parts).mean(dim=0).to(model.device)
+            for name, parts in averages.items()
+        },
     }

@@ -1,0 +1,83 @@
+"""Runs of a prompt, plain or under edits: from the store where they are, else by one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from emotui.cache.keys import content_key, derived_key
+from emotui.core.engine.capture import Activations, Job, capture, with_key
+from emotui.core.engine.intervene import EditGroup, hooks_of
+from emotui.core.errors import CacheError
+
+if TYPE_CHECKING:
+    from emotui.cache.store import Store
+    from emotui.core.engine.model import LoadedModel
+
+
+def activations_of(
+    model: LoadedModel,
+    store: Store,
+    token_ids: Sequence[int],
+    *,
+    all_sites: bool,
+    job: Job,
+) -> Activations:
+    """Return the activations of a prompt, from the store where they are, else by one forward.
+
+    An entry that kept more than is asked for serves too, and is narrowed to what was asked.
+    """
+    wanted = _activations_key(model, token_ids, all_sites=all_sites)
+    for more_sites in dict.fromkeys([all_sites, True]):
+        key = _activations_key(model, token_ids, all_sites=more_sites)
+        stored = store.get_entry("activations", key)
+        if stored is None:
+            continue
+        try:
+            held = Activations.from_bytes(stored, key=wanted, device=model.device)
+        except CacheError:
+            continue  # whole, but not what this version writes: computed again below
+        return held.narrowed(all_sites=all_sites)
+    computed = capture(model, token_ids, all_sites=all_sites, job=job)
+    store.put_entry("activations", wanted, computed.to_bytes())
+    return with_key(computed, wanted)
+
+
+def edited_activations_of(
+    model: LoadedModel,
+    store: Store,
+    clean: Activations,
+    groups: Sequence[EditGroup],
+    *,
+    all_sites: bool,
+    job: Job,
+) -> Activations:
+    """Return the activations of the prompt of `clean` under edits; `clean` itself without any."""
+    if not groups:
+        return clean
+    said = msgspec.json.encode([group.identity for group in groups]).decode()
+    key = derived_key(clean.key, f"edits:{said}")
+    stored = store.get_entry("activations", key)
+    if stored is not None:
+        try:
+            return Activations.from_bytes(stored, key=key, device=model.device)
+        except CacheError:
+            pass  # whole, but not what this version writes: computed again below
+    computed = capture(model, clean.token_ids, all_sites=all_sites, hooks=hooks_of(groups), job=job)
+    store.put_entry("activations", key, computed.to_bytes())
+    return with_key(computed, key)
+
+
+def _activations_key(model: LoadedModel, token_ids: Sequence[int], *, all_sites: bool) -> str:
+    elsewhere = "all" if all_sites else "readout"
+    sites = ["resid:all", f"attn:{elsewhere}", f"mlp:{elsewhere}"]
+    return content_key(
+        fingerprint=model.fingerprint,
+        token_ids=token_ids,
+        dtype=model.dtype_name,
+        device_type=model.device.type,
+        attention=model.attention,
+        sites=sites,
+    )
