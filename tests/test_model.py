@@ -19,9 +19,10 @@ from emotui.cache.keys import fingerprint_of_commit, model_fingerprint_of_folder
 from emotui.cache.store import Store
 from emotui.core.engine.capture import QuietJob
 from emotui.core.engine.model import load_model, resolve_device, resolve_dtype
-from emotui.core.engine.model_files import ALIASES, check_folder, find_model
+from emotui.core.engine.model_files import check_folder, find_model
 from emotui.core.engine.operations import Session, handle
 from emotui.core.errors import Cancelled, ModelError, UsageError
+from emotui.core.model_names import ALIASES
 from emotui.core.protocol import Diagnosed, DoctorRequest, Loaded, LoadRequest, ModelSpec
 
 _COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -263,7 +264,7 @@ def test_a_name_that_is_no_hub_id(name: str) -> None:
 def test_a_hub_model_that_is_not_here_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     started = time.monotonic()
     with pytest.raises(ModelError) as caught:
         load_model(ModelSpec(model="gemma-2-2b", offline=True), QuietJob())
@@ -284,7 +285,7 @@ def test_a_cached_hub_model_is_loaded_without_the_network(
 ) -> None:
     hub_id = ALIASES["gpt2-small"]
     _fake_hub(tmp_path, hub_id, tiny_folder("gpt2"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     spec = ModelSpec(model="gpt2-small", offline=True)
     with Store.open(cache_dir) as store:
         model = load_model(spec, QuietJob(), memo=store)
@@ -301,7 +302,7 @@ def test_an_incomplete_hub_model_offline_says_what_is_missing(
     folder = copied(tiny_folder("gpt2"), tmp_path / "partial")
     (folder / "model.safetensors").unlink()
     _fake_hub(tmp_path / "hub", "someone/partial", folder)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(ModelError, match=r"model\.safetensors is missing"):
         load_model(ModelSpec(model="someone/partial", offline=True), QuietJob())
 

@@ -55,7 +55,7 @@ class Instruments:
                 from emotui.core.engine.saes import load_saes
 
                 job.progress("opening the SAEs")
-                self._saes[place] = load_saes(source, self._model)
+                self._saes[place] = load_saes(source, self._model, root=self._store.root, job=job)
             sets.append(self._saes[place])
         return tuple(sets)
 

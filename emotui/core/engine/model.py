@@ -38,6 +38,8 @@ class LoadedModel:
     reader: TokenReader
     sites: Sites
     fingerprint: str
+    hub_id: str | None
+    """None for a local folder."""
     revision: str | None
     architecture: str
     attention: str
@@ -207,7 +209,7 @@ def load_model(spec: ModelSpec, job: Job, *, memo: Memo | None = None) -> Loaded
     exist, says what is wrong.
     """
     job.progress("finding the model")
-    found = find_model(spec)
+    found = find_model(spec, job)
     config = check_folder(found.folder)
     architecture = str(config["model_type"])
     table = site_table_of(architecture)
@@ -229,6 +231,7 @@ def load_model(spec: ModelSpec, job: Job, *, memo: Memo | None = None) -> Loaded
         reader=reader,
         sites=Sites(hf_model, table),
         fingerprint=fingerprint,
+        hub_id=found.hub_id,
         revision=found.commit,
         architecture=architecture,
         attention=table.attention,

@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
+from emotui.core.engine.capture import Job, QuietJob
+from emotui.core.engine.hub import fetch, snapshot_here, unknown_model
 from emotui.core.errors import ModelError
+from emotui.core.model_names import hub_id_of
 from emotui.core.protocol import ModelSpec
 from emotui.core.text import clean
-
-ALIASES: Mapping[str, str] = MappingProxyType(
-    {
-        "gemma-2-2b": "google/gemma-2-2b",
-        "gemma-2-2b-it": "google/gemma-2-2b-it",
-        "gemma-2-9b": "google/gemma-2-9b",
-        "gemma-2-9b-it": "google/gemma-2-9b-it",
-        "gpt2": "openai-community/gpt2",
-        "gpt2-small": "openai-community/gpt2",
-        "gpt2-medium": "openai-community/gpt2-medium",
-        "llama-3.2-1b": "meta-llama/Llama-3.2-1B",
-        "llama-3.2-3b": "meta-llama/Llama-3.2-3B",
-        "llama-3.1-8b": "meta-llama/Llama-3.1-8B",
-        "llama-3.1-8b-instruct": "meta-llama/Llama-3.1-8B-Instruct",
-        "mistral-7b": "mistralai/Mistral-7B-v0.1",
-        "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B",
-        "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B",
-    }
-)
-"""Short names of models whose architecture is in the site table."""
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -39,6 +23,9 @@ _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _MAX_HEADER_BYTES = 100_000_000
 _HALF = ("BF16", "F16")
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_SMALL_FILES = (".json", ".model", ".txt", ".jinja")
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)?")
 
 
 def _model_error(what: str, why: str, todo: str) -> ModelError:
@@ -208,7 +195,32 @@ class FoundModel:
     commit: str | None = None
 
 
-def find_model(spec: ModelSpec) -> FoundModel:
+def wanted_files(repository: str, names: Sequence[str]) -> list[str]:
+    """Return the files of a hub repository that a model needs: no pickles, none in folders.
+
+    ModelError where its weights are pickles only.
+    """
+    top = [name for name in names if "/" not in name]
+    shards = [name for name in top if _SHARD.fullmatch(name)] if WEIGHTS_INDEX in top else []
+    weights = [*shards, WEIGHTS_INDEX] if shards else [name for name in top if name == WEIGHTS]
+    if not weights:
+        pickles = [name for name in top if Path(name).suffix.lower() in _PICKLE_SUFFIXES]
+        if pickles:
+            raise _refuse_pickle(Path(repository) / pickles[0])
+        raise _model_error(
+            f"The repository {repository} holds no model that can be read.",
+            f"It has no {WEIGHTS} among its {len(names):,} files.",
+            "Name another repository, or give a local folder.",
+        )
+    others = [
+        name
+        for name in top
+        if name.endswith(_SMALL_FILES) and name != WEIGHTS_INDEX and not name.startswith(".")
+    ]
+    return sorted(others) + weights
+
+
+def find_model(spec: ModelSpec, job: Job | None = None) -> FoundModel:
     """Return the folder of a model, and its hub id and commit where it came from the hub.
 
     A hub id is looked up in the local Hugging Face cache first and fetched only where it is not
@@ -217,8 +229,12 @@ def find_model(spec: ModelSpec) -> FoundModel:
     folder = Path(spec.model).expanduser()
     if folder.exists() or looks_like_path(spec.model):
         return FoundModel(folder)
-    hub_id = ALIASES.get(spec.model.lower(), spec.model)
-    found = _snapshot(hub_id, spec.revision, local_only=True)
+    hub_id = hub_id_of(spec.model)
+    if not _HUB_ID.fullmatch(hub_id) or ".." in hub_id or "--" in hub_id:
+        raise unknown_model(
+            spec.model, "It is neither a folder here, an alias, nor a valid Hugging Face id."
+        )
+    found = snapshot_here(hub_id, spec.revision)
     if found is not None and (spec.offline or _is_complete(found)):
         return FoundModel(found, hub_id, found.name)
     if spec.offline:
@@ -227,8 +243,8 @@ def find_model(spec: ModelSpec) -> FoundModel:
             "It is not in the Hugging Face cache, and --offline forbids fetching it.",
             "Run once without --offline, or give a local folder.",
         )
-    fetched = _snapshot(hub_id, spec.revision, local_only=False)
-    assert fetched is not None
+    choose = partial(wanted_files, hub_id)
+    fetched = fetch(hub_id, revision=spec.revision, choose=choose, job=job or QuietJob())
     return FoundModel(fetched, hub_id, fetched.name)
 
 
@@ -238,56 +254,3 @@ def _is_complete(folder: Path) -> bool:
     except ModelError:
         return False
     return True
-
-
-def _snapshot(hub_id: str, revision: str | None, *, local_only: bool) -> Path | None:
-    """Return the snapshot folder; None where `local_only` and it is not there."""
-    from huggingface_hub import errors as hub
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                hub_id,
-                revision=revision,
-                local_files_only=local_only,
-                allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
-                ignore_patterns=["*/*"],
-            )
-        )
-    except hub.HFValidationError as error:
-        raise _model_error(
-            f"There is no model called {hub_id!r}.",
-            "It is neither a folder here, an alias, nor a valid Hugging Face id.",
-            f"Known aliases: {', '.join(ALIASES)}.",
-        ) from error
-    except hub.LocalEntryNotFoundError as error:
-        if local_only:
-            return None
-        raise _model_error(
-            f"The model {hub_id} could not be fetched.",
-            "The Hugging Face hub could not be reached, and the model is not in the local cache.",
-            "Check the name and the network, or give a local folder.",
-        ) from error
-    except hub.GatedRepoError as error:
-        raise _model_error(
-            f"The model {hub_id} is gated.",
-            "Its owners ask for an agreement before they hand it out.",
-            f"Accept the terms at https://huggingface.co/{hub_id}, then run `hf auth login`.",
-        ) from error
-    except hub.RevisionNotFoundError as error:
-        raise _model_error(
-            f"The model {hub_id} has no revision {revision!r}.", "", "Check --revision."
-        ) from error
-    except hub.RepositoryNotFoundError as error:
-        raise _model_error(
-            f"There is no model called {hub_id!r}.",
-            "It is neither a folder here, an alias, nor a public model of the Hugging Face hub.",
-            f"Known aliases: {', '.join(ALIASES)}.",
-        ) from error
-    except OSError as error:
-        raise _model_error(
-            f"The model {hub_id} could not be fetched.",
-            f"{type(error).__name__} while talking to the Hugging Face hub.",
-            "Check the network and the space on the disk, or give a local folder.",
-        ) from error

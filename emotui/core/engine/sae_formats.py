@@ -40,6 +40,7 @@ _ARCHITECTURES: Mapping[str, Architecture] = {
 }
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 _MAX_LABEL = 200
+_CENTRED = "center_writing_weights"
 _COPY_AGAIN = "Copy or download the folder again, or save it again with SAELens."
 _HOOKS: tuple[tuple[str, Site, int, str], ...] = (
     (r"blocks\.(\d+)\.(?:hook_resid_post|hook_out)", "resid", 0, "resid"),
@@ -75,13 +76,19 @@ class SaeConfig:
     """Of topk: pre-activations count by the norm of their decoder row, which then counts as 1."""
     prepend_bos: bool | None
     """Whether the SAE was trained on texts that begin with BOS; None where it does not say."""
+    centred: bool
+    """Whether the SAE reads activations whose mean over their width was taken away: it was trained
+    on a model whose writing weights were centred, as TransformerLens does for LayerNorm models."""
+    model_name: str | None
+    """The model it was trained on; None where it does not say."""
     scale: float
     """The factor of `expected_average_only_in`, still to be folded in; 1 otherwise."""
     key: str
     """16 hex digits that change when the folder's content does."""
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file; SaeError where it cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -142,7 +149,7 @@ def read_config(folder: Path) -> SaeConfig:
     SaeError names an architecture, hook, normalisation or option that emotui cannot run as
     SAELens would.
     """
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     metadata = config.get("metadata")
     both = {**config, **(metadata if isinstance(metadata, dict) else {})}
     if "hook_point" in config:  # SAELens before version 6
@@ -178,6 +185,8 @@ def read_config(folder: Path) -> SaeConfig:
         k=k,
         rescale_by_decoder_norm=bool(config.get("rescale_acts_by_decoder_norm", False)),
         prepend_bos=prepend_bos if isinstance(prepend_bos, bool) else None,
+        centred=bool((both.get("model_from_pretrained_kwargs") or {}).get(_CENTRED)),
+        model_name=both["model_name"] if isinstance(both.get("model_name"), str) else None,
         scale=_scale(folder, config),
         key=_key(folder),
     )
@@ -220,7 +229,7 @@ def _scale(folder: Path, config: Mapping[str, Any]) -> float:
         )
     factor = config.get("norm_scaling_factor")
     if factor is None and (folder / SCALER).is_file():
-        factor = _read_json(folder / SCALER).get("scaling_factor")
+        factor = read_json(folder / SCALER).get("scaling_factor")
     if not isinstance(factor, int | float) or isinstance(factor, bool) or not factor > 0:
         raise refuse(
             f"The SAE in {folder} cannot be used as it stands.",
@@ -238,15 +247,20 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
         if pickles:
             raise _refuse_pickle(pickles[0])
         raise refuse(f"{folder} is not a complete SAE.", f"{WEIGHTS} is missing.")
-    try:
-        shapes = {name: list(entry["shape"]) for name, entry in read_header(path).items()}
-    except ModelError as error:
-        todo = error.todo if "pickle" in error.why else _COPY_AGAIN
-        raise SaeError(error.what, why=error.why, todo=todo) from error
+    shapes = {name: list(entry["shape"]) for name, entry in read_weights_header(path).items()}
     missing = {"W_enc", "W_dec", "b_enc", "b_dec"} - shapes.keys()
     if missing:
         raise refuse(f"{path} is not a complete SAE.", f"It has no {', '.join(sorted(missing))}.")
     return shapes
+
+
+def read_weights_header(path: Path) -> dict[str, Any]:
+    """Return the header of a safetensors file; SaeError where it is a pickle or cut short."""
+    try:
+        return read_header(path)
+    except ModelError as error:
+        todo = error.todo if "pickle" in error.why else _COPY_AGAIN
+        raise SaeError(error.what, why=error.why, todo=todo) from error
 
 
 def _key(folder: Path) -> str:
@@ -286,6 +300,6 @@ def read_labels(folder: Path) -> dict[int, str]:
     if not path.is_file():
         return {}
     try:
-        return {int(index): str(label)[:_MAX_LABEL] for index, label in _read_json(path).items()}
+        return {int(index): str(label)[:_MAX_LABEL] for index, label in read_json(path).items()}
     except ValueError as error:
         raise refuse(f"{path} could not be used.", "Its keys are not feature indices.") from error

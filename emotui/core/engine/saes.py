@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +22,14 @@ import torch
 from torch import Tensor
 
 from emotui.core.engine import sae_formats
+from emotui.core.engine.capture import QuietJob
 from emotui.core.engine.sae_formats import SaeConfig, refuse
+from emotui.core.engine.sae_store import find_saes
+from emotui.core.model_names import same_family
 from emotui.core.records import Features, SaeReading, Site, TextRecord
 
 if TYPE_CHECKING:
-    from emotui.core.engine.capture import Activations
+    from emotui.core.engine.capture import Activations, Job
     from emotui.core.engine.model import LoadedModel
 
 READOUT_FEATURES = 512
@@ -97,11 +100,16 @@ class Sae:
         """The tensors; SaeError where the file is damaged."""
         return self.owner.weights_of(self)
 
+    def read(self, h: Tensor) -> Tensor:
+        """Return `h` [..., d_in] as the SAE was trained to read it: centred, where it was."""
+        return h - h.mean(dim=-1, keepdim=True) if self.config.centred else h
+
     def encode(self, h: Tensor) -> Tensor:
         """Return feature activations [..., width] of `h` [..., d_in]; differentiable in `h`."""
         weights, config = self.weights, self.config
         # Term by term as SAELens computes it, for equality to the bit.
-        inputs = h.to(weights.encoder.dtype) - weights.decoder_bias * config.apply_b_dec_to_input
+        inputs = self.read(h).to(weights.encoder.dtype)
+        inputs = inputs - weights.decoder_bias * config.apply_b_dec_to_input
         before = inputs @ weights.encoder + weights.encoder_bias
         if weights.threshold is not None:
             return before.relu() * (before > weights.threshold).to(before.dtype)
@@ -153,10 +161,14 @@ class SaeSet:
     """
 
     def __init__(
-        self, source: str, configs: Sequence[SaeConfig], model: LoadedModel, budget_bytes: int
+        self,
+        source: str,
+        name: str,
+        configs: Sequence[SaeConfig],
+        model: LoadedModel,
+        budget_bytes: int,
     ) -> None:
         self.source = source
-        name = Path(source).expanduser().resolve().name
         self._saes = {
             (config.site, config.layer): Sae(f"{name}/{config.own_name}", source, config, self)
             for config in configs
@@ -203,32 +215,49 @@ class SaeSet:
 
 
 def load_saes(
-    source: str, model: LoadedModel, *, budget_bytes: int = DEFAULT_BUDGET_BYTES
+    source: str,
+    model: LoadedModel,
+    *,
+    root: Path | None = None,
+    job: Job | None = None,
+    budget_bytes: int = DEFAULT_BUDGET_BYTES,
 ) -> SaeSet:
-    """Open a folder of one SAE or of several, and check that they fit the model.
+    """Open the SAEs of a source (a folder, a params.npz, or RELEASE[:ID]) that fit the model.
 
-    Reads configurations and headers; weights are read by `SaeSet.get`. SaeError where a site,
-    width, BOS rule, normalisation or file does not fit.
+    Reads configurations and headers; weights are read by `SaeSet.get`. What is fetched or
+    converted is kept under `root`, the cache's folder. SaeError where a model, site, width, BOS
+    rule, normalisation or file does not fit.
     """
-    configs = [
-        sae_formats.read_config(folder)
-        for folder in sae_formats.sae_folders(Path(source).expanduser())
-    ]
+    found = find_saes(source, model, root=root, job=job or QuietJob())
     taken: dict[tuple[Site, int], SaeConfig] = {}
-    for config in configs:
+    for folder in found.folders:
+        config = sae_formats.read_config(folder)
+        if config.centred and not isinstance(model.sites.final_norm, torch.nn.LayerNorm):
+            config = replace(config, centred=False)  # nothing was centred where the norm is RMS
         _check_fit(config, model)
         other = taken.setdefault((config.site, config.layer), config)
         if other is not config:
             raise refuse(
                 f"{source} holds two SAEs for {config.site}.{config.layer}.",
-                f"They are in {other.folder.name} and {config.folder.name}.",
-                "Give the folder of one of them.",
+                f"They are in {_last_parts(other.folder)} and {_last_parts(config.folder)}.",
+                "Give the folder of one of them, or RELEASE:ID.",
             )
-    return SaeSet(source, configs, model, budget_bytes)
+    return SaeSet(source, found.name, list(taken.values()), model, budget_bytes)
+
+
+def _last_parts(folder: Path) -> str:
+    return "/".join(folder.parts[-2:])
 
 
 def _check_fit(config: SaeConfig, model: LoadedModel) -> None:
     where = f"The SAE in {config.folder}"
+    trained_on = config.model_name
+    if trained_on and model.hub_id is not None and not same_family(trained_on, model.hub_id):
+        raise refuse(
+            f"{where} does not fit the model.",
+            f"It was trained on {trained_on}; the model is {model.hub_id}.",
+            "Use the SAEs that were trained on this model.",
+        )
     if config.d_in != model.d_model:
         raise refuse(
             f"{where} does not fit the model.",
@@ -317,7 +346,7 @@ def features_of(
     chunk = max(1, _CHUNK_VALUES // sae.width)
     centre = sae.weights.mean
     if centre is None and counted:
-        centre = h[counted].float().mean(dim=0)
+        centre = sae.read(h[counted]).float().mean(dim=0)
     columns: list[tuple[int, int, float]] = []
     error = spread = 0.0
     active = torch.zeros(len(positions))
@@ -328,7 +357,7 @@ def features_of(
         active[rows.start : rows.stop] = (features > 0).sum(dim=-1).float().cpu()
         inside = [row - start for row in counted if row in rows]
         if inside and centre is not None:
-            kept = arrived[inside].float()
+            kept = sae.read(arrived[inside]).float()
             rebuilt = sae.decode(features[inside]).float()
             # Summed on the CPU: some accelerators have no float64.
             error += float((kept - rebuilt).square().cpu().sum(dtype=torch.float64))

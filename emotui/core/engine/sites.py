@@ -113,7 +113,7 @@ class Sites:
     def __init__(self, hf_model: nn.Module, table: SiteTable) -> None:
         self._table = table
         self._blocks = list(hf_model.get_submodule(table.blocks).children())
-        self._final_norm = hf_model.get_submodule(table.final_norm)
+        self.final_norm = hf_model.get_submodule(table.final_norm)
         self._unembed = hf_model.get_submodule(table.unembed)
         config = getattr(hf_model, "config", None)
         soft_cap = getattr(config, "final_logit_softcapping", None)
@@ -152,7 +152,7 @@ class Sites:
         `resid` is [..., d_model] in the run's dtype; the result is [..., vocabulary], soft-capped
         where the model soft-caps. The final norm is recomputed for these residuals.
         """
-        logits: Tensor = self._unembed(self._final_norm(resid))
+        logits: Tensor = self._unembed(self.final_norm(resid))
         if self.soft_cap is not None:
             logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
         return logits
