@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import pyte
 
-QUIET = ("NO_COLOR", "SSH_CONNECTION", "COLORTERM", "TEXTUAL_THEME", "TMUX")
+QUIET = ("NO_COLOR", "SSH_CONNECTION", "COLORTERM", "TEXTUAL_THEME", "TMUX", "COLUMNS", "LINES")
 
 
 class PseudoTerminal:
@@ -34,6 +34,7 @@ class PseudoTerminal:
         folder: str | None = None,
     ) -> None:
         self.output = bytearray()
+        self._undrawn = bytearray()
         self.screen = pyte.Screen(columns, lines)
         self._stream = pyte.ByteStream(self.screen)
         settings = {name: value for name, value in os.environ.items() if name not in QUIET}
@@ -77,8 +78,11 @@ class PseudoTerminal:
         """Type, all at once."""
         os.write(self._terminal, keys.encode() if isinstance(keys, str) else keys)
 
-    def read(self, seconds: float) -> bool:
-        """Take in what comes within a time; return whether anything came."""
+    def read(self, seconds: float, *, draw: bool = True) -> bool:
+        """Take in what comes within a time; return whether anything came.
+
+        Without `draw`, it is drawn on `screen` with what comes next: drawing takes time.
+        """
         ready, _, _ = select.select([self._terminal], [], [], seconds)
         if not ready:
             return False
@@ -89,8 +93,11 @@ class PseudoTerminal:
         if not data:
             return False
         self.output += data
-        with contextlib.suppress(Exception):  # pyte gives up on sequences it does not know
-            self._stream.feed(data)
+        self._undrawn += data
+        if draw:
+            with contextlib.suppress(Exception):  # pyte gives up on sequences it does not know
+                self._stream.feed(bytes(self._undrawn))
+            self._undrawn.clear()
         return True
 
     def wait_for(self, condition: Callable[[str], object], seconds: float = 20.0) -> float:

@@ -237,7 +237,7 @@ def _token_content(state: ScreenState) -> Content:
     parts: list[str | Content] = [f"{place_name(state)} ", safe(repr(token.string))]
     if cell is not None:
         name, shown = "z" if cell.standardised else "value", number(cell.z).strip()
-        reading = f"({shown}) not fitted here" if cell.hollow else f"{shown} {cell.trust}"
+        reading = f"({shown}) outside" if cell.hollow else f"{shown} {cell.trust}"
         parts += [" · ", safe(state.emotion), f" {name} {reading}"]
         if cell.by_construction:
             parts.append(", by construction")

@@ -30,7 +30,7 @@ _NARROW_SHARE, _WIDE_SHARE = 0.35, 0.45
 """How much of the screen's height the text may take."""
 _AROUND_TOKENS = 4
 """Lines of the Text pane besides the tokens: border, the token's line, the answer's."""
-_LEAST_EDITING = 8
+_LEAST, _LEAST_EDITING = 6, 8
 _ORDER: tuple[PaneName, ...] = ("text", "layers", "features")
 
 
@@ -147,7 +147,7 @@ class ExploreScreen(Screen[None]):
         narrow = self.has_class("-narrow")
         share = _NARROW_SHARE if narrow else _WIDE_SHARE
         needed = self.text_pane.strip.needed_height(width) + _AROUND_TOKENS
-        least = _LEAST_EDITING if self.text_pane.editing else 1 + _AROUND_TOKENS
+        least = _LEAST_EDITING if self.text_pane.editing else _LEAST
         height = max(least, min(int(self.app.size.height * share), needed))
         self.text_pane.styles.height = height if narrow else "100%"
         self.panes.styles.grid_rows = f"{height} 1fr"
