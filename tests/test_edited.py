@@ -171,3 +171,11 @@ def test_divergence_equals_scipy() -> None:
         q = special.softmax(after[row].double().numpy())
         expected = special.rel_entr(p, q).sum()
         assert float(divergence(before, after)[row]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_undoing_a_selected_edit_finds_the_trace_that_was_shown(bench: Bench) -> None:
+    one, two = bench.active(2)[2:4]
+    first = bench.inspect(f"ablate L2/{one} at all", selected=True)
+    second = bench.trace(f"ablate L2/{one} at all", f"ablate L2/{two} at all", selected=True)
+    assert second.parent == first.trace_id
+    assert bench.store.get_trace(first.trace_id).parent == bench.trace().id

@@ -58,7 +58,7 @@ class InspectRequest(msgspec.Struct, frozen=True, tag="inspect"):
     edits: tuple[str, ...] = ()
     """In force, in the order they were made, as the edit language prints them."""
     selected: bool = False
-    """Whether the last edit's feature was picked from a ranking on this text."""
+    """Whether what is edited was picked from a ranking on this text, as on the screen."""
     all_sites: bool = False
     """Keep attention and MLP outputs of every token, not of the readout alone."""
     seed: int = 0

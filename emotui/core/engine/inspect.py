@@ -154,7 +154,10 @@ def _parent(
     request: InspectRequest, model: LoadedModel, instruments: Instruments, store: Store, job: Job
 ) -> Trace:
     """Return the trace without the last edit, computed and stored where it was not there."""
-    without = msgspec.structs.replace(request, edits=request.edits[:-1], selected=False)
+    edits = request.edits[:-1]
+    without = msgspec.structs.replace(
+        request, edits=edits, selected=request.selected and bool(edits)
+    )
     return store.get_trace(inspect(without, model, instruments, store, job).trace_id)
 
 
