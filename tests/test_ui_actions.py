@@ -52,7 +52,7 @@ def test_unbuilt_actions_are_invisible(action: Action) -> None:
 
 @pytest.mark.parametrize("pane", PANES)
 def test_help_says_every_built_key_of_the_pane(pane: str) -> None:
-    shown = "\n".join(help_lines(pane))  # type: ignore[arg-type]
+    shown = " ".join(" ".join(help_lines(pane)).split())  # type: ignore[arg-type]
     for action in actions_of(pane):  # type: ignore[arg-type]
         assert action.help in shown
 

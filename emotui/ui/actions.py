@@ -230,6 +230,8 @@ ACTIONS: tuple[Action, ...] = (
 
 _SHOWN_KEYS = {
     "question_mark": "?",
+    "colon": ":",
+    "slash": "/",
     "enter": "enter",
     "escape": "esc",
     "left": "←",

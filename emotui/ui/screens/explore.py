@@ -106,7 +106,7 @@ class ExploreScreen(Screen[None]):
             ):
                 part.show(state)
         if former.readings is not state.readings or former.text != state.text:
-            self.resize_text()
+            self.call_after_refresh(self.resize_text)
 
     async def action_do(self, action: str) -> None:
         """Do an action of the table."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -20,6 +21,8 @@ _TITLES = {
     "features": "Features",
     "interventions": "Interventions",
 }
+_WIDTH = 70
+"""Cells of a line of help."""
 _READING = {
     "text": (
         "Each token is shaded by the chosen emotion at the cursor's layer: orange above what",
@@ -54,7 +57,16 @@ def help_lines(pane: PaneName) -> list[str]:
     actions = actions_of(pane)
     keys = {action.id: " ".join(shown_key(key) for key in action.keys) for action in actions}
     width = max(len(shown) for shown in keys.values())
-    lines = [f"{keys[action.id]:<{width}}  {action.help}" for action in actions]
+    lines = [
+        line
+        for action in actions
+        for line in textwrap.wrap(
+            action.help,
+            _WIDTH,
+            initial_indent=f"{keys[action.id]:<{width}}  ",
+            subsequent_indent=" " * (width + 2),
+        )
+    ]
     reading = _READING.get(pane, ())
     return [*lines, "", *reading] if reading else lines
 
