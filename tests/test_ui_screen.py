@@ -271,10 +271,10 @@ async def test_moving(cached: Scene) -> None:
         await pilot.press("k", "enter", "down")
         panes: list[str] = [app.explorer.pane]
         assert app.explorer.state.feature == 1
-        for key in ("tab", "shift+tab"):
+        for key in ("shift+tab", "tab"):
             await pilot.press(key)
             panes.append(app.explorer.pane)
-        assert panes == ["features", "text", "features"]
+        assert panes == ["features", "layers", "features"]
 
 
 def cached_emotions(app: object) -> tuple[str, ...]:
