@@ -115,6 +115,13 @@ def inspect(
     all_sites: Annotated[
         bool, typer.Option("--all-sites", help="Keep attention and MLP outputs of every token.")
     ] = False,
+    metric: Annotated[
+        str,
+        typer.Option(
+            "--metric",
+            help="What is attributed: top, answer.EMOTION, readout.EMOTION[@L5] or none.",
+        ),
+    ] = "top",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     as_jsonl: Annotated[
         bool, typer.Option("--jsonl", help="Print one JSON document a line.")
@@ -145,6 +152,7 @@ def inspect(
             text_column=text_column,
             fit=fit,
             all_sites=all_sites,
+            metric=metric,
             form="json" if as_json else "jsonl" if as_jsonl else "text",
             all_tokens=_choice("--tokens", tokens, ("readout", "all")) == "all",
             out=out,

@@ -45,12 +45,13 @@ requests = st.builds(
     edits=st.lists(WORDS, max_size=3).map(tuple),
     selected=st.booleans(),
     all_sites=st.booleans(),
+    metric=st.sampled_from(["top", "none", "answer.joy"]),
     seed=st.integers(0, 5),
 )
 
 KEYED = (
     *("text", "template", "label_set", "saes", "probes", "edits", "selected", "all_sites"),
-    "seed",
+    *("metric", "seed"),
 )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from emotui.cache.sealed import Damaged
-from emotui.core.records import Features, Lens, Readouts, TextRecord, Token, Trace
+from emotui.core.records import Features, Lens, Readouts, TextRecord, Token, Trace, Writes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -173,6 +173,22 @@ def _read_lens(reader: _Reader, labels: Iterable[str]) -> Lens:
     )
 
 
+def _write_writes(columns: _Columns, writes: Writes) -> None:
+    columns.strings("writes.site", writes.site)
+    for name in ("layer", "position"):
+        columns.integers(f"writes.{name}", getattr(writes, name))
+    columns.floats("writes.value", writes.value)
+
+
+def _read_writes(reader: _Reader) -> Writes:
+    return Writes(
+        site=reader.strings("writes.site"),
+        layer=reader.numbers("writes.layer"),
+        position=reader.numbers("writes.position"),
+        value=reader.numbers("writes.value"),
+    )
+
+
 def encode_trace(trace: Trace) -> tuple[bytes, dict[str, str]]:
     """Return a trace as safetensors bytes and the metadata to seal them with.
 
@@ -189,12 +205,17 @@ def encode_trace(trace: Trace) -> tuple[bytes, dict[str, str]]:
     if trace.lens is not None:
         _write_lens(columns, trace.lens)
         lens = Lens(answers=dict.fromkeys(trace.lens.answers, ()))
+    attribution = trace.attribution
+    if attribution is not None:
+        _write_writes(columns, attribution.writes)
+        attribution = msgspec.structs.replace(attribution, writes=Writes())
     bare = msgspec.structs.replace(
         trace,
         text=msgspec.structs.replace(trace.text, tokens=()),
         readouts=Readouts(),
         features=Features(),
         lens=lens,
+        attribution=attribution,
     )
     rest = msgspec.json.encode(_Rest(bare, columns.tables)).decode()
     # JSON has no NaN: what would not come back is refused here, not found damaged later.
@@ -215,13 +236,16 @@ def decode_trace(payload: bytes, metadata: Mapping[str, str]) -> Trace:
         reader = _Reader(load(payload), rest.tables)
         trace = rest.trace
         text: TextRecord = msgspec.structs.replace(trace.text, tokens=_read_tokens(reader))
-        lens = trace.lens
+        lens, attribution = trace.lens, trace.attribution
+        if attribution is not None:
+            attribution = msgspec.structs.replace(attribution, writes=_read_writes(reader))
         return msgspec.structs.replace(
             trace,
             text=text,
             readouts=_read_readouts(reader),
             features=_read_features(reader),
             lens=None if lens is None else _read_lens(reader, lens.answers),
+            attribution=attribution,
         )
     except (KeyError, IndexError, ValueError, SafetensorError, msgspec.DecodeError) as error:
         raise Damaged("not a trace of this version") from error

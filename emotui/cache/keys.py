@@ -84,6 +84,7 @@ def request_key(
             "edits": list(request.edits),
             "selected": request.selected,
             "all_sites": request.all_sites,
+            "metric": request.metric,
             "seed": request.seed,
         },
     )

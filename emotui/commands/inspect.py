@@ -32,6 +32,7 @@ class InspectOptions(msgspec.Struct, frozen=True, kw_only=True):
     text_column: str | None = None
     fit: bool = False
     all_sites: bool = False
+    metric: str = "top"
     form: Literal["text", "json", "jsonl"] = "text"
     all_tokens: bool = False
     out: Path | None = None
@@ -77,6 +78,7 @@ def inspect_texts(
             cache_dir=str(root),
             edits=edits,
             all_sites=options.all_sites,
+            metric=options.metric,
             seed=options.seed,
         )
         _inspect_all(texts, request, options, root, tally)

@@ -61,6 +61,9 @@ class InspectRequest(msgspec.Struct, frozen=True, tag="inspect"):
     """Whether what is edited was picked from a ranking on this text, as on the screen."""
     all_sites: bool = False
     """Keep attention and MLP outputs of every token, not of the readout alone."""
+    metric: str = "top"
+    """What features are attributed to: `top` (the model's likeliest answer), `answer.EMOTION`,
+    `readout.EMOTION` (the readout probe, at its best layer), `readout.EMOTION@L5`, or `none`."""
     seed: int = 0
 
 

@@ -115,7 +115,8 @@ class Features(msgspec.Struct, frozen=True):
     position: tuple[int, ...] = ()
     activation: tuple[float, ...] = ()
     attribution: tuple[float | None, ...] = ()
-    """Estimated effect on the metric in force; None where it was not computed."""
+    """Estimated change of `Trace.attribution.metric` if this feature alone were ablated here
+    (after minus before, in logits); None where it was not computed."""
     label: tuple[str, ...] = ()
 
 
@@ -167,6 +168,32 @@ class Generation(msgspec.Struct, frozen=True):
     tokens: tuple[int, ...]
     seed: int
     temperature: float
+
+
+class Writes(msgspec.Struct, frozen=True):
+    """What each output wrote towards a metric, as columns: site by site, by layer and position.
+
+    `resid` at layer -1 is the embedding; the other rows are attention and MLP outputs.
+    """
+
+    site: tuple[Site, ...] = ()
+    layer: tuple[int, ...] = ()
+    position: tuple[int, ...] = ()
+    value: tuple[float, ...] = ()
+    """<output, gradient of the metric>, in logits; positive writes towards the metric."""
+
+
+class Attribution(msgspec.Struct, frozen=True):
+    """The metric that features and outputs were attributed to, by one backward pass."""
+
+    metric: str
+    """`answer.EMOTION`: the label's logit minus the mean of the others; `readout.EMOTION@L5`: the
+    logit of the readout probe at that layer; "" where there is none."""
+    value: float | None
+    """The metric on this run; None where there is none."""
+    note: str
+    """Why there is none, or ""."""
+    writes: Writes = Writes()
 
 
 class Control(msgspec.Struct, frozen=True):
@@ -231,6 +258,8 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
     answer: Answer | None = None
     lens: Lens | None = None
     generation: Generation | None = None
+    attribution: Attribution | None = None
+    """None where it was not asked for."""
     edits: tuple[str, ...] = ()
     """The edits in force, in the printed form of the edit language."""
     intervention: Intervention | None = None

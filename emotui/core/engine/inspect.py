@@ -18,6 +18,7 @@ from emotui.cache.store import Store
 from emotui.core.emotions import LABEL_SETS
 from emotui.core.engine import answer as answers
 from emotui.core.engine.answer import AnswerReading, LabelTokens, label_tokens
+from emotui.core.engine.attributor import NONE, Attributor, metric_of
 from emotui.core.engine.capture import Activations, Job, hooked
 from emotui.core.engine.edited import EditedRun, answer_effects, canonical, marked, run_edited
 from emotui.core.engine.instruments import Instruments
@@ -131,7 +132,28 @@ def compute(
     summaries, readouts = instruments.readouts(probes, activations, text)
     if edited is not None:
         readouts = marked(readouts, edited.along)
-    features, sae_readings = instruments.features(saes, activations, text, job)
+    attributor: Attributor | None = None
+    if request.metric != NONE:
+        metric = metric_of(
+            request.metric,
+            labels=labels,
+            answer=reading.answer,
+            probes=probes,
+            n_layers=model.n_layers,
+            readout=text.readout,
+        )
+        attributor = Attributor(
+            model,
+            store,
+            activations,
+            metric,
+            hooks=edited.hooks if edited else (),
+            all_sites=all_sites,
+            job=job,
+        )
+    features, sae_readings = instruments.features(
+        saes, activations, text, job, attributor=attributor
+    )
     trace = Trace(
         id=trace_id(key),
         parent=None if parent is None else parent.id,
@@ -143,6 +165,7 @@ def compute(
         features=features,
         answer=reading.answer,
         lens=lens,
+        attribution=None if attributor is None else instruments.attribution(attributor),
         edits=request.edits,
         intervention=None if edited is None else edited.intervention,
         effects=() if edited is None else _effects(edited, parent, reading.answer, store),

@@ -18,11 +18,12 @@ from emotui.cache.keys import derived_key, sae_identity
 from emotui.cache.store import Store
 from emotui.core.engine.capture import Activations, Job
 from emotui.core.engine.model import LoadedModel
-from emotui.core.records import Features, ProbeSummary, Readouts, SaeReading, TextRecord
+from emotui.core.records import Attribution, Features, ProbeSummary, Readouts, SaeReading, TextRecord
 
 if TYPE_CHECKING:
+    from emotui.core.engine.attributor import Attributor
     from emotui.core.engine.probes import Probe
-    from emotui.core.engine.saes import SaeSet
+    from emotui.core.engine.saes import Sae, SaeSet
 
 _PAYLOAD = "reading"
 _Reading = TypeVar("_Reading", bound=msgspec.Struct)
@@ -32,6 +33,10 @@ _Columns = TypeVar("_Columns", Readouts, Features)
 class _FeatureReading(msgspec.Struct, frozen=True):
     features: Features
     reading: SaeReading
+
+
+class _AttributionReading(msgspec.Struct, frozen=True):
+    values: tuple[float, ...]
 
 
 class Instruments:
@@ -87,11 +92,18 @@ class Instruments:
         return summaries, joined(columns, Readouts)
 
     def features(
-        self, sets: Sequence[SaeSet], activations: Activations, text: TextRecord, job: Job
+        self,
+        sets: Sequence[SaeSet],
+        activations: Activations,
+        text: TextRecord,
+        job: Job,
+        *,
+        attributor: Attributor | None = None,
     ) -> tuple[Features, tuple[SaeReading, ...]]:
         """Encode the activations with every SAE: the columns of all, and how well each rebuilds.
 
-        The weights of an SAE whose features are stored are not read.
+        The weights of an SAE whose features are stored are not read. With an attributor, the
+        features carry their attribution.
         """
         readings: list[_FeatureReading] = []
         total = sum(len(saes) for saes in sets)
@@ -108,9 +120,35 @@ class Instruments:
 
                     stored = _FeatureReading(*features_of(sae, activations, text))
                     self._keep("features", key, stored)
+                if attributor is not None:
+                    features = self._attributed(stored.features, sae, part, attributor)
+                    stored = _FeatureReading(features, stored.reading)
                 readings.append(stored)
         columns = joined([reading.features for reading in readings], Features)
         return columns, tuple(reading.reading for reading in readings)
+
+    def attribution(self, attributor: Attributor) -> Attribution:
+        """Return the metric in force and what each output writes towards it."""
+        key = attributor.key("writes")
+        stored = self._stored("readouts", key, Attribution)
+        if stored is None:
+            stored = attributor.attribution()
+            if not stored.note:
+                self._keep("readouts", key, stored)
+        return stored
+
+    def _attributed(
+        self, features: Features, sae: Sae, part: str, attributor: Attributor
+    ) -> Features:
+        key = attributor.key(part)
+        stored = self._stored("features", key, _AttributionReading)
+        if stored is None or len(stored.values) != len(features.index):
+            values = attributor.values(sae, features)
+            if values is None:
+                return features
+            stored = _AttributionReading(values)
+            self._keep("features", key, stored)
+        return msgspec.structs.replace(features, attribution=stored.values)
 
     def _stored(
         self, kind: Literal["features", "readouts"], key: str, record: type[_Reading]

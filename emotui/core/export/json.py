@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from emotui.core.errors import ExportError
-from emotui.core.records import Features, Readouts, Trace, TraceDocument
+from emotui.core.records import Features, Readouts, Trace, TraceDocument, Writes
 
 DIGITS = 5
 """Significant digits of every float in an export."""
 
 
-Columns = TypeVar("Columns", Readouts, Features)
+Columns = TypeVar("Columns", Readouts, Features, Writes)
 
 
 def _rounded(value: Any) -> Any:
@@ -42,12 +42,16 @@ def _rows_where(columns: Columns, keep: Callable[[int], bool]) -> Columns:
 
 
 def at_readout(trace: Trace) -> Trace:
-    """Return the trace with the readouts and features of the readout position only."""
-    readout = trace.text.readout
+    """Return the trace with the readouts, features and writes of the readout position only."""
+    readout, attribution = trace.text.readout, trace.attribution
+    if attribution is not None:
+        writes = _rows_where(attribution.writes, lambda position: position == readout)
+        attribution = msgspec.structs.replace(attribution, writes=writes)
     return msgspec.structs.replace(
         trace,
         readouts=_rows_where(trace.readouts, lambda position: position == readout),
         features=_rows_where(trace.features, lambda position: position == readout),
+        attribution=attribution,
     )
 
 
@@ -81,6 +85,8 @@ def read_document(data: bytes, *, name: str = "the document") -> TraceDocument:
     for trace in (document, *document.ancestors):
         for field in ("readouts", "features"):
             check_columns(getattr(trace, field), f"{name}: {field}")
+        if trace.attribution is not None:
+            check_columns(trace.attribution.writes, f"{name}: attribution.writes")
     return document
 
 
@@ -89,7 +95,7 @@ def trace_of(document: TraceDocument) -> Trace:
     return Trace(**{name: getattr(document, name) for name in Trace.__struct_fields__})
 
 
-def check_columns(columns: Readouts | Features, name: str) -> None:
+def check_columns(columns: Readouts | Features | Writes, name: str) -> None:
     """Raise ExportError, naming the field, unless all columns are of one length."""
     length = len(columns.position)
     for field in columns.__struct_fields__:
