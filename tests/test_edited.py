@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
+from support_edits import EMOTIONS, random_probe
 from support_models import LAYERS, WIDTH, tiny_folder, tiny_model
 from support_saes import write_residual_saes
 
+from emotui.cache.recipes import Recipe, save_recipe
 from emotui.cache.store import Store
 from emotui.core.emotions import LABEL_SETS
 from emotui.core.engine.capture import QuietJob
@@ -19,6 +23,7 @@ from emotui.core.engine.inspect import inspect
 from emotui.core.engine.instruments import Instruments
 from emotui.core.engine.model import LoadedModel
 from emotui.core.errors import EditError
+from emotui.core.export.json import document_bytes
 from emotui.core.protocol import Inspected, InspectRequest, ModelSpec
 from emotui.core.records import Effect, Trace
 
@@ -161,6 +166,234 @@ def test_a_model_without_saes_says_so(bench: Bench) -> None:
     request = msgspec.structs.replace(bench.request, saes=(), edits=("ablate L1/3 at all",))
     with pytest.raises(EditError, match="No SAE is loaded"):
         inspect(request, bench.model, bench.instruments, bench.store, QuietJob())
+
+
+# Edits of no feature
+
+
+@pytest.fixture(scope="module")
+def probed(bench: Bench) -> Bench:
+    """The bench with a readout probe of random directions in force."""
+    probe = random_probe(bench.model)
+    bench.store.put_probe(probe.id, probe.to_bytes(), probe.file.card)
+    made = copy(bench)
+    made.request = msgspec.structs.replace(bench.request, probes=(probe.id,))
+    return made
+
+
+EVERY_KIND = (
+    "knock attn L1-2 mean",
+    "knock mlp L2 zero at all",
+    "knock mlp L1 resample",
+    "knock attn L0-3 random",
+    "knock head L1.2 mean",
+    'patch resid L2 from "Lily was happy because her friend came back."',
+    "promote joy L1-2 +0.2",
+    "project out anger",
+    "modulate +other_agency -pleasantness L1-2 +0.2 keep predictability",
+)
+
+
+@pytest.mark.parametrize("line", EVERY_KIND)
+def test_every_kind_of_edit_stands_beside_its_controls(probed: Bench, line: str) -> None:
+    root, trace = probed.trace(), probed.trace(line)
+    assert trace.parent == root.id and trace.edits[0].startswith(line)
+    assert trace.intervention is not None and trace.answer is not None and root.answer is not None
+    assert trace.intervention.delta_norm > 0 and trace.intervention.kl > 0
+    effect = effect_of(trace, "answer.joy")
+    assert effect.before == pytest.approx(root.answer.labels["joy"], abs=1e-6)
+    assert effect.after == pytest.approx(trace.answer.labels["joy"], abs=1e-6)
+    matched, random, other = effect.controls
+    assert matched.deltas == () and "feature" in matched.note
+    assert len(random.deltas) == len(set(random.deltas)) == 5
+    assert random.rank == 1 + sum(abs(d) >= abs(effect.delta) for d in random.deltas)
+    assert ("other seeds" in random.note) is line.endswith("random")
+    along = line.startswith(("promote", "project"))
+    assert len(other.deltas) == (len(EMOTIONS) - 1 if along else 0)
+    assert other.note
+    again = probed.inspect(line)
+    assert (again.cached, again.forwards) == (True, 0)
+
+
+def test_another_emotion_as_control_is_that_edit_made_alone(probed: Bench) -> None:
+    trace = probed.trace("promote joy L1-2 +0.2")
+    control = effect_of(trace, "answer.fear").controls[2]
+    line = "promote anger L1-2 +0.2 at readout"
+    alone = effect_of(probed.trace(line), "answer.fear")
+    assert control.deltas[control.targets.index(line)] == pytest.approx(alone.delta, abs=1e-5)
+
+
+def test_another_seed_as_control_is_that_knock_out_made_alone(probed: Bench) -> None:
+    line = "knock mlp L1-2 random at readout"
+    control = effect_of(probed.trace(line), "answer.fear").controls[1]
+    seeded = copy(probed)
+    seeded.request = msgspec.structs.replace(probed.request, seed=2)
+    alone = effect_of(seeded.trace(line), "answer.fear")
+    assert control.deltas[control.targets.index("seed 2")] == pytest.approx(alone.delta, abs=1e-5)
+
+
+def test_random_directions_are_of_the_norm_of_the_edit_at_each_layer(probed: Bench) -> None:
+    """Their size on the residual right after is that of the edit: promotion in a single layer."""
+    trace = probed.trace("promote joy L3 +0.2")
+    # At the last layer nothing lies behind the edit but the readout: the deltas of a probe's
+    # logits are products of its rows with the added vector, so their sizes compare.
+    effect = effect_of(trace, "readout.joy")
+    (random,) = [c for c in effect.controls if c.name == "random_directions"]
+    assert max(abs(delta) for delta in random.deltas) < abs(effect.delta)
+    assert any(abs(delta) > 1e-4 for delta in random.deltas)
+
+
+def test_readouts_along_the_edit_are_marked_by_construction(probed: Bench) -> None:
+    for line, first in (("promote joy L2 +0.2", 2), ("project out joy", 0)):
+        trace = probed.trace(line)
+        readouts = trace.readouts
+        for row, mark in enumerate(readouts.mark):
+            lowest = first + (readouts.site[row] != "resid")
+            own = (
+                readouts.emotion[row] == "joy"
+                and readouts.layer[row] >= lowest
+                and readouts.position[row] == trace.text.readout
+            )
+            assert (mark == "by_construction") is own
+        assert "By construction" in effect_of(trace, "readout.joy").verdict
+        assert "By construction" not in effect_of(trace, "readout.anger").verdict
+        # Later edits that are along nothing leave the mark.
+        more = probed.trace(line, "knock mlp L3 zero")
+        assert more.readouts.mark == readouts.mark
+        assert "By construction" not in effect_of(more, "readout.joy").verdict
+
+
+def test_modulation_says_what_is_left_and_how_much_it_added(probed: Bench) -> None:
+    trace = probed.trace("modulate +effort L1-2 +0.2 keep urgency standards")
+    assert trace.intervention is not None
+    total, first, second = trace.intervention.notes
+    assert "at each of 2 layers" in total and "0.4 of the mean norm" in total
+    for layer, note in ((1, first), (2, second)):
+        found = re.match(r"L(\d): (\d\.\d\d) of the norm is left once", note)
+        assert found is not None and int(found[1]) == layer and 0 < float(found[2]) <= 1
+        scores = re.findall(r"(effort|urgency|standards) (-?\d\.\d\d)", note)
+        assert [name for name, _ in scores] == ["effort", "urgency", "standards"]
+        untrusted = note.partition("not to be trusted: ")[2]
+        for name, score in scores:
+            assert float(score) >= 0 or name in untrusted
+    assert probed.trace("knock mlp L2 zero").intervention.notes == ()  # type: ignore[union-attr]
+
+
+def test_a_patch_from_a_trace_is_that_from_its_text(probed: Bench) -> None:
+    text = "Lily was happy because her friend came back."
+    source = probed.inspect(text=text).trace_id
+    by_id = probed.trace(f"patch resid L2 from {source[:8]}")
+    assert by_id.edits == (f"patch resid L2 from {source} at readout",)
+    by_text = probed.trace(f'patch resid L2 from "{text}"')
+    assert by_id.answer == by_text.answer and by_id.readouts == by_text.readouts
+    # At the last layer, the source's whole answer is transferred.
+    whole = probed.trace(f"patch resid L{LAYERS - 1} from {source}")
+    theirs = probed.store.get_trace(source)
+    assert whole.answer is not None and theirs.answer is not None
+    for label, probability in theirs.answer.labels.items():
+        assert whole.answer.labels[label] == pytest.approx(probability, abs=1e-5)
+
+
+def test_a_patch_from_an_edited_trace_takes_its_edits_along(probed: Bench) -> None:
+    text = "Lily was happy because her friend came back."
+    edited = probed.inspect("knock attn L1-2 zero at all", text=text).trace_id
+    whole = probed.trace(f"patch resid L{LAYERS - 1} from {edited}")
+    theirs = probed.store.get_trace(edited)
+    assert whole.answer is not None and theirs.answer is not None
+    for label, probability in theirs.answer.labels.items():
+        assert whole.answer.labels[label] == pytest.approx(probability, abs=1e-5)
+
+
+def test_a_patch_from_a_file_is_kept_as_what_is_in_it(probed: Bench, tmp_path: Path) -> None:
+    text = "Lily was happy because her friend came back."
+    theirs = probed.store.get_trace(probed.inspect(text=text).trace_id)
+    file = tmp_path / "lily.json"
+    file.write_bytes(document_bytes(theirs, all_tokens=False))
+    trace = probed.trace(f"patch resid L2 from {file}")
+    assert trace.edits == (f"patch resid L2 from {theirs.id} at readout",)
+    elsewhere = msgspec.structs.replace(theirs, id="f" * 16)
+    file.write_bytes(document_bytes(elsewhere, all_tokens=False))
+    by_text = probed.trace(f"patch resid L2 from {file}")
+    assert by_text.edits == (f'patch resid L2 from "{text}" at readout',)
+    assert by_text.answer == trace.answer
+
+
+def damaged_documents(theirs: Trace) -> list[tuple[str, Trace | bytes]]:
+    run, replaced = theirs.run, msgspec.structs.replace
+    unknown = replaced(theirs, id="f" * 16)
+    return [
+        ("another model", replaced(unknown, run=replaced(run, fingerprint="0" * 64))),
+        ("another shape", replaced(unknown, run=replaced(run, d_model=7))),
+        ("another shape", replaced(unknown, run=replaced(run, layers=99))),
+        ("template is another", replaced(unknown, run=replaced(run, template="raw"))),
+        ("run with edits", replaced(unknown, edits=("knock attn L1 zero at readout",))),
+        ("not a trace", b"{}"),
+        ("not a trace", b"\xff\x00"),
+    ]
+
+
+def test_a_patch_that_cannot_be_is_refused(probed: Bench, tmp_path: Path) -> None:
+    theirs = probed.trace()
+    before = probed.store.traces()
+    file = tmp_path / "other.json"
+    for words, document in damaged_documents(theirs):
+        data = (
+            document if isinstance(document, bytes) else document_bytes(document, all_tokens=False)
+        )
+        file.write_bytes(data)
+        with pytest.raises(EditError, match=words) as caught:
+            probed.inspect(f"patch resid L2 from {file}")
+        assert str(tmp_path) not in str(caught.value)
+    for line, words in (
+        (f"patch resid L2 from {tmp_path / 'absent.json'}", "could not be read"),
+        (f"patch resid L2 from {tmp_path}/", "could not be read"),
+        ("patch resid L2 from 0000000000000000", "nothing to patch from"),
+        ("patch resid L9 from 00000000", "nothing to patch from"),
+        ('patch resid L9 from "another text"', "no layer 9"),
+    ):
+        with pytest.raises(EditError, match=words):
+            probed.inspect(line)
+    assert probed.store.traces() == before
+
+
+def test_a_trace_of_another_model_is_refused(probed: Bench) -> None:
+    theirs = probed.trace()
+    foreign = msgspec.structs.replace(
+        theirs, id="0" * 16, run=msgspec.structs.replace(theirs.run, fingerprint="0" * 64)
+    )
+    probed.store.put_trace(foreign, "0" * 64)
+    with pytest.raises(EditError, match="another model"):
+        probed.inspect("patch resid L2 from 0000000000000000")
+    probed.store.delete("0" * 16)
+
+
+def test_a_recipe_is_the_edits_it_stands_for(probed: Bench) -> None:
+    lines = ("knock attn L1 mean at readout", "promote joy L2 +0.1 at readout")
+    recipe = Recipe("calm", probed.model.fingerprint, "tiny", lines)
+    save_recipe(probed.store.root, recipe)
+    assert probed.inspect("@calm").trace_id == probed.inspect(*lines).trace_id
+    save_recipe(probed.store.root, msgspec.structs.replace(recipe, fingerprint="0" * 64))
+    with pytest.raises(EditError, match="another model"):
+        probed.inspect("@calm")
+
+
+def test_stacked_edits_of_all_kinds_resume_and_are_cached(probed: Bench) -> None:
+    feature = probed.active(1)[0]
+    lines = (
+        "knock attn L1-2 mean",
+        f"ablate L1/{feature} at all",
+        "promote joy L1-2 +0.2",
+        "knock head L1.0 zero",
+        f"scale L1/{feature} x2 at all",
+    )
+    last = probed.trace(*lines)
+    effect = effect_of(last, "answer.joy")
+    parent = probed.trace(*lines[:-1])
+    assert last.parent == parent.id and parent.answer is not None and last.answer is not None
+    assert effect.before == pytest.approx(parent.answer.labels["joy"], abs=1e-6)
+    assert effect.after == pytest.approx(last.answer.labels["joy"], abs=1e-6)
+    matched = effect.controls[0]
+    assert f"L1/{feature}" not in matched.targets and len(matched.deltas) > 0
 
 
 def test_divergence_equals_scipy() -> None:

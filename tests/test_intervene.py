@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from support_hooks import arriving, plain_run
 from support_models import LAYERS, WIDTH, tiny_folder, tiny_model
 from support_saes import write_residual_saes, write_sae
 from torch import Tensor
@@ -118,59 +118,6 @@ class Flat(Statistics):
 def delta_everywhere(group: EditGroup, h: Tensor) -> Tensor:
     """Return what a group adds to every token of `h`, [tokens, d]."""
     return group.delta(h, range(len(h)))
-
-
-def plain_module(model: LoadedModel, site: str, layer: int) -> torch.nn.Module:
-    """Return the module whose output is the site, found by hand for each family."""
-    module = _module_at(model, model.hf, site, layer)
-    assert isinstance(module, torch.nn.Module)
-    return module
-
-
-def _module_at(model: LoadedModel, hf: Any, site: str, layer: int) -> Any:
-    if model.architecture == "gpt2":
-        block = hf.transformer.h[layer]
-        return {"resid": block, "mlp": block.mlp, "attn": block.attn}[site]
-    block = hf.model.layers[layer]
-    if model.architecture == "gemma2":
-        return {
-            "resid": block,
-            "mlp": block.post_feedforward_layernorm,
-            "attn": block.post_attention_layernorm,
-        }[site]
-    return {"resid": block, "mlp": block.mlp, "attn": block.self_attn}[site]
-
-
-def plain_run(model: LoadedModel, ids: list[int], site: str, layer: int, added: Tensor) -> Tensor:
-    """Run transformers with one ordinary hook that adds a given tensor, and return the logits."""
-
-    def hook(_module: torch.nn.Module, _inputs: object, output: object) -> object:
-        if isinstance(output, tuple):
-            return (output[0] + added, *output[1:])
-        assert isinstance(output, Tensor)
-        return output + added
-
-    handle = plain_module(model, site, layer).register_forward_hook(hook)
-    try:
-        with torch.no_grad():
-            logits: Tensor = model.hf(torch.tensor([ids]), use_cache=False).logits[0, -1]
-            return logits
-    finally:
-        handle.remove()
-
-
-def arriving(model: LoadedModel, ids: list[int], site: str, layer: int) -> Tensor:
-    """Return the tensor at a site, [tokens, d], by an ordinary hook."""
-    kept: list[Tensor] = []
-
-    def hook(_module: torch.nn.Module, _inputs: object, output: object) -> None:
-        kept.append((output[0] if isinstance(output, tuple) else output)[0])  # type: ignore[index]
-
-    handle = plain_module(model, site, layer).register_forward_hook(hook)
-    with torch.no_grad():
-        model.hf(torch.tensor([ids]), use_cache=False)
-    handle.remove()
-    return kept[0]
 
 
 def encoded_by_hand(sae: Sae, h: Tensor) -> Tensor:

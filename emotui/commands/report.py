@@ -40,6 +40,7 @@ def _effects(trace: Trace) -> list[str]:
         f"  acted at {done.fired} places; delta {done.delta_norm:.3f} of the activation's norm; "
         f"KL of the next token {done.kl:.4g} nats" + ("; selected" if done.selected else "")
     )
+    lines += [f"  {clean(note)}" for note in done.notes]
     lines.append("  the last edit: before -> after, and its rank beside controls")
     width = max((len(effect.metric) for effect in trace.effects), default=0)
     for effect in trace.effects:

@@ -63,7 +63,7 @@ def appraisal_named(word: str) -> str:
 
 @dataclass(frozen=True)
 class Appraisals:
-    """The directions of every layer of one model under one template."""
+    """The directions of every layer of one model under one template, on the CPU."""
 
     rows: Tensor
     """[layers, appraisals, d_model], float32: what a unit of the appraisal adds to the readout of
@@ -85,7 +85,7 @@ class Modulation:
     """A unit direction along changed appraisals, and how much of it keeping others left."""
 
     unit: Tensor
-    """[d_model], float32."""
+    """[d_model], float64 on the CPU."""
     surviving: float
     """||v|| over the norm of the same sum without projection."""
 
@@ -119,7 +119,7 @@ def modulation(changed: Sequence[tuple[int, Tensor]], kept: Sequence[Tensor]) ->
             "kept, or cancels.",
             todo=f"Keep fewer appraisals, or change others. {STAYED}",
         )
-    return Modulation((left / left.norm()).float(), surviving)
+    return Modulation(left / left.norm(), surviving)
 
 
 def appraisal_directions(
@@ -133,7 +133,7 @@ def appraisal_directions(
         store.put_entry("statistics", key, tensors_to_bytes(tensors))
     else:
         tensors = tensors_from_bytes(stored)
-    return Appraisals(tensors["rows"].to(model.device), tensors["score"].to(model.device))
+    return Appraisals(tensors["rows"], tensors["score"])
 
 
 def appraisal_texts() -> tuple[Situation, ...]:

@@ -309,16 +309,19 @@ def _notes(edit: Edit, materials: Materials) -> tuple[str, ...]:
     if isinstance(edit, ModulateEdit):
         from emotui.core.engine.appraisals import appraisal_named
 
+        names = [*(word[1:] for word in edit.raised), *edit.keep]
         for layer in edit.layers.numbers:
             left = modulation_at(edit, layer, materials).surviving
-            kept = f" once {', '.join(edit.keep)} is kept" if edit.keep else ""
-            scores = ", ".join(
-                f"{word[1:]} {materials.appraisals.r_squared(layer, appraisal_named(word[1:])):.2f}"
-                for word in edit.raised
-            )
+            kept = f" once the direction of {', '.join(edit.keep)} is kept" if edit.keep else ""
+            scores = {
+                name: materials.appraisals.r_squared(layer, appraisal_named(name)) for name in names
+            }
+            said = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
+            empty = [name for name, score in scores.items() if score <= 0]
             notes.append(
-                f"L{layer}: {left:.2f} of the direction's norm is left{kept}; R^2 of the ridge "
-                f"directions on held-out topics: {scores} ({APPRAISAL_SOURCE} values)"
+                f"L{layer}: {left:.2f} of the norm is left{kept}; R^2 of the ridge directions on "
+                f"held-out topics: {said} ({APPRAISAL_SOURCE} values)"
+                + (f"; not to be trusted: {', '.join(empty)}" if empty else "")
             )
     return tuple(notes)
 

@@ -174,7 +174,10 @@ class Materials:
         )
 
     def emotion_row(self, emotion: str, layer: int) -> Tensor:
-        """Return the unit row [d_model] of the readout probe, float32; EditError without one."""
+        """Return the unit row [d_model] of the readout probe, float64 on the CPU.
+
+        EditError without a probe, and for an emotion it does not know.
+        """
         if self.probe is None:
             raise EditError(
                 f"{emotion} has no direction: no readout probe is in force.",
@@ -188,7 +191,8 @@ class Materials:
                 todo=STAYED,
             )
         place = self.probe.places.index(("resid", layer))
-        row = self.probe.weight[place][:, self.probe.emotions.index(emotion)].float()
+        # In float64, so that the direction is as exact as the run; not every device has it.
+        row = self.probe.weight[place][:, self.probe.emotions.index(emotion)].cpu().double()
         norm = float(row.norm())
         if not norm > 0:
             raise EditError(
