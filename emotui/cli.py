@@ -29,7 +29,7 @@ Text = Annotated[str | None, typer.Argument(help="The text; - reads standard inp
 Model = Annotated[str | None, typer.Option("--model", help="A local folder, a hub id or an alias.")]
 Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit of a hub model.")]
 Sae = Annotated[
-    list[str] | None, typer.Option("--sae", help="A local SAELens folder, or RELEASE[:ID].")
+    list[str] | None, typer.Option("--sae", help="A folder, a params.npz, RELEASE[:ID], or none.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or auto.")]
@@ -84,7 +84,7 @@ def open_explorer(
 
     explore(
         text,
-        _request(text, model, sae, revision, device, dtype, template, labels, offline),
+        _request(text, model, sae, revision, device, dtype, template, labels, offline, cache_dir),
         cache_dir=cache_dir,
         private=private,
         theme=theme,
@@ -103,7 +103,7 @@ def inspect(
     template: TemplateName = DEFAULT_TEMPLATE,
     labels: LabelSet = DEFAULT_LABEL_SET,
     do: Annotated[
-        list[str] | None, typer.Option("--do", help="An edit, as in 'ablate L5/12 at all'.")
+        list[str] | None, typer.Option("--do", help="An edit such as 'ablate L5/12 at all', or @recipe.")
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", help="Texts: .jsonl, .csv, .tsv, or one a line.")
@@ -142,7 +142,9 @@ def inspect(
     """Print the trace of a text: the same records as the screen, without it."""
     from emotui.commands.inspect import InspectOptions, inspect_texts
 
-    request = _request(text, model, sae, revision, device, dtype, template, labels, offline)
+    request = _request(
+        text, model, sae, revision, device, dtype, template, labels, offline, cache_dir
+    )
     inspect_texts(
         text,
         request,
@@ -183,6 +185,19 @@ def export(
 
 
 @app.command()
+def models(
+    query: Annotated[
+        str, typer.Argument(help="A part of a model's or a release's name; a whole release.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """List models by name, and the pretrained SAEs there are for them."""
+    from emotui.commands.models import list_models
+
+    list_models(query, as_json=as_json)
+
+
+@app.command()
 def doctor(
     model: Model = None,
     revision: Revision = None,
@@ -212,8 +227,10 @@ def _request(
     template: str,
     labels: str,
     offline: bool,
+    cache_dir: Path | None,
 ) -> InspectRequest:
     from emotui.cache.demo import demo_saes, demo_spec
+    from emotui.commands.models import sae_sources
 
     if model is None:
         spec = demo_spec(dtype=dtype, device=device)
@@ -222,13 +239,14 @@ def _request(
         spec = ModelSpec(
             model=model, revision=revision, dtype=dtype, device=device, offline=offline
         )
+    sae = sae_sources(spec.model, sae or (), offline=offline, cache_dir=cache_dir)
     return InspectRequest(
         spec=spec,
         text=text or "",
         cache_dir="",
         template=template,
         label_set=labels,
-        saes=tuple(sae or ()),
+        saes=sae,
     )
 
 
@@ -250,7 +268,7 @@ def _add_groups() -> None:
 
 
 GROUPS = ("cache", "probe")
-COMMANDS = ("open", "inspect", "export", "doctor", *GROUPS)
+COMMANDS = ("open", "inspect", "models", "export", "doctor", *GROUPS)
 _ROOT_OPTIONS = ("--help", "-h", "--version")
 
 

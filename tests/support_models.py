@@ -45,6 +45,8 @@ from emotui.core.engine.model import LoadedModel, load_model
 from emotui.core.protocol import ModelSpec
 
 LAYERS = 4
+GEMMA_OF_26_LAYERS = "gemma2 of 26 layers"
+"""Gemma-2 as deep as google/gemma-2-2b, 16 wide."""
 WIDTH = 48
 SLIDING_WINDOW = 8
 CONTEXT = 128
@@ -86,6 +88,15 @@ def _build(family: str) -> Any:
         )
         assert {"sliding_attention", "full_attention"} == set(config.layer_types)
         return Gemma2ForCausalLM(config)
+    if family == GEMMA_OF_26_LAYERS:
+        return Gemma2ForCausalLM(
+            Gemma2Config(
+                **{**_SHAPE, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 26},
+                head_dim=4,
+                query_pre_attn_scalar=4,
+                sliding_window=SLIDING_WINDOW,
+            )
+        )
     if family == "gemma3_text":
         layer_types = ["sliding_attention", "full_attention"] * (LAYERS // 2)
         return Gemma3ForCausalLM(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from emotui.core.errors import ModelError
+from emotui.core.model_names import hub_id_of
 from emotui.core.protocol import ModelSpec
 from emotui.core.text import clean
 
@@ -194,8 +195,8 @@ def known_fingerprint(spec: ModelSpec, memo: Memo) -> str | None:
         if _bytes_to_hash(_model_paths(folder), memo) > QUICK_BYTES:
             return None
         fingerprint = model_fingerprint_of_folder(folder, memo)
-    elif commit := hub_commit(spec.model, spec.revision):
-        fingerprint = fingerprint_of_commit(spec.model, commit)
+    elif commit := hub_commit(hub_id_of(spec.model), spec.revision):
+        fingerprint = fingerprint_of_commit(hub_id_of(spec.model), commit)
     else:
         return memo.fingerprint(spec.model, spec.revision)
     if memo.fingerprint(spec.model, spec.revision) != fingerprint:
@@ -210,12 +211,16 @@ def sae_identity(source: str, memo: Memo, *, quick: bool = False) -> str | None:
     gone keeps the identity `memo` last knew.
     """
     folder, name = Path(source).expanduser(), f"sae:{source}"
-    if not folder.is_dir():
+    if not folder.is_dir() and not (folder.is_file() and folder.suffix == ".npz"):
         return memo.fingerprint(name) or source
-    paths = sorted(
-        path
-        for pattern in ("**/cfg.json", "**/*.safetensors", "**/params.npz")
-        for path in folder.glob(pattern)
+    paths = (
+        [folder]
+        if folder.is_file()
+        else sorted(
+            path
+            for pattern in ("**/cfg.json", "**/*.safetensors", "**/params.npz")
+            for path in folder.glob(pattern)
+        )
     )
     try:
         if quick and _bytes_to_hash(paths, memo) > QUICK_BYTES:

@@ -63,13 +63,13 @@ def prepare(request: InspectRequest, store: Store, *, fingerprint: str | None = 
 def private_cache(cache_dir: Path) -> Iterator[Path]:
     """Yield a folder for this session's texts that is removed at the end.
 
-    It shares the fitted probes of `cache_dir`, which hold no text.
+    It shares the fitted probes and converted SAEs of `cache_dir`, which hold no text.
     """
     folder = Path(tempfile.mkdtemp(prefix="emotui-private-"))
     try:
-        probes = cache_dir / "probes"
-        probes.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (folder / "probes").symlink_to(probes.absolute(), target_is_directory=True)
+        for shared in (cache_dir / "probes", cache_dir / "saes"):
+            shared.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (folder / shared.name).symlink_to(shared.absolute(), target_is_directory=True)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -19,7 +19,8 @@ def diagnose(spec: ModelSpec | None, *, cache_dir: Path | None) -> None:
     with cache_for(cache_dir, private=False) as root:
         with Store.open(root) as store:
             facts = [("cache", f"{root} ({store.size().evictable_bytes / 1e6:.1f} MB)", True)]
-        with EngineClient(root) as client:
+        offline = spec is not None and spec.offline
+        with EngineClient(root, offline=offline) as client:
             done = wait_for(client.submit(DoctorRequest(spec)))
     assert isinstance(done, Diagnosed)
     facts.extend(done.facts)

@@ -12,7 +12,7 @@ import msgspec
 from emotui.cache.demo import is_demo
 from emotui.commands.common import cache_for, say, show_error, wait_for
 from emotui.commands.texts import text_of_argument, texts_of_file
-from emotui.core.edits import parse_edit, print_edits
+from emotui.core.edits import parse_edit, recipe_named
 from emotui.core.errors import EmotuiError, UsageError
 from emotui.core.protocol import FitRequest, Inspected, InspectRequest, Loaded, LoadRequest
 from emotui.core.records import Trace
@@ -27,7 +27,7 @@ class InspectOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What `emotui inspect` was asked to do besides the request itself."""
 
     edits: tuple[str, ...] = ()
-    """As typed; each acts at `all` where it does not say."""
+    """As typed, recipes (`@name`) among them; where one acts if it does not say is its kind's."""
     file: Path | None = None
     text_column: str | None = None
     fit: bool = False
@@ -65,7 +65,10 @@ def inspect_texts(
     1. Raises UsageError where there is no text or too many.
     """
     texts = _texts(text, options)
-    edits = print_edits([parse_edit(line) for line in options.edits])
+    # A recipe stays as it is until the model it must be of is known.
+    edits = tuple(
+        line.strip() if recipe_named(line) else str(parse_edit(line)) for line in options.edits
+    )
     if options.form == "json" and len(texts) != 1:
         raise UsageError(
             f"--json prints one document; there are {len(texts)} texts.", todo="Use --jsonl."
@@ -110,12 +113,17 @@ def _texts(text: str | None, options: InspectOptions) -> list[str]:
 def _inspect_all(
     texts: list[str], request: InspectRequest, options: InspectOptions, root: Path, tally: Tally
 ) -> None:
+    from emotui.cache.recipes import with_recipes
     from emotui.cache.store import Store
     from emotui.core.client import EngineClient
 
     outputs: list[bytes] = []
-    with Store.open(root) as store, EngineClient(root) as client:
+    offline = request.spec.offline
+    with Store.open(root) as store, EngineClient(root, offline=offline) as client:
         fingerprint = _ready(request, options, store, client)
+        if fingerprint is not None:
+            edits = with_recipes(request.edits, root, fingerprint)
+            request = msgspec.structs.replace(request, edits=edits)
         for text in texts:
             tally.texts += 1
             one = msgspec.structs.replace(request, text=text)

@@ -202,7 +202,7 @@ def wanted_files(repository: str, names: Sequence[str]) -> list[str]:
     """
     top = [name for name in names if "/" not in name]
     shards = [name for name in top if _SHARD.fullmatch(name)] if WEIGHTS_INDEX in top else []
-    weights = [*shards, WEIGHTS_INDEX] if shards else [name for name in top if name == WEIGHTS]
+    weights = [WEIGHTS_INDEX, *shards] if shards else [name for name in top if name == WEIGHTS]
     if not weights:
         pickles = [name for name in top if Path(name).suffix.lower() in _PICKLE_SUFFIXES]
         if pickles:

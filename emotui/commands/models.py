@@ -1,0 +1,168 @@
+"""`emotui models`: which names of models are known, and which SAEs there are for them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from emotui.commands.common import say
+from emotui.core import sae_directory
+from emotui.core.errors import ModelError
+from emotui.core.model_names import ALIASES, base_name, hub_id_of, near_names
+from emotui.core.sae_directory import FORMATS, NONE, Release
+from emotui.core.text import clean
+
+
+class ReleaseRow(msgspec.Struct, frozen=True):
+    """One release of SAEs, as `emotui models` prints it."""
+
+    name: str
+    repository: str
+    saes: int
+    format: str
+    readable: bool
+    """Whether emotui reads its format."""
+
+
+class ModelRow(msgspec.Struct, frozen=True):
+    """One model, as `emotui models` prints it."""
+
+    name: str
+    hub_id: str | None
+    """None where only SAELens's short name is known."""
+    aliases: tuple[str, ...]
+    default_sae: str | None
+    """What `--sae` is where it is not given; None for no SAEs."""
+    releases: tuple[ReleaseRow, ...]
+
+
+def model_rows(query: str = "") -> list[ModelRow]:
+    """Return the models whose name, hub id, alias or release holds `query`, by name.
+
+    SaeError where SAELens's directory is missing.
+    """
+    names = {base_name(name): hub_id_of(name) for name in ALIASES}
+    for release in sae_directory.directory().values():
+        names.setdefault(base_name(release.model), hub_id_of(release.model))
+    rows = [_row(name, names[name]) for name in sorted(names)]
+    wanted = query.strip().lower()
+    return [row for row in rows if wanted in _words(row)]
+
+
+def _row(name: str, hub_id: str) -> ModelRow:
+    return ModelRow(
+        name=name,
+        hub_id=hub_id if "/" in hub_id else None,
+        aliases=tuple(alias for alias, other in ALIASES.items() if other == hub_id),
+        default_sae=sae_directory.default_source(name),
+        releases=tuple(
+            ReleaseRow(
+                name=one.name,
+                repository=one.repository,
+                saes=len(one.saes),
+                format=FORMATS.get(one.conversion, one.conversion),
+                readable=one.readable,
+            )
+            for one in sae_directory.releases_for(name)
+        ),
+    )
+
+
+def _words(row: ModelRow) -> str:
+    words = (row.name, row.hub_id or "", *row.aliases, *(one.name for one in row.releases))
+    return "\n".join(words).lower()
+
+
+def list_models(query: str, *, as_json: bool) -> None:
+    """Print the models that match, or the SAEs of a release that is named whole.
+
+    ModelError, with what is near, where nothing matches.
+    """
+    release = sae_directory.directory().get(query)
+    if release is not None:
+        _write(msgspec.json.encode(release).decode() if as_json else _release_text(release))
+        return
+    rows = model_rows(query)
+    if not rows:
+        near = near_names(query, [*ALIASES, *sae_directory.known_models()])
+        raise ModelError(
+            f"No model or SAE release that is known has {clean(query)!r} in its name.",
+            why="Other models of the hub can be used too, by their hub id.",
+            todo=f"Near it: {', '.join(near)}." if near else "`emotui models` lists all.",
+        )
+    if as_json:
+        _write(msgspec.json.encode({"models": rows}).decode())
+        return
+    _write("\n".join(_model_text(row, query) for row in rows))
+    readable = sum(one.readable for row in rows for one in row.releases)
+    say(
+        f"{len(rows)} models, {readable} releases that emotui reads (x: it does not). "
+        "`emotui models RELEASE` lists the SAEs of one."
+    )
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(clean(text, keep_newlines=True) + "\n")
+
+
+def _model_text(row: ModelRow, query: str) -> str:
+    others = [alias for alias in row.aliases if alias != row.name]
+    title = "  ".join([row.name, row.hub_id or "", f"({', '.join(others)})" if others else ""])
+    lines = [title.rstrip()]
+    if row.default_sae:
+        lines.append(f"  default: --sae '{row.default_sae}'")
+    if query or len(row.releases) <= 3:
+        lines += [
+            f"  {' ' if one.readable else 'x'} {one.name}  {one.saes} SAEs, {one.format}"
+            for one in row.releases
+        ]
+    else:
+        readable = sum(one.readable for one in row.releases)
+        lines.append(f"    {len(row.releases)} releases, {readable} readable")
+    return "\n".join(lines)
+
+
+def _release_text(release: Release) -> str:
+    lines = [
+        f"{release.name}  for {release.model}, from {release.repository}, "
+        f"{FORMATS.get(release.conversion, release.conversion)}"
+        + ("" if release.readable else " (emotui does not read this format)")
+    ]
+    for one in release.saes:
+        facts = [f"L0 {one.l0:g}"] if one.l0 else []
+        facts += [one.neuronpedia] if one.neuronpedia else []
+        lines.append("  ".join([f"  {one.id}", *facts]))
+    return "\n".join(lines)
+
+
+def sae_sources(
+    model: str, named: Sequence[str], *, offline: bool, cache_dir: Path | None
+) -> tuple[str, ...]:
+    """Return the SAEs in force: those named, else the model's default, else none.
+
+    `none` stands for no SAEs. Offline, a default that is not on this machine is left out, and a
+    line says so.
+    """
+    if named:
+        return tuple(source for source in named if source != NONE)
+    default = sae_directory.default_source(model)
+    if default is None or Path(model).expanduser().exists():
+        return ()
+    release = default.partition(":")[0]
+    if offline and not _is_here(release, cache_dir):
+        say(f"The SAEs {release} are not on this machine, so there are no features.")
+        return ()
+    return (default,)
+
+
+def _is_here(release: str, cache_dir: Path | None) -> bool:
+    from emotui.cache.fingerprints import hub_commit
+    from emotui.cache.store import default_root
+
+    if ((cache_dir or default_root()).expanduser() / "saes" / release).is_dir():
+        return True
+    known = sae_directory.directory().get(release)
+    return known is not None and hub_commit(known.repository) is not None
