@@ -118,7 +118,8 @@ def _inspect_all(
     from emotui.core.client import EngineClient
 
     outputs: list[bytes] = []
-    with Store.open(root) as store, EngineClient(root) as client:
+    offline = request.spec.offline
+    with Store.open(root) as store, EngineClient(root, offline=offline) as client:
         fingerprint = _ready(request, options, store, client)
         if fingerprint is not None:
             edits = with_recipes(request.edits, root, fingerprint)
