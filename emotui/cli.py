@@ -103,7 +103,7 @@ def inspect(
     template: TemplateName = DEFAULT_TEMPLATE,
     labels: LabelSet = DEFAULT_LABEL_SET,
     do: Annotated[
-        list[str] | None, typer.Option("--do", help="An edit such as 'ablate L5/12 at all', or @recipe.")
+        list[str] | None, typer.Option("--do", help="An edit, as 'ablate L5/12 at all', or @name.")
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", help="Texts: .jsonl, .csv, .tsv, or one a line.")
