@@ -60,6 +60,7 @@ class Objective:
         adjust: float,
         smoothing: float,
         word_dropout: float,
+        helpers: float,
     ) -> None:
         self.ekman = label_ids(tokenizer, EKMAN7)
         self.situation = label_ids(tokenizer, SITUATION13)
@@ -67,6 +68,8 @@ class Objective:
         self.adjustment = adjust * shares.log()
         self.smoothing = smoothing
         self.word_dropout = word_dropout
+        self.weights = {"text": 0.5, "ekman": 1.5, "situation": 0.5, "any label": 0.1}
+        self.weights |= dict.fromkeys(("fine", "plutchik", "tokens"), helpers)
         self.unknown = tokenizer.unk_token_id
 
     def __call__(
@@ -88,8 +91,7 @@ class Objective:
         logits = capped(model, readout).float()
         parts = {"text": text, **self._label_losses(logits, batch)}
         parts |= self._helper_losses(helper, hidden.float(), readout.float(), in_text, batch)
-        weights = {"text": 0.5, "ekman": 1.5, "situation": 0.5, "any label": 0.1}
-        total = sum(weights.get(name, 0.5) * part for name, part in parts.items())
+        total = sum(self.weights[name] * part for name, part in parts.items())
         return total, {name: part.item() for name, part in parts.items()}
 
     def _label_losses(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -157,6 +159,9 @@ class Run:
         torch.manual_seed(options.seed)
         self.tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
         self.model = new_model(self.tokenizer)
+        if options.start:
+            self.model.load_state_dict(load_file(options.start / "model.safetensors"), strict=False)
+            self.model.tie_weights()
         add_dropout(self.model, options.dropout)
         self.helper = Helper()
         self.optimizer = optimizer(self.model, self.helper, decay=options.decay)
@@ -169,6 +174,7 @@ class Run:
             adjust=options.adjust,
             smoothing=options.smoothing,
             word_dropout=options.word_dropout,
+            helpers=options.helpers,
         )
         self.fixed = encode(
             [*comments, *situations("train") * options.situation_repeats], self.tokenizer
@@ -338,6 +344,8 @@ def main() -> None:
     parser.add_argument("--smoothing", type=float, default=0.05)
     parser.add_argument("--adjust", type=float, default=0.5)
     parser.add_argument("--situation-repeats", type=int, default=3)
+    parser.add_argument("--helpers", type=float, default=0.5, help="weight of the dropped heads")
+    parser.add_argument("--start", type=Path, help="begin from a trained model's weights")
     parser.add_argument("--joined", type=int, default=1500)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
