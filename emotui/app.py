@@ -23,7 +23,7 @@ from emotui.core.text import clean
 from emotui.themes import DARK, MONO, STYLE_SHEET, THEMES, VARIABLE_DEFAULTS
 from emotui.ui import messages
 from emotui.ui import state as states
-from emotui.ui.actions import action_for
+from emotui.ui.actions import PaneName, action_for
 from emotui.ui.driver import PasteAwareDriver
 from emotui.ui.keys import EditorGate, KeyGate, Release, Stroke
 from emotui.ui.screens.explore import ExploreScreen
@@ -141,11 +141,11 @@ class EmotuiApp(App[int]):
             await super().on_event(event)
 
     async def _take_key(self, event: events.Key) -> None:
-        if not self.gate_keys:
+        if not self.gate_keys or self._in("console"):
             await super().on_event(event)
             return
         gates: tuple[KeyGate | EditorGate, ...] = (self._gate, self._editor_gate)
-        gate, other = reversed(gates) if self._in_editor else gates
+        gate, other = reversed(gates) if self._in("editor") else gates
         stroke = Stroke(event.key, event.character, event.time)
         for release in (*other.release(), *gate.take(stroke)):
             await self._let_through(release)
@@ -165,12 +165,11 @@ class EmotuiApp(App[int]):
         for stroke in release.strokes:
             await super().on_event(events.Key(stroke.key, stroke.character))
 
-    @property
-    def _in_editor(self) -> bool:
-        return self.screen is self.explorer and self.explorer.pane == "editor"
+    def _in(self, *panes: PaneName) -> bool:
+        return self.screen is self.explorer and self.explorer.pane in panes
 
     async def _take_paste(self, event: events.Paste) -> None:
-        if self._in_editor:
+        if self._in("editor", "console"):
             await super().on_event(event)
         else:
             await self._paste_outside(event.text)

@@ -104,7 +104,7 @@ class Scene:
         self.engine = FakeEngine()
         self.model = folder / "made-up-model"
         self.model.mkdir()
-        (self.model / "config.json").write_text("{}")
+        (self.model / "config.json").write_text('{"model_type": "llama"}')
         weights = save({"weight": numpy.zeros(4, dtype=numpy.float32)})
         (self.model / "model.safetensors").write_bytes(weights)
         self.cache = folder / "screen-cache"

@@ -9,9 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-PaneName = Literal["text", "editor", "layers", "features", "interventions"]
+PaneName = Literal["text", "editor", "layers", "features", "interventions", "console"]
 
-PANES: tuple[PaneName, ...] = ("text", "editor", "layers", "features", "interventions")
+PANES: tuple[PaneName, ...] = (
+    *("text", "editor", "layers", "features", "interventions"),
+    "console",
+)
 _LOOKING: tuple[PaneName, ...] = ("text", "layers", "features", "interventions")
 _CELLS: tuple[PaneName, ...] = ("text", "layers", "features")
 
@@ -87,7 +90,7 @@ ACTIONS: tuple[Action, ...] = (
         keys=("up", "k"),
         label="up",
         help="Line, layer or feature above.",
-        panes=_CELLS,
+        panes=_LOOKING,
         footer=False,
     ),
     Action(
@@ -95,7 +98,7 @@ ACTIONS: tuple[Action, ...] = (
         keys=("down", "j"),
         label="down",
         help="Line, layer or feature below.",
-        panes=_CELLS,
+        panes=_LOOKING,
         footer=False,
     ),
     Action(
@@ -142,6 +145,59 @@ ACTIONS: tuple[Action, ...] = (
         help="Sort the features by activation, attribution or number.",
         panes=("features",),
     ),
+    Action(
+        id="edit.ablate_here",
+        keys=("a",),
+        label="ablate",
+        help="Ablate the feature under the cursor at the cursor's token.",
+        panes=("features",),
+        careful=True,
+    ),
+    Action(
+        id="edit.ablate_all",
+        keys=("A",),
+        label="ablate all",
+        help="Ablate the feature under the cursor at every token of the text.",
+        panes=("features",),
+        careful=True,
+        footer=False,
+    ),
+    Action(
+        id="edit.undo",
+        keys=("u",),
+        label="undo",
+        help="Take the last edit back.",
+        careful=True,
+    ),
+    Action(
+        id="edit.redo",
+        keys=("U",),
+        label="redo",
+        help="Make the edit again that was taken back.",
+        careful=True,
+        footer=False,
+    ),
+    Action(
+        id="app.console",
+        keys=("colon",),
+        label="console",
+        help="Type an edit, such as: steer L5/12 +0.1 at all, or: promote joy L4 +0.2.",
+        careful=True,
+    ),
+    Action(
+        id="console.leave",
+        keys=("escape",),
+        label="leave",
+        help="Leave the console.",
+        panes=("console",),
+    ),
+    Action(
+        id="console.run",
+        keys=("enter",),
+        label="run",
+        help="Make this edit.",
+        panes=("console",),
+    ),
     Action(id="pane.text", keys=("1",), label="text", help="To the text.", footer=False),
     Action(id="pane.layers", keys=("2",), label="layers", help="To the layers.", footer=False),
     Action(
@@ -152,7 +208,7 @@ ACTIONS: tuple[Action, ...] = (
         keys=("4",),
         label="interventions",
         help="To the interventions.",
-        built=False,
+        footer=False,
     ),
     Action(id="pane.next", keys=("tab",), label="pane", help="Next pane.", footer=False),
     Action(
@@ -203,16 +259,10 @@ ACTIONS: tuple[Action, ...] = (
     # Kept for what comes next (DESIGN 7).
     Action(id="search.open", keys=("slash",), label="search", help="Search.", built=False),
     Action(id="look.mark", keys=("space",), label="mark", help="Mark.", built=False),
-    Action(id="edit.ablate_here", keys=("a",), label="ablate", help="Ablate here.", built=False),
-    Action(
-        id="edit.ablate_all", keys=("A",), label="ablate all", help="Ablate at all.", built=False
-    ),
     Action(id="edit.steer", keys=("s",), label="steer", help="Steer.", built=False),
     Action(id="edit.knock", keys=("z",), label="knock out", help="Knock out.", built=False),
     Action(id="edit.patch", keys=("p",), label="patch", help="Patch.", built=False),
     Action(id="edit.promote", keys=("m",), label="promote", help="Promote.", built=False),
-    Action(id="edit.undo", keys=("u",), label="undo", help="Undo.", built=False),
-    Action(id="edit.redo", keys=("U",), label="redo", help="Redo.", built=False),
     Action(id="emotion.define", keys=("f",), label="define", help="Define one.", built=False),
     Action(id="look.template", keys=("T",), label="template", help="Template.", built=False),
     Action(id="study.where", keys=("w",), label="where", help="Where.", built=False),
@@ -224,11 +274,11 @@ ACTIONS: tuple[Action, ...] = (
     Action(id="trace.list", keys=("t",), label="traces", help="Traces.", built=False),
     Action(id="study.list", keys=("r",), label="studies", help="Studies.", built=False),
     Action(id="trace.copy", keys=("y",), label="copy", help="Copy.", built=False),
-    Action(id="app.console", keys=("colon",), label="console", help="Console.", built=False),
 )
 """Every action, in the order footer and help show them."""
 
 _SHOWN_KEYS = {
+    "colon": ":",
     "question_mark": "?",
     "colon": ":",
     "slash": "/",

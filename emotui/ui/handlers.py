@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emotui.core.errors import EditError
+from emotui.ui import edits
 from emotui.ui import state as states
 from emotui.ui.state import Notice, NoticeKind, ScreenState
 
@@ -21,6 +23,8 @@ class Handlers:
 
     def __init__(self, screen: ExploreScreen) -> None:
         self._screen = screen
+        self._undone: list[str] = []
+        """Edits that were taken back, the last one last."""
 
     def of(self, action: str) -> Handler:
         """Return what an action calls; AttributeError for one that is not built."""
@@ -72,7 +76,11 @@ class Handlers:
             self._update(replace(self._state, draft=False))
         else:
             self._update(replace(self._state, text=text, draft=False, notice=None))
-        self._screen.workbench.read(text)
+        self._undone.clear()
+        kept, left = edits.carried_over(self._edits)
+        self._screen.workbench.read(text, edits=kept)
+        if left:
+            self.say("hint", f"Not carried over to the new text: {', '.join(left)}.")
 
     def do_text_newline(self) -> None:
         """Begin a new line in the editor."""
@@ -117,6 +125,8 @@ class Handlers:
             self._update(states.layer_by(self._state, -by))
         elif pane == "features":
             self._update(states.feature_by(self._state, by))
+        elif pane == "interventions":
+            self._screen.interventions_pane.scroll_relative(y=by, animate=False)
         elif (token := self._screen.text_pane.strip.token_in_line(by)) is not None:
             self._update(states.at_token(self._state, token))
 
@@ -184,6 +194,10 @@ class Handlers:
         """Go to the features."""
         self._screen.focus_pane("features")
 
+    def do_pane_interventions(self) -> None:
+        """Go to the interventions."""
+        self._screen.focus_pane("interventions")
+
     def do_pane_next(self) -> None:
         """Go to the next pane."""
         self._screen.focus_by(1)
@@ -191,6 +205,72 @@ class Handlers:
     def do_pane_previous(self) -> None:
         """Go to the pane before."""
         self._screen.focus_by(-1)
+
+    # Edits
+
+    @property
+    def _edits(self) -> tuple[str, ...]:
+        readings = self._state.readings
+        return () if readings is None else readings.trace.edits
+
+    def do_edit_ablate_here(self) -> None:
+        """Ablate the feature under the cursor at the cursor's token."""
+        self._ablate(edits.here(self._state))
+
+    def do_edit_ablate_all(self) -> None:
+        """Ablate the feature under the cursor at every token of the text."""
+        self._ablate("all")
+
+    def _ablate(self, positions: str) -> None:
+        line = edits.ablation(self._state, positions)
+        if line is None:
+            self.say("hint", "There is no feature under the cursor.")
+        else:
+            self.edit(line)
+
+    def edit(self, line: str) -> bool:
+        """Put one more edit in force; say what is wrong with it, and return whether it was well."""
+        try:
+            printed = edits.understood(line, self._state)
+        except EditError as error:
+            self._update(replace(self._state, notice=Notice.of_error(error)))
+            return False
+        self._undone.clear()
+        self._put_in_force((*self._edits, *printed))
+        return True
+
+    def _put_in_force(self, lines: tuple[str, ...]) -> None:
+        self._update(replace(self._state, notice=None))
+        self._screen.workbench.read(self._state.text, edits=lines)
+
+    def do_edit_undo(self) -> None:
+        """Take the last edit back."""
+        if not self._edits:
+            self.say("hint", "There is no edit to take back.")
+            return
+        self._undone.append(self._edits[-1])
+        self._put_in_force(self._edits[:-1])
+
+    def do_edit_redo(self) -> None:
+        """Make the edit again that was taken back last."""
+        if not self._undone:
+            self.say("hint", "No edit was taken back.")
+            return
+        self._put_in_force((*self._edits, self._undone.pop()))
+
+    def do_app_console(self) -> None:
+        """Open the console."""
+        self._screen.open_console()
+
+    def do_console_leave(self) -> None:
+        """Close the console."""
+        self._screen.close_console()
+
+    def do_console_run(self) -> None:
+        """Make the edit that the console holds; it stays open where it was not understood."""
+        line = self._screen.console.value.strip()
+        if not line or self.edit(line):
+            self._screen.close_console()
 
     # Work
 

@@ -124,9 +124,15 @@ class Workbench:
         """Whether an engine works on it, which closing would cancel."""
         return self._busy and self._asked is not None
 
-    def read(self, text: str) -> int:
-        """Show the trace of a text, from the cache or computed; return the request's number."""
+    def read(self, text: str, *, edits: tuple[str, ...] | None = None) -> int:
+        """Show the trace of a text, from the cache or computed; return the request's number.
+
+        `edits` are in force, in their printed form; None means those the explorer opened with.
+        What the screen edits was picked from what it shows of this text, so it is `selected`.
+        """
         request = msgspec.structs.replace(self._base, text=text)
+        if edits is not None:
+            request = msgspec.structs.replace(request, edits=edits, selected=bool(edits))
         return self._begin(lambda number: self._look_up(number, request))
 
     def fit(self, text: str) -> int:

@@ -16,7 +16,9 @@ from textual.widget import Widget
 from emotui.ui import state as states
 from emotui.ui.actions import PaneName
 from emotui.ui.handlers import Handlers
+from emotui.ui.panes.console import Console
 from emotui.ui.panes.features import FeaturesPane
+from emotui.ui.panes.interventions import InterventionsPane
 from emotui.ui.panes.layers import CellChosen, LayersPane
 from emotui.ui.panes.status import KeyBar, Notice, StatusLine
 from emotui.ui.panes.text import TextPane, TokenChosen
@@ -31,7 +33,11 @@ _NARROW_SHARE, _WIDE_SHARE = 0.35, 0.45
 _AROUND_TOKENS = 4
 """Lines of the Text pane besides the tokens: border, the token's line, the answer's."""
 _LEAST, _LEAST_EDITING = 6, 8
-_ORDER: tuple[PaneName, ...] = ("text", "layers", "features")
+_LAYERS_SHARE = 0.62
+"""How much of the screen's height the layers may take beside the text."""
+_AROUND_LAYERS = 3
+"""Lines of the Layers pane besides the layers: border and header."""
+_ORDER: tuple[PaneName, ...] = ("text", "layers", "features", "interventions")
 
 
 class TooSmall(Widget):
@@ -61,6 +67,8 @@ class ExploreScreen(Screen[None]):
         self.text_pane = TextPane()
         self.layers_pane = LayersPane()
         self.features_pane = FeaturesPane()
+        self.interventions_pane = InterventionsPane()
+        self.console = Console()
         self.notice = Notice()
         self.status = StatusLine(
             model=options.request.spec.model,
@@ -70,6 +78,7 @@ class ExploreScreen(Screen[None]):
         self.key_bar = KeyBar()
         self.handlers = Handlers(self)
         self._open_pane: PaneName = "layers"
+        self._before_console: PaneName = "text"
 
     def compose(self) -> ComposeResult:
         """Compose the panes; the layout is chosen by width."""
@@ -78,6 +87,8 @@ class ExploreScreen(Screen[None]):
             yield self.text_pane
             yield self.layers_pane
             yield self.features_pane
+            yield self.interventions_pane
+        yield self.console
         yield self.notice
         yield self.status
         yield self.key_bar
@@ -89,7 +100,7 @@ class ExploreScreen(Screen[None]):
         self.set_focus(self.text_pane.strip)
         text = self.options.request.text
         if text:
-            self.call_after_refresh(self.workbench.read, text)
+            self.workbench.read(text)
         else:
             self.call_after_refresh(self.handlers.do_text_edit)
 
@@ -101,6 +112,7 @@ class ExploreScreen(Screen[None]):
                 self.text_pane,
                 self.layers_pane,
                 self.features_pane,
+                self.interventions_pane,
                 self.notice,
                 self.status,
             ):
@@ -135,7 +147,7 @@ class ExploreScreen(Screen[None]):
         self.set_class(tiny, "-tiny")
         self.set_class(narrow, "-narrow")
         self.set_class(not narrow, "-wide")
-        for pane in (self.layers_pane, self.features_pane):
+        for pane in (self.layers_pane, self.features_pane, self.interventions_pane):
             pane.set_class(narrow and pane.id != self._open_pane, "folded")
         self.call_after_refresh(self.resize_text)
 
@@ -150,7 +162,11 @@ class ExploreScreen(Screen[None]):
         least = _LEAST_EDITING if self.text_pane.editing else _LEAST
         height = max(least, min(int(self.app.size.height * share), needed))
         self.text_pane.styles.height = height if narrow else "100%"
-        self.panes.styles.grid_rows = f"{height} 1fr"
+        # Text above features at the left, layers above interventions at the right; three rows,
+        # so that each column breaks where its upper pane ends.
+        layers = len(self.state.readings.layers) if self.state.readings is not None else 0
+        right = min(int(self.app.size.height * _LAYERS_SHARE), layers + _AROUND_LAYERS)
+        self.panes.styles.grid_rows = f"{height} {max(1, right - height)} 1fr"
 
     @property
     def pane(self) -> PaneName:
@@ -160,14 +176,19 @@ class ExploreScreen(Screen[None]):
             return "text"
         if focused is self.text_pane.editor:
             return "editor"
-        names: dict[Widget, PaneName] = {self.layers_pane: "layers", self.features_pane: "features"}
+        names: dict[Widget, PaneName] = {
+            self.layers_pane: "layers",
+            self.features_pane: "features",
+            self.interventions_pane: "interventions",
+            self.console: "console",
+        }
         return names.get(focused, "text")
 
     def on_descendant_focus(self) -> None:
         """Show the keys of the pane, and open it where there is room for one."""
         pane = self.pane
         self.key_bar.show(pane)
-        if pane in ("layers", "features") and pane != self._open_pane:
+        if pane in ("layers", "features", "interventions") and pane != self._open_pane:
             self._open_pane = pane
             self._lay_out()
 
@@ -178,8 +199,19 @@ class ExploreScreen(Screen[None]):
         targets: dict[PaneName, Widget] = {
             "layers": self.layers_pane,
             "features": self.features_pane,
+            "interventions": self.interventions_pane,
         }
         self.set_focus(targets.get(pane, self.text_pane.strip))
+
+    def open_console(self) -> None:
+        """Open the line to type an edit in."""
+        self._before_console = self.pane
+        self.console.open()
+
+    def close_console(self) -> None:
+        """Close it, and give the keys back to the pane that had them."""
+        self.console.close()
+        self.focus_pane(self._before_console)
 
     def focus_by(self, by: int) -> None:
         """Give the pane `by` places further the keys."""

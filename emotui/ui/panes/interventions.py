@@ -1,0 +1,119 @@
+"""The Interventions pane: the edits in force and what the last of them did, beside its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from rich.style import Style
+from textual.binding import BindingType
+from textual.geometry import Size
+from textual.strip import Strip
+
+from emotui.ui.effect_rows import EffectRow, effect_rows, facts_of, remarks_of
+from emotui.ui.paint import fit, strip_of, visible
+from emotui.ui.panes.lines import LinePane, bindings_of
+from emotui.ui.state import ScreenState
+
+_METRIC = 17
+_ARROWS = (
+    (0.2, "▲▲▲", "▼▼▼"),
+    (0.05, "▲▲", "▼▼"),
+    (0.01, "▲", "▼"),
+)
+"""Size of a change from which so many arrows are drawn; of z, a tenth of it counts."""
+_HINTS = (
+    "No edit is in force.",
+    "In Features: a ablates the feature under the cursor at the cursor's token,",
+    "A at every token of the text. u takes the last edit back.",
+)
+
+Line = tuple[str, str]
+"""A kind (`edit`, `fact`, `head`, `row`, `chosen`, `remark`) and its text, cleaned."""
+
+
+class InterventionsPane(LinePane):
+    """Edits, facts, effects and remarks, one under the other; it scrolls."""
+
+    BINDINGS: ClassVar[list[BindingType]] = bindings_of("interventions")
+
+    def __init__(self) -> None:
+        super().__init__(id="interventions", title="4 Interventions")
+        self._lines: tuple[Line, ...] = ()
+
+    def frame(self, state: ScreenState) -> object:
+        """The trace and the chosen emotion."""
+        return (id(state.readings), state.emotion)
+
+    def cursor(self, _state: ScreenState) -> object:
+        """There is no cursor: lines scroll."""
+        return None
+
+    def cursor_rows(self, _state: ScreenState) -> Iterable[int]:
+        """There is no cursor: lines scroll."""
+        return ()
+
+    def prepare(self, state: ScreenState) -> None:
+        """Write the lines."""
+        trace = state.readings.trace if state.readings is not None else None
+        self.border_subtitle = ""
+        if trace is None:
+            self._lines = ()
+        elif not trace.edits:
+            self._lines = tuple(("remark", hint) for hint in _HINTS)
+        else:
+            count = len(trace.edits)
+            self.border_subtitle = "1 edit" if count == 1 else f"{count} edits"
+            self._lines = (
+                *(("edit", f"{n} {visible(edit)}") for n, edit in enumerate(trace.edits, start=1)),
+                *(("fact", f"  {visible(fact)}") for fact in facts_of(trace)),
+                ("head", _heading()),
+                *(
+                    ("chosen" if row.chosen else "row", _row_text(row))
+                    for row in effect_rows(trace, state.emotion)
+                ),
+                *(("remark", visible(remark)) for remark in remarks_of(trace, state.emotion)),
+            )
+
+    def extent(self) -> Size:
+        """All lines, as wide as the pane."""
+        return Size(self.scrollable_content_region.width, max(1, len(self._lines)))
+
+    def header_line(self) -> Strip | None:
+        """There is none."""
+        return None
+
+    def body_line(self, row: int) -> Strip | None:
+        """Return one line."""
+        if row >= len(self._lines):
+            return None
+        kind, text = self._lines[row]
+        width = max(1, self.scrollable_content_region.width)
+        style = self._style(kind)
+        return strip_of([(" " + fit(text, width - 1), style)], width, self.palette.base)
+
+    def _style(self, kind: str) -> Style:
+        if kind in ("edit", "chosen"):
+            return self.palette.strong
+        return self.palette.quiet if kind in ("fact", "head", "remark") else self.palette.base
+
+
+def _heading() -> str:
+    return f"{'':{_METRIC}} {'before':>7} {'after':>8} {'change':>8}     matched random  other"
+
+
+def _row_text(row: EffectRow) -> str:
+    scale = 10 if row.metric.startswith("readout") else 1
+    arrows = next(
+        (
+            up if row.delta > 0 else down
+            for edge, up, down in _ARROWS
+            if row.measurable and abs(row.delta) >= edge * scale
+        ),
+        "",
+    )
+    numbers = f"{row.before:>7.3f} → {row.after:>6.3f} {row.delta:>+8.3f} {arrows:<3}"
+    controls = f"{row.matched:>7} {row.random:>6} {row.other:>7}"
+    if not row.measurable:
+        controls = "not measurable".rjust(len(controls))
+    return f"{row.metric:<{_METRIC}} {numbers} {controls}"
