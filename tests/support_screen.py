@@ -140,13 +140,20 @@ class Scene:
         return ("probe-readout", "probe-token")
 
     def put_trace(
-        self, text: str = TEXT, *, probes: tuple[str, ...] = (), change: Any = None, **shape: Any
+        self,
+        text: str = TEXT,
+        *,
+        probes: tuple[str, ...] = (),
+        edits: tuple[str, ...] = (),
+        change: Any = None,
+        **shape: Any,
     ) -> Trace:
         """Store the made-up trace that answers a request for `text`."""
         with Store.open(self.cache) as store:
             fingerprint = prepare(self.request(), store).fingerprint
             assert fingerprint is not None
-            key = request_key(self.request(text, probes=probes), fingerprint)
+            request = self.request(text, probes=probes, edits=edits, selected=bool(edits))
+            key = request_key(request, fingerprint)
             trace = made_up_trace(trace_id=trace_id(key), raw=text, model=str(self.model), **shape)
             trace = msgspec.structs.replace(
                 trace, run=msgspec.structs.replace(trace.run, fingerprint=fingerprint)
@@ -160,7 +167,8 @@ class Scene:
 
     def answer(self, asked: FakeAsked, **shape: Any) -> Trace:
         """Answer an inspect request as an engine does: trace into the cache, then its id."""
-        trace = self.put_trace(asked.operation.text, probes=asked.operation.probes, **shape)
+        wanted = asked.operation
+        trace = self.put_trace(wanted.text, probes=wanted.probes, edits=wanted.edits, **shape)
         asked.finish(Inspected(trace_id=trace.id, cached=False, forwards=1, seconds=0.5))
         return trace
 

@@ -16,6 +16,8 @@ from emotui.ui.panes.lines import LinePane, bindings_of
 from emotui.ui.state import ScreenState
 
 _METRIC = 17
+_WIDE = 72
+"""Cells that a row takes with all its columns."""
 _ARROWS = (
     (0.2, "▲▲▲", "▼▼▼"),
     (0.05, "▲▲", "▼▼"),
@@ -63,13 +65,14 @@ class InterventionsPane(LinePane):
             self._lines = tuple(("remark", hint) for hint in _HINTS)
         else:
             count = len(trace.edits)
+            wide = self.scrollable_content_region.width > _WIDE
             self.border_subtitle = "1 edit" if count == 1 else f"{count} edits"
             self._lines = (
                 *(("edit", f"{n} {visible(edit)}") for n, edit in enumerate(trace.edits, start=1)),
                 *(("fact", f"  {visible(fact)}") for fact in facts_of(trace)),
-                ("head", _heading()),
+                ("head", _heading(wide=wide)),
                 *(
-                    ("chosen" if row.chosen else "row", _row_text(row))
+                    ("chosen" if row.chosen else "row", _row_text(row, wide=wide))
                     for row in effect_rows(trace, state.emotion)
                 ),
                 *(("remark", visible(remark)) for remark in remarks_of(trace, state.emotion)),
@@ -98,11 +101,13 @@ class InterventionsPane(LinePane):
         return self.palette.quiet if kind in ("fact", "head", "remark") else self.palette.base
 
 
-def _heading() -> str:
+def _heading(*, wide: bool) -> str:
+    if not wide:
+        return f"{'':{_METRIC}} {'change':>7}     {'matched':>7} random"
     return f"{'':{_METRIC}} {'before':>7} {'after':>8} {'change':>8}     matched random  other"
 
 
-def _row_text(row: EffectRow) -> str:
+def _row_text(row: EffectRow, *, wide: bool) -> str:
     scale = 10 if row.metric.startswith("readout") else 1
     arrows = next(
         (
@@ -113,7 +118,11 @@ def _row_text(row: EffectRow) -> str:
         "",
     )
     numbers = f"{row.before:>7.3f} → {row.after:>6.3f} {row.delta:>+8.3f} {arrows:<3}"
-    controls = f"{row.matched:>7} {row.random:>6} {row.other:>7}"
+    controls = f"{row.matched:>7} {row.random:>6}"
+    if wide:
+        controls += f" {row.other:>7}"
+    else:
+        numbers = f"{row.delta:>+7.3f} {arrows:<3}"
     if not row.measurable:
         controls = "not measurable".rjust(len(controls))
     return f"{row.metric:<{_METRIC}} {numbers} {controls}"
