@@ -280,7 +280,6 @@ ACTIONS: tuple[Action, ...] = (
 _SHOWN_KEYS = {
     "colon": ":",
     "question_mark": "?",
-    "colon": ":",
     "slash": "/",
     "enter": "enter",
     "escape": "esc",

@@ -75,9 +75,10 @@ def facts_of(trace: Trace) -> tuple[str, ...]:
     places = "1 place" if done.fired == 1 else f"{done.fired} places"
     facts = [
         f"KL of the next token {done.kl:.3g} nats{ranks}",
-        f"acted at {places} · delta {done.delta_norm:.2f} of the norm"
-        + (" · selected from this text" if done.selected else ""),
+        f"acted at {places} · delta {done.delta_norm:.2f} of the norm",
     ]
+    if done.selected:
+        facts.append("selected: picked from what this text showed")
     if done.readout_layer is not None:
         facts.append(f"readout: z at the readout, resid.{done.readout_layer}")
     return (*facts, *done.notes)
