@@ -14,6 +14,7 @@ from textual.binding import Binding, BindingType
 from textual.driver import Driver
 from textual.theme import BUILTIN_THEMES
 
+from emotui.cache.demo import is_demo
 from emotui.cache.store import Store, default_root
 from emotui.core.client import EngineClient
 from emotui.core.errors import Cancelled, EngineError, UsageError
@@ -66,6 +67,7 @@ class EmotuiApp(App[int]):
             self.post_message,
             open_store=lambda: Store.open(_folder(options)),
             start_engine=lambda root: engine or _engine(root, options),
+            load_behind=is_demo(options.request.spec),
         )
         self.explorer = ExploreScreen(options, self.workbench)
         self.gate_keys = False

@@ -10,7 +10,7 @@ from support_screen import TEXT, Scene, lines_of, until
 from support_traces import LABELS
 
 from emotui.app import EmotuiApp
-from emotui.core.protocol import InspectRequest
+from emotui.core.protocol import InspectRequest, LoadRequest
 from emotui.core.records import Control, Effect, Intervention, Trace
 from emotui.ui.edits import carried_over
 from emotui.ui.effect_rows import effect_rows, facts_of, remarks_of
@@ -163,3 +163,17 @@ def test_carried_over() -> None:
     kept, left = carried_over(lines)
     assert kept == (lines[0], lines[3], lines[4])
     assert left == lines[1:3]
+
+
+async def test_the_demo_is_loaded_behind_its_first_trace(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        app.workbench._load_behind = True
+        app.explorer.handlers.read(TEXT)
+        await until(pilot, lambda: scene.engine.asked)
+        operation = scene.engine.asked[0].operation
+        assert isinstance(operation, LoadRequest)
+        assert operation.template == "ask"
+        assert not app.workbench.busy, "the screen is free meanwhile"
+        app.explorer.handlers.read(TEXT)
+        await until(pilot, lambda: app.explorer.state.readings)
+        assert len(scene.engine.asked) == 1, "once"

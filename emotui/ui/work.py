@@ -25,6 +25,7 @@ from emotui.core.protocol import (
     Fitted,
     Inspected,
     InspectRequest,
+    LoadRequest,
     Operation,
     Outcome,
     Progress,
@@ -81,7 +82,8 @@ class Workbench:
     """One request at a time: a new one takes the place of the one before it.
 
     `base` is what every request has in common; `open_store` and `start_engine` are called when
-    first needed, `start_engine` with the folder of the cache. Methods return at once.
+    first needed, `start_engine` with the folder of the cache. With `load_behind` the model is
+    loaded, and what edits need is read, as soon as a cached trace is shown. Methods return at once.
     """
 
     def __init__(
@@ -92,12 +94,14 @@ class Workbench:
         open_store: Callable[[], Store],
         start_engine: Callable[[Path], Engine],
         fit_missing_probes: bool = True,
+        load_behind: bool = False,
     ) -> None:
         self._base = base
         self._post = post
         self._open_store = open_store
         self._start_engine = start_engine
         self._fit_missing = fit_missing_probes
+        self._load_behind = load_behind
         self._shelf = Shelf()
         self._lock = threading.RLock()
         self._numbers = itertools.count(1)
@@ -246,6 +250,12 @@ class Workbench:
         trace = store.get_trace(prepared.trace_id)
         self._show(number, trace, cached=True, seconds=time.monotonic() - started)
         self._continue(number, request, trace)
+        if self._load_behind:
+            self._load_behind = False
+            load = LoadRequest(request.spec, request.cache_dir, template=request.template)
+            with contextlib.suppress(EmotuiError), self._lock:
+                if not self._closed:
+                    self._running_engine().submit(load)
 
     def _inspect(self, number: int, request: InspectRequest) -> None:
         started = time.monotonic()
