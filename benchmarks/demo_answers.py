@@ -108,7 +108,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--model", type=Path, default=ROOT / "emotui" / "demo" / "model")
+    parser.add_argument("--model", type=Path, default=ROOT / "emotui" / "demo" / "emotui-demo")
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--json", action="store_true")

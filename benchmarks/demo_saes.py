@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    path = options.model or options.demo / "model"
+    path = options.model or options.demo / "emotui-demo"
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = Gemma2ForCausalLM.from_pretrained(
         path, dtype=torch.float32, attn_implementation="eager"

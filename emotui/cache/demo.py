@@ -1,6 +1,6 @@
 """The bundled demo: where its model and SAEs are, and its example trace and probes in the cache.
 
-`emotui/demo/` holds `model/`, `saes/` (a folder for each layer), `example.json` (text and edits),
+`emotui/demo/` holds `emotui-demo/` (the model), `saes/` (a folder for each layer), `example.json` (text and edits),
 and `cache/` with the example's traces and the probes, laid out as the cache itself.
 """
 
@@ -16,6 +16,7 @@ from emotui.core.errors import UsageError
 from emotui.core.protocol import InspectRequest, ModelSpec
 
 DEMO_FOLDER = Path(emotui.__file__).parent / "demo"
+DEMO_MODEL = DEMO_FOLDER / "emotui-demo"
 
 
 class Example(msgspec.Struct, frozen=True):
@@ -25,9 +26,9 @@ class Example(msgspec.Struct, frozen=True):
     edits: tuple[str, ...]
 
 
-def has_demo(folder: Path = DEMO_FOLDER) -> bool:
+def has_demo() -> bool:
     """Return whether this build carries a demo model."""
-    return (folder / "model" / "config.json").is_file()
+    return (DEMO_MODEL / "config.json").is_file()
 
 
 def demo_spec(*, dtype: str = "auto", device: str = "auto") -> ModelSpec:
@@ -38,12 +39,12 @@ def demo_spec(*, dtype: str = "auto", device: str = "auto") -> ModelSpec:
             why="This build of emotui carries no demo model.",
             todo="Name one: emotui --model FOLDER_OR_HUB_ID.",
         )
-    return ModelSpec(model=str(DEMO_FOLDER / "model"), dtype=dtype, device=device, offline=True)
+    return ModelSpec(model=str(DEMO_MODEL), dtype=dtype, device=device, offline=True)
 
 
 def is_demo(spec: ModelSpec) -> bool:
     """Return whether a spec is that of the bundled model."""
-    return spec.model == str(DEMO_FOLDER / "model")
+    return spec.model == str(DEMO_MODEL)
 
 
 def demo_saes() -> tuple[str, ...]:

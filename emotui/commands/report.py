@@ -28,6 +28,7 @@ def _head(trace: Trace) -> list[str]:
         f"{clean(trace.text.raw)}",
         f"{len(trace.text.tokens)} tokens, {text_tokens} of them the text's"
         + ("" if run.bos else ", no BOS"),
+        *([f"note: {clean(run.note)}"] if run.note else []),
     ]
 
 

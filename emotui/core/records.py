@@ -67,6 +67,8 @@ class Run(msgspec.Struct, frozen=True):
     layer_base: int
     packages: dict[str, str]
     seed: int
+    note: str = ""
+    """What whoever made the model says that every reader of its numbers must know."""
 
 
 class ProbeSummary(msgspec.Struct, frozen=True):

@@ -3,7 +3,8 @@
     python scripts/demo/assemble.py --model build/demo/model/best --saes build/demo/saes \
         --out emotui/demo
 
-Writes OUT/model (config, float32 weights, tokenizer) and OUT/saes/resid.L. Refuses anything that is
+Writes OUT/emotui-demo (config, float32 weights, tokenizer, the note for every export) and
+OUT/saes/resid.L. Refuses anything that is
 neither safetensors nor JSON, and more than 16 MB. The card, OUT/README.md, is written by hand from
 the figures of benchmarks/demo_*.py, measured on what this wrote.
 """
@@ -11,10 +12,15 @@ the figures of benchmarks/demo_*.py, measured on what this wrote.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
 MOST_BYTES = 16_000_000
+NOTE = (
+    "This demo model was trained on emotion labels for emotui; what it shows is no evidence about "
+    "language models at large."
+)
 _MODEL_FILES = (
     *("config.json", "generation_config.json", "model.safetensors"),
     *("tokenizer.json", "tokenizer_config.json"),
@@ -41,7 +47,9 @@ def main() -> None:
     parser.add_argument("--saes", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    copied(options.model, _MODEL_FILES, options.out / "model")
+    model = options.out / "emotui-demo"
+    copied(options.model, _MODEL_FILES, model)
+    (model / "emotui.json").write_text(json.dumps({"note": NOTE}) + "\n")
     for folder in sorted(options.saes.glob("resid.*")):
         copied(folder, _SAE_FILES, options.out / "saes" / folder.name)
     files = [path for path in options.out.rglob("*") if path.is_file()]

@@ -31,6 +31,10 @@ from emotui.core.records import Answer, Effect, Run, Trace
 from emotui.core.text import Template, clean, template_named
 
 
+NOTE_FILE = "emotui.json"
+"""In a local model's folder: a JSON object whose `note` goes into every trace."""
+
+
 @dataclass(frozen=True)
 class Inspection:
     """A trace and what it cost; for callers inside the engine."""
@@ -210,7 +214,17 @@ def run_record(model: LoadedModel, request: InspectRequest) -> Run:
         layer_base=0,
         packages=package_versions(),
         seed=request.seed,
+        note=note_of(request.spec),
     )
+
+
+def note_of(spec: ModelSpec) -> str:
+    """Return the `note` in a local model's `emotui.json`; "" where there is none."""
+    try:
+        content = (Path(spec.model).expanduser() / NOTE_FILE).read_bytes()
+        return msgspec.json.decode(content, type=dict[str, str]).get("note", "")
+    except (OSError, msgspec.DecodeError):
+        return ""
 
 
 def name_of(spec: ModelSpec) -> str:
