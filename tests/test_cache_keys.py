@@ -21,7 +21,7 @@ from emotui.cache.store import Store
 from emotui.core import text as text_module
 from emotui.core.emotions import LABEL_SETS
 from emotui.core.errors import ModelError, UsageError
-from emotui.core.protocol import InspectRequest, ModelSpec
+from emotui.core.protocol import GenerationSpec, InspectRequest, ModelSpec
 from emotui.core.text import TEMPLATES
 
 PRINT = "ab" * 32
@@ -46,12 +46,14 @@ requests = st.builds(
     selected=st.booleans(),
     all_sites=st.booleans(),
     metric=st.sampled_from(["top", "none", "answer.joy"]),
+    generation=st.none()
+    | st.builds(GenerationSpec, st.integers(1, 3), st.sampled_from([0.0, 1.0]), st.integers(1, 3)),
     seed=st.integers(0, 5),
 )
 
 KEYED = (
     *("text", "template", "label_set", "saes", "probes", "edits", "selected", "all_sites"),
-    *("metric", "seed"),
+    *("metric", "generation", "seed"),
 )
 
 

@@ -85,6 +85,7 @@ def request_key(
             "selected": request.selected,
             "all_sites": request.all_sites,
             "metric": request.metric,
+            "generation": msgspec.to_builtins(request.generation),
             "seed": request.seed,
         },
     )

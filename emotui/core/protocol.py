@@ -43,6 +43,15 @@ class LoadRequest(msgspec.Struct, frozen=True, tag="load"):
     edit is as quick as the others; None leaves them to the first edit."""
 
 
+class GenerationSpec(msgspec.Struct, frozen=True):
+    """How a text is to be continued; greedy at temperature 0."""
+
+    new_tokens: int
+    temperature: float = 0.0
+    samples: int = 1
+    """How many continuations, with seeds counted on from the request's."""
+
+
 class InspectRequest(msgspec.Struct, frozen=True, tag="inspect"):
     """Compute the trace of one text, or find it in the cache."""
 
@@ -64,6 +73,8 @@ class InspectRequest(msgspec.Struct, frozen=True, tag="inspect"):
     metric: str = "top"
     """What features are attributed to: `top` (the model's likeliest answer), `answer.EMOTION`,
     `readout.EMOTION` (the readout probe, at its best layer), `readout.EMOTION@L5`, or `none`."""
+    generation: GenerationSpec | None = None
+    """Continue the text too, the edits in force; None for not."""
     seed: int = 0
 
 

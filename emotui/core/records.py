@@ -163,13 +163,47 @@ class Lens(msgspec.Struct, frozen=True):
     label rule needs more than one prompt."""
 
 
-class Generation(msgspec.Struct, frozen=True):
-    """Tokens the model wrote after the prompt."""
+class WrittenReadings(msgspec.Struct, frozen=True):
+    """What the probes read in a text the model wrote, as columns, of the residual stream.
+
+    Each probe is read at the layer it is best at: the token kind as the mean over tokens, the
+    readout kind at the readout.
+    """
+
+    how: tuple[Literal["while_written", "read_again"], ...] = ()
+    """`while_written`: the tokens as the model wrote them, edits in force, all but the last, which
+    it never read; `read_again`: the written text alone, in the template, without any edit."""
+    probe: tuple[str, ...] = ()
+    kind: tuple[ProbeKind, ...] = ()
+    layer: tuple[int, ...] = ()
+    emotion: tuple[str, ...] = ()
+    value: tuple[float, ...] = ()
+    """The probe's logit (dimensionless)."""
+    z: tuple[float | None, ...] = ()
+    """(value - mean) / sd of neutral texts; None where that was not fitted."""
+
+
+class Written(msgspec.Struct, frozen=True):
+    """One text the model wrote after the user's."""
 
     text: str
     tokens: tuple[int, ...]
     seed: int
+    fired: int
+    """How many (site, layer, position) places the edits acted on while it was written."""
+    answer: Answer | None
+    """The model's answer to the written text alone, without edits; None where it has no word."""
+    readings: WrittenReadings = WrittenReadings()
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """What the model wrote after the user's text, the edits in force."""
+
+    new_tokens: int
+    """Most tokens asked for; an end-of-text token ends a text earlier."""
     temperature: float
+    samples: tuple[Written, ...]
+    """One for each seed, counted on from the run's."""
 
 
 class Writes(msgspec.Struct, frozen=True):

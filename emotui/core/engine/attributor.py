@@ -173,9 +173,7 @@ class Attributor:
             # The trace is worth having without it; freed before anything else is computed.
             self._note = _NO_MEMORY
             return None
-        self._store.put_entry(
-            "activations", self._gradient_key(self._all_sites), found.to_bytes()
-        )
+        self._store.put_entry("activations", self._gradient_key(self._all_sites), found.to_bytes())
         return found
 
     def _gradient_key(self, all_sites: bool) -> str:

@@ -72,6 +72,8 @@ class EditedRun:
     effects: tuple[Effect, ...]
     along: tuple[Along, ...]
     """The edits along a probe's own direction."""
+    materials: Materials
+    """What the edits were made of, for putting them in force on other tokens."""
 
 
 def canonical(
@@ -144,6 +146,7 @@ def run_edited(
         ),
         effects=comparison.effects,
         along=tuple(_along(placed, materials.probe)),
+        materials=materials,
     )
 
 

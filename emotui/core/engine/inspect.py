@@ -21,6 +21,7 @@ from emotui.core.engine.answer import AnswerReading, LabelTokens, label_tokens
 from emotui.core.engine.attributor import NONE, Attributor, metric_of
 from emotui.core.engine.capture import Activations, Job, hooked
 from emotui.core.engine.edited import EditedRun, answer_effects, canonical, marked, run_edited
+from emotui.core.engine.generate import generation_of
 from emotui.core.engine.instruments import Instruments
 from emotui.core.engine.lens import read_lens
 from emotui.core.engine.model import LoadedModel, package_versions
@@ -169,6 +170,19 @@ def compute(
         features=features,
         answer=reading.answer,
         lens=lens,
+        generation=None
+        if request.generation is None
+        else generation_of(
+            model,
+            request,
+            request.generation,
+            text=text,
+            template=template,
+            labels=labels,
+            probes=probes,
+            materials=edited.materials if edited else None,
+            job=job,
+        ),
         attribution=None if attributor is None else instruments.attribution(attributor),
         edits=request.edits,
         intervention=None if edited is None else edited.intervention,
@@ -182,8 +196,9 @@ def _parent(
 ) -> Trace:
     """Return the trace without the last edit, computed and stored where it was not there."""
     edits = request.edits[:-1]
+    # How a text would be continued without the edit is asked for on its own.
     without = msgspec.structs.replace(
-        request, edits=edits, selected=request.selected and bool(edits)
+        request, edits=edits, selected=request.selected and bool(edits), generation=None
     )
     return store.get_trace(inspect(without, model, instruments, store, job).trace_id)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,26 +20,27 @@ def next_tokens(
     temperature: float = 0.0,
     seed: int = 0,
     hooks: Sequence[Hook] = (),
+    step_hooks: Sequence[Hook] | None = None,
     job: Job | None = None,
 ) -> Iterator[int]:
     """Yield the tokens that follow a prompt, without end.
 
     Greedy at temperature 0, else drawn from the softmax of logits / temperature by a generator of
     its own, so the same seed gives the same tokens on the same device. `hooks` see the whole
-    prompt [1, tokens, width] first, then one token [1, 1, width] per step; they are off between
-    steps.
+    prompt [1, tokens, width] first, then one token [1, 1, width] per step, unless `step_hooks`
+    are given, which then see that one; hooks are off between steps.
     """
     from transformers import DynamicCache
 
     past = DynamicCache(config=model.hf.config)
     generator = torch.Generator(device=model.device).manual_seed(seed)
-    ids = list(prompt_ids)
+    ids, in_force = list(prompt_ids), hooks
     while True:
-        with hooked(model, hooks, job=job):
+        with hooked(model, in_force, job=job):
             logits = model.forward([ids], past=past)[0, -1]
         token = _choose(logits, temperature, generator)
         yield token
-        ids = [token]
+        ids, in_force = [token], hooks if step_hooks is None else step_hooks
 
 
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
@@ -57,10 +58,14 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     hooks: Sequence[Hook] = (),
+    step_hooks: Sequence[Hook] | None = None,
     job: Job | None = None,
+    tell: Callable[[Sequence[int]], None] | None = None,
 ) -> tuple[int, ...]:
     """Return up to `new_tokens` tokens after a prompt; the end-of-text token ends them.
 
+    Hooks as in `next_tokens`. After each token the job's progress is reported, or, where it is
+    given, `tell` is called with the tokens so far.
     TextError where prompt and new tokens together are longer than the context.
     """
     if temperature < 0:
@@ -73,13 +78,23 @@ def generate(
             todo=f"Ask for at most {max(limit + 1 - len(prompt_ids), 0):,}.",
         )
     written: list[int] = []
-    steps = next_tokens(model, prompt_ids, temperature=temperature, seed=seed, hooks=hooks, job=job)
+    steps = next_tokens(
+        model,
+        prompt_ids,
+        temperature=temperature,
+        seed=seed,
+        hooks=hooks,
+        step_hooks=step_hooks,
+        job=job,
+    )
     while len(written) < new_tokens:
         token = next(steps)
         if token == model.reader.eos_id:
             break
         written.append(token)
-        if job is not None:
+        if tell is not None:
+            tell(written)
+        elif job is not None:
             job.progress("writing", len(written), new_tokens)
     return tuple(written)
 
