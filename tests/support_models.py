@@ -115,7 +115,7 @@ def _build(family: str) -> Any:
     if family == "phi3":
         return Phi3ForCausalLM(Phi3Config(**_SHAPE))
     if family == "stablelm":
-        return StableLmForCausalLM(StableLmConfig(**_SHAPE))
+        return StableLmForCausalLM(StableLmConfig(**_SHAPE, partial_rotary_factor=0.5))
     if family == "gpt_neox":
         shape = {name: value for name, value in _SHAPE.items() if name != "num_key_value_heads"}
         return GPTNeoXForCausalLM(GPTNeoXConfig(**shape))

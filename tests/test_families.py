@@ -16,7 +16,7 @@ from emotui.core.engine import statistics
 from emotui.core.engine.capture import Hook, QuietJob, capture
 from emotui.core.engine.instruments import Instruments
 from emotui.core.engine.operations import Session, handle
-from emotui.core.engine.rerun import rerun
+from emotui.core.engine.rerun import adding, rerun
 from emotui.core.engine.sites import SITE_TABLES, HookSite
 from emotui.core.engine.speak import generate
 from emotui.core.protocol import Inspected, InspectRequest, ModelSpec
@@ -105,13 +105,13 @@ def test_resuming_equals_a_full_run(family: str, site: HookSite) -> None:
     generator = torch.Generator().manual_seed(1)
     deltas = torch.randn(2, len(ids), model.d_model, generator=generator)
     clean = capture(model, ids)
-    rows = rerun(model, clean.at("resid", 0), start=1, deltas=deltas, site=site, layer=1)
+    rows = rerun(model, clean.at("resid", 0), start=1, n_rows=2, hooks=adding(deltas, site, 1))
 
-    def adding(delta: Tensor) -> Hook:
+    def adding_to_all(delta: Tensor) -> Hook:
         return Hook(site, 1, lambda h: h + delta)
 
     for row, delta in enumerate(deltas):
-        full = capture(model, ids, hooks=[adding(delta)])
+        full = capture(model, ids, hooks=[adding_to_all(delta)])
         torch.testing.assert_close(rows.logits[row], full.logits, rtol=0, atol=1e-4)
         torch.testing.assert_close(
             rows.resid[LAYERS - 1][row], full.resid[-1, -1], rtol=0, atol=1e-4

@@ -131,6 +131,18 @@ def _drop_tensor(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+def _not_a_number(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def _quantised(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 16}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def _pickle_as_safetensors(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(pickle.dumps({"a": 1}, protocol=4) + b" " * 99)
 
@@ -158,7 +170,8 @@ def _shard_outside(folder: Path) -> None:
 
 def _wrong_type(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    changed = {"model_type": "nonesuch", "architectures": ["NonesuchForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps({**config, **changed}))
 
 
 def _huge_header(folder: Path) -> None:
@@ -179,7 +192,7 @@ _DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "config cut short": (lambda f: _cut(f / "config.json", 0.5), "could not be read"),
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), "no JSON object"),
     "config without type": (lambda f: (f / "config.json").write_text("{}"), "model_type"),
-    "unknown architecture": (_wrong_type, "mamba"),
+    "unknown architecture": (_wrong_type, "nonesuch"),
     "weights missing": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is"),
     "weights cut short": (lambda f: _cut(f / "model.safetensors", 0.9), "cut short"),
     "header cut short": (lambda f: _cut(f / "model.safetensors", 0.001), "cut short"),
@@ -193,6 +206,8 @@ _DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "shard missing": (_lying_shards, "model-00002-of-00002.safetensors is missing"),
     "shard outside": (_shard_outside, "outside the folder"),
     "tensor missing": (_drop_tensor, "up_proj"),
+    "not a number": (_not_a_number, "up_proj.weight holds numbers that are not finite"),
+    "quantised": (_quantised, "needs a package"),
     "tokenizer missing": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json is missing"),
     "tokenizer cut short": (lambda f: _cut(f / "tokenizer.json", 0.5), "tokenizer.json"),
     "tokenizer nonsense": (
@@ -322,7 +337,11 @@ def test_doctor_finds_hooked_and_plain_runs_alike(family: str) -> None:
     outcome = handle(DoctorRequest(spec=_spec(tiny_folder(family))), QuietJob(), session)
     assert isinstance(outcome, Diagnosed)
     facts = {name: (value, good) for name, value, good in outcome.facts}
-    for name in ("hooked against plain logits", "residual = input + attn + mlp", "numbers", "BOS"):
+    for name in (
+        *("hooked against plain logits", "residual = input + attn + mlp", "numbers", "BOS"),
+        "against TransformerLens",
+    ):
         assert facts[name][1], f"{name}: {facts[name][0]}"
     assert float(facts["hooked against plain logits"][0]) <= 1e-5
+    assert float(facts["against TransformerLens"][0].split()[0]) <= 1e-5
     assert facts["torch"][0] == torch.__version__

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from emotui.core.engine.capture import Activations, Hook, QuietJob, capture, hooked
 from emotui.core.engine.model import LoadedModel
-from emotui.core.engine.sites import SITE_TABLES, site_table_of
-from emotui.core.errors import Cancelled, ModelError
+from emotui.core.engine.sites import SITE_TABLES
+from emotui.core.errors import Cancelled
 
 TEXT = "My dog died last week, and the house is very quiet now. It was because I was sad."
 FAMILIES = tuple(SITE_TABLES)
@@ -187,10 +187,3 @@ def test_hook_on_a_missing_layer_leaves_none_behind() -> None:
     ):
         pass
     assert _hook_count(model.hf) == before
-
-
-def test_unknown_architecture_names_the_known_ones() -> None:
-    with pytest.raises(ModelError) as caught:
-        site_table_of("mamba")
-    assert "mamba" in caught.value.what
-    assert "gemma2" in caught.value.todo

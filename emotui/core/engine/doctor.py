@@ -11,6 +11,7 @@ import torch
 import emotui
 from emotui.core.engine.capture import Job, capture
 from emotui.core.engine.model import LoadedModel
+from emotui.core.errors import ModelError
 
 Fact = tuple[str, str, bool]
 """Name, value, and whether it is as it should be."""
@@ -94,5 +95,24 @@ def _of_model(model: LoadedModel, job: Job) -> Iterator[Fact]:
     scale = float(resid.abs().max())
     gap = float((rebuilt - resid[1:]).abs().max()) / scale
     yield "residual = input + attn + mlp", f"{gap:.1e} of the largest", gap <= tolerance / 10
+    yield from _against_transformer_lens(model, ids, job)
     finite = bool(torch.isfinite(resid).all() and torch.isfinite(plain).all())
     yield "numbers", "finite" if finite else "not finite", finite
+
+
+def _against_transformer_lens(model: LoadedModel, ids: list[int], job: Job) -> Iterator[Fact]:
+    """Compare with the second backend; the model is the bridge's afterwards."""
+    from emotui.core.engine import bridge
+
+    if isinstance(model.sites, bridge.BridgeSites):
+        yield "sites", "TransformerLens's bridge: the site table lacks this architecture", True
+        return
+    job.progress("comparing with TransformerLens")
+    try:
+        gaps = bridge.compare(model, ids, model.folder, job)
+    except ModelError as error:
+        yield "against TransformerLens", f"not compared: {error.what} {error.why}", True
+        return
+    site, gap = max(gaps.items(), key=lambda one: one[1])
+    good = gap <= bridge.TOLERANCES[model.dtype]
+    yield "against TransformerLens", f"{gap:.1e} of the largest, at {site}", good

@@ -13,9 +13,10 @@ from torch import Tensor
 
 import emotui
 from emotui.cache.keys import Memo, fingerprint_of_commit, model_fingerprint_of_folder
+from emotui.core.engine import bridge
 from emotui.core.engine.capture import Job
 from emotui.core.engine.model_files import FoundModel, check_folder, find_model
-from emotui.core.engine.sites import Sites, site_table_of
+from emotui.core.engine.sites import SITE_TABLES, Sites
 from emotui.core.engine.tokens import TokenReader
 from emotui.core.errors import ModelError, UsageError
 from emotui.core.protocol import ModelSpec
@@ -29,7 +30,8 @@ _PACKAGES = ("torch", "transformers", "safetensors", "tokenizers")
 class LoadedModel:
     """A model in memory, in eval mode, with what must be known of it to read it.
 
-    Only `forwards`, the number of forward passes so far, ever changes.
+    Only `forwards`, the number of forward passes so far, changes, and `sites` where a comparison
+    wraps the model.
     """
 
     spec: ModelSpec
@@ -38,6 +40,8 @@ class LoadedModel:
     reader: TokenReader
     sites: Sites
     fingerprint: str
+    folder: Path
+    """Where its files lie."""
     hub_id: str | None
     """None for a local folder."""
     revision: str | None
@@ -171,12 +175,17 @@ def _read_weights(folder: Path, *, dtype: torch.dtype, device: torch.device, att
             attn_implementation=attention,
             output_loading_info=True,
         )
+    except ImportError as error:
+        raise ModelError(
+            f"The model in {clean(str(folder))} needs a package that is not installed.",
+            why=clean(_first_line(error)),
+            todo="Install what it names (quantised weights need one of their own), or use the "
+            "model in bfloat16.",
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise ModelError(
             f"The model in {clean(str(folder))} could not be loaded.",
-            why=clean(
-                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            ),
+            why=clean(f"{type(error).__name__}: {_first_line(error)}"),
             todo="Check that the folder holds one complete model that this transformers reads.",
         ) from error
     # transformers fills what it does not find with random numbers and only warns.
@@ -187,7 +196,19 @@ def _read_weights(folder: Path, *, dtype: torch.dtype, device: torch.device, att
             why=clean(f"{len(wrong)} tensors are missing or of another shape, such as {wrong[0]}."),
             todo="Copy or download the folder again.",
         )
+    for name, parameter in model.named_parameters():
+        # One sum tells: it is not finite where any of them is not.
+        if not bool(torch.isfinite(parameter.sum(dtype=torch.float32))):
+            raise ModelError(
+                f"The weights in {clean(str(folder))} were refused.",
+                why=clean(f"{name} holds numbers that are not finite."),
+                todo="Copy or download the folder again.",
+            )
     return model.to(device).eval()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]
 
 
 def _fingerprint(found: FoundModel, memo: Memo | None, job: Job) -> str:
@@ -212,29 +233,38 @@ def load_model(spec: ModelSpec, job: Job, *, memo: Memo | None = None) -> Loaded
     found = find_model(spec, job)
     config = check_folder(found.folder)
     architecture = str(config["model_type"])
-    table = site_table_of(architecture)
+    table = SITE_TABLES.get(architecture)
+    if table is None:
+        job.progress("asking TransformerLens for the architecture")
+        bridge.check_known(config)
+    attention = bridge.ATTENTION if table is None else table.attention
+    prepends_bos = None if table is None else table.prepends_bos
     device = resolve_device(spec.device)
     dtype = resolve_dtype(spec.dtype, device, half_checkpoint=bool(config["half_precision"]))
     fingerprint = _fingerprint(found, memo, job)
     job.progress("reading the tokenizer")
     _quiet_transformers()
-    reader = TokenReader.from_folder(found.folder, prepends_bos=table.prepends_bos)
+    reader = TokenReader.from_folder(found.folder, prepends_bos=prepends_bos)
     job.check()
     job.progress("reading the weights")
-    hf_model = _read_weights(found.folder, dtype=dtype, device=device, attention=table.attention)
+    hf_model = _read_weights(found.folder, dtype=dtype, device=device, attention=attention)
     job.check()
+    sites = (
+        bridge.bridged_sites(hf_model, found.folder) if table is None else Sites(hf_model, table)
+    )
     if memo is not None:
         memo.remember_fingerprint(spec.model, fingerprint, revision=spec.revision)
     return LoadedModel(
         spec=spec,
         hf=hf_model,
         reader=reader,
-        sites=Sites(hf_model, table),
+        sites=sites,
         fingerprint=fingerprint,
+        folder=found.folder,
         hub_id=found.hub_id,
         revision=found.commit,
         architecture=architecture,
-        attention=table.attention,
+        attention=attention,
         dtype=dtype,
         device=device,
         d_model=int(hf_model.config.hidden_size),

@@ -58,6 +58,10 @@ class Session:
             self._model = load_model(spec, job, memo=store or self._store)
         return self._model
 
+    def forget_model(self) -> None:
+        """Let the model go: the next request loads it anew."""
+        self._model = self._instruments = None
+
     def instruments(self, model: LoadedModel, store: Store) -> Instruments:
         """Return the probes and SAEs loaded for this model and store."""
         if self._instruments is None:
@@ -110,7 +114,10 @@ def _generate(request: GenerateRequest, job: Job, session: Session) -> Generated
 
 def _diagnose(request: DoctorRequest, job: Job, session: Session) -> Diagnosed:
     model = session.model(request.spec, job) if request.spec is not None else None
-    return Diagnosed(facts=tuple(diagnose(model, job)))
+    try:
+        return Diagnosed(facts=tuple(diagnose(model, job)))
+    finally:
+        session.forget_model()  # its second backend has wrapped it
 
 
 def _shut_down(_request: ShutdownRequest, _job: Job, session: Session) -> Done:

@@ -19,9 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from emotui.core.errors import ModelError
 from emotui.core.records import EMBEDDING_LAYER
-from emotui.core.text import clean
 
 HookSite = Literal["resid", "attn", "mlp", "z"]
 HOOK_SITES: tuple[HookSite, ...] = ("resid", "attn", "mlp", "z")
@@ -85,18 +83,6 @@ SITE_TABLES: Mapping[str, SiteTable] = MappingProxyType(
     }
 )
 """Site tables by `model_type` of the configuration."""
-
-
-def site_table_of(model_type: str) -> SiteTable:
-    """Return the table for a configuration's `model_type`; ModelError names the known ones."""
-    try:
-        return SITE_TABLES[model_type]
-    except KeyError:
-        raise ModelError(
-            f"The architecture {clean(model_type)!r} is not supported yet.",
-            why="emotui does not know where its blocks write to the residual stream.",
-            todo=f"Use a model of one of these: {', '.join(SITE_TABLES)}.",
-        ) from None
 
 
 @dataclass(frozen=True)
