@@ -140,7 +140,7 @@ def test_what_a_source_means() -> None:
         ("gemma-scope-2b-pt-res-canonical:layer_3/width_17k/canonical", "layer_3/width_16k"),
         ("gemma-scope-2b-pt-att-canonical", "does not read"),
         ("gemma-scope-2b-pt-transcoders", "does not read"),
-        ("llama_scope_lxr_8x", "llama_scope"),
+        ("temporal-sae-gemma-2-2b", "temporal"),
         ("\x1b[31mnothing-like-it", "neither a folder here"),
     ],
 )
@@ -343,6 +343,68 @@ def test_a_saelens_release_is_centred_where_its_model_was(
     expected = ((centred - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]).relu()
     torch.testing.assert_close(ours.encode(h), expected)
     torch.testing.assert_close(ours.encode(h + 3.0), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_llama_scope_is_read_as_saelens_reads_it(
+    from_the_hub: Callable[..., LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, (sae,) = _first("llama_scope_lxr_8x:l2r_8x", 1)
+    random = torch.Generator().manual_seed(4)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=random) * 0.3
+
+    weights = {
+        "encoder.weight": noise(FEATURES, WIDTH),
+        "decoder.weight": noise(WIDTH, FEATURES),
+        "encoder.bias": noise(FEATURES),
+        "decoder.bias": noise(WIDTH),
+    }
+    own = {
+        "d_model": WIDTH,
+        "d_sae": FEATURES,
+        "jump_relu_threshold": 0.05,
+        "dataset_average_activation_norm": {"in": 9.0, "out": 9.0},
+        "hook_point_in": "blocks.2.hook_resid_post",
+    }
+    files = {
+        f"{sae.path}/hyperparams.json": json.dumps(own).encode(),
+        f"{sae.path}/checkpoints/final.safetensors": save(weights),
+    }
+    from_the_hub("meta-llama/Llama-3.1-8B", release.repository, files)
+    model = replace(tiny_model("llama"), hub_id="meta-llama/Llama-3.1-8B")
+    ours = load_saes("llama_scope_lxr_8x:l2r_8x", model, root=tmp_path / "cache").get("resid", 2)
+
+    loaders = pytest.importorskip("sae_lens.loading.pretrained_sae_loaders")
+    from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+
+    (snapshot,) = (tmp_path / "hub").glob("*/snapshots/*")
+
+    def download(repo_id: str, filename: str, *, subfolder: str = "", **_named: Any) -> str:
+        assert repo_id == release.repository
+        return str(snapshot / subfolder / filename)
+
+    monkeypatch.setattr(loaders, "hf_hub_download", download)
+    _, state, _ = loaders.llama_scope_sae_huggingface_loader(
+        release.repository, sae.path, cfg_overrides={"dtype": "float32"}
+    )
+    theirs = JumpReLUSAE(
+        JumpReLUSAEConfig(
+            d_in=WIDTH,
+            d_sae=FEATURES,
+            apply_b_dec_to_input=False,
+            normalize_activations="expected_average_only_in",
+        )
+    )
+    theirs.load_state_dict(state)
+    theirs.fold_activation_norm_scaling_factor(sae.norm_scaling_factor)
+    h = capture(model, model.reader.prompt_ids(TEXT)).at("resid", 2)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.encode(h), theirs.encode(h), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            ours.decode(ours.encode(h)), theirs.decode(theirs.encode(h)), rtol=1e-5, atol=1e-5
+        )
+    assert 0 < int((ours.encode(h) > 0).sum()) < h.shape[0] * FEATURES
 
 
 def test_the_identity_of_an_npz_follows_its_content(tmp_path: Path, cache_dir: Path) -> None:

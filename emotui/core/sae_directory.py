@@ -29,6 +29,7 @@ DEFAULTS: Mapping[str, str] = MappingProxyType(
         "gemma-3-1b-pt": "gemma-scope-2-1b-pt-res-all:layer_*_width_16k_l0_small",
         "gemma-3-1b-it": "gemma-scope-2-1b-it-res-all:layer_*_width_16k_l0_small",
         "gpt2": "gpt2-small-res-jb:*.hook_resid_pre",
+        "llama-3.1-8b": "llama_scope_lxr_8x",
     }
 )
 """SAEs that are used where none are named, by the base name of the model."""
@@ -41,6 +42,7 @@ FORMATS: Mapping[str, str] = MappingProxyType(
         "": "SAELens folders",
         "gemma_2": "Gemma Scope params.npz",
         "gemma_3": "Gemma Scope 2 params.safetensors",
+        "llama_scope": "Llama Scope safetensors",
     }
 )
 """Formats of releases that emotui reads, by SAELens's name of the conversion ("" is its own)."""
@@ -57,6 +59,8 @@ class PretrainedSae(msgspec.Struct, frozen=True):
     """Folder (or file) in the repository."""
     neuronpedia: str | None = None
     l0: float | None = None
+    norm_scaling_factor: float | None = None
+    """What inputs are multiplied by before the SAE reads them; None for nothing."""
 
 
 class Release(msgspec.Struct, frozen=True):
@@ -124,6 +128,7 @@ def _releases(content: Any) -> Iterator[tuple[str, Release]]:
                 path=str(one["path"]),
                 neuronpedia=one.get("neuronpedia"),
                 l0=one.get("l0"),
+                norm_scaling_factor=one.get("norm_scaling_factor"),
             )
             for one in entry["saes"]
         )

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 NPZ = "params.npz"
 FOLDER = "saes"
+_LLAMA_SCOPE_CONFIG = "hyperparams.json"
+_LLAMA_SCOPE_WEIGHTS = "checkpoints/final.safetensors"
 _NAMES = {"w_enc": "W_enc", "w_dec": "W_dec"}
 _TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
 _GEMMA_SCOPE_SITES = {"res": "hook_resid_post", "mlp": "hook_mlp_out"}
@@ -154,6 +156,7 @@ def _wanted_files(release: Release, sae: PretrainedSae) -> tuple[str, ...]:
     names = {
         "gemma_2": (NPZ,),
         "gemma_3": ("params.safetensors",),
+        "llama_scope": (_LLAMA_SCOPE_CONFIG, _LLAMA_SCOPE_WEIGHTS),
         "": (sae_formats.CONFIG, sae_formats.WEIGHTS),
     }[release.conversion]
     return tuple(f"{sae.path}/{name}" for name in names)
@@ -317,6 +320,40 @@ def _gemma_scope_2(
     return tensors, _jumprelu_config(hook, **_origin(sae, release))
 
 
+def _llama_scope(
+    snapshot: Path, sae: PretrainedSae, release: Release
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read an SAE of Llama Scope: one threshold for all features, in units of scaled inputs."""
+    folder = snapshot / sae.path
+    own = sae_formats.read_json(folder / _LLAMA_SCOPE_CONFIG)
+    file = folder / _LLAMA_SCOPE_WEIGHTS
+    sae_formats.read_weights_header(file)
+    found = sae_formats.read_tensors(file, device=torch.device("cpu"))
+    try:
+        mean_norm = float(own["dataset_average_activation_norm"]["in"])
+        factor = float(own["d_model"]) ** 0.5 / mean_norm
+        threshold = torch.full((int(own["d_sae"]),), float(own["jump_relu_threshold"]) * factor)
+        tensors = {
+            "W_enc": found["encoder.weight"].T,
+            "W_dec": found["decoder.weight"].T,
+            "b_enc": found["encoder.bias"],
+            "b_dec": found["decoder.bias"],
+            "threshold": threshold,
+        }
+        hook = str(own["hook_point_in"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise refuse(
+            f"The SAE {release.name}:{sae.id} could not be read.",
+            f"Its {_LLAMA_SCOPE_CONFIG} or its weights lack {error}.",
+        ) from error
+    config = {
+        **_jumprelu_config(hook, **_origin(sae, release)),
+        "normalize_activations": "expected_average_only_in",
+        "norm_scaling_factor": sae.norm_scaling_factor or factor,
+    }
+    return _complete(tensors, file), config
+
+
 def _saelens(
     snapshot: Path, sae: PretrainedSae, release: Release
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -345,4 +382,4 @@ def _origin(sae: PretrainedSae, release: Release) -> dict[str, Any]:
 _READERS: Mapping[
     str,
     Callable[[Path, PretrainedSae, Release], tuple[dict[str, Tensor], dict[str, Any]]],
-] = {"gemma_2": _gemma_scope, "gemma_3": _gemma_scope_2, "": _saelens}
+] = {"gemma_2": _gemma_scope, "gemma_3": _gemma_scope_2, "llama_scope": _llama_scope, "": _saelens}
