@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from emotui import __version__
 from emotui.core.emotions import DEFAULT_LABEL_SET
 from emotui.core.errors import Cancelled, EmotuiError, UsageError
-from emotui.core.protocol import InspectRequest, ModelSpec
+from emotui.core.protocol import GenerationSpec, InspectRequest, ModelSpec
 from emotui.core.text import DEFAULT_TEMPLATE, clean
 
 app = typer.Typer(
@@ -168,6 +169,50 @@ def inspect(
 
 
 @app.command()
+def generate(
+    text: Text = None,
+    model: Model = None,
+    sae: Sae = None,
+    revision: Revision = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    template: TemplateName = DEFAULT_TEMPLATE,
+    labels: LabelSet = DEFAULT_LABEL_SET,
+    do: Annotated[
+        list[str] | None, typer.Option("--do", help="An edit, as 'ablate L5/12 at all', or @name.")
+    ] = None,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Most tokens to write.")] = 40,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="0 takes the likeliest token.")
+    ] = 0.0,
+    samples: Annotated[
+        int, typer.Option("--samples", help="Texts to write, each with a seed of its own.")
+    ] = 1,
+    seed: Annotated[int, typer.Option(help="Of the first text.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    offline: Offline = False,
+    private: Private = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Continue a text without edits and with them, and read again what was written."""
+    from emotui.commands.generate import generate_text
+
+    request = _request(
+        text, model, sae, revision, device, dtype, template, labels, offline, cache_dir
+    )
+    generate_text(
+        text,
+        msgspec.structs.replace(
+            request, generation=GenerationSpec(new_tokens, temperature, samples), seed=seed
+        ),
+        edits=tuple(do or ()),
+        as_json=as_json,
+        cache_dir=cache_dir,
+        private=private,
+    )
+
+
+@app.command()
 def export(
     trace: Annotated[str, typer.Argument(help="A trace id, its beginning, or a JSON file.")],
     to: Annotated[str, typer.Option("--to", help="The format: json.")] = "json",
@@ -268,7 +313,7 @@ def _add_groups() -> None:
 
 
 GROUPS = ("cache", "probe")
-COMMANDS = ("open", "inspect", "models", "export", "doctor", *GROUPS)
+COMMANDS = ("open", "inspect", "generate", "models", "export", "doctor", *GROUPS)
 _ROOT_OPTIONS = ("--help", "-h", "--version")
 
 
