@@ -177,3 +177,27 @@ async def test_the_demo_is_loaded_behind_its_first_trace(scene: Scene) -> None:
         app.explorer.handlers.read(TEXT)
         await until(pilot, lambda: app.explorer.state.readings)
         assert len(scene.engine.asked) == 1, "once"
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("s", "steer {feature} +0.1 at 11"),
+        ("z", "knock attn L{layer} mean at readout"),
+        ("m", "promote {emotion} L{layer} +0.1 at readout"),
+        ("p", 'patch resid L{layer} from "another text" at readout'),
+    ],
+)
+async def test_keys_put_an_edit_into_the_console(scene: Scene, key: str, line: str) -> None:
+    async with scene.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        state = app.explorer.state
+        wanted = line.format(
+            feature=state.features[0].name, layer=state.layer, emotion=state.emotion
+        )
+        await pilot.press("3", key)
+        assert app.explorer.pane == "console"
+        assert app.explorer.console.value == wanted
+        await pilot.press("enter")
+        await until(pilot, lambda: scene.engine.asked)
+        assert scene.engine.asked[0].operation.edits == (wanted,)

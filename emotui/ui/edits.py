@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from emotui.core.edits import at_position, parse_edit, positions_in
+from emotui.core.records import EMBEDDING_LAYER
 from emotui.ui.state import ScreenState
 
 _ON_ANY_TEXT = ("all", "last", "readout")
@@ -19,6 +20,35 @@ def ablation(state: ScreenState, positions: str) -> str | None:
         return None
     feature = state.features[state.feature]
     return f"ablate {feature.name} at {positions}"
+
+
+def steering(state: ScreenState) -> str | None:
+    """Return a steering along the feature under the cursor; None where there is none."""
+    if not state.features:
+        return None
+    return f"steer {state.features[state.feature].name} +0.1 at {here(state)}"
+
+
+def knockout(state: ScreenState) -> str | None:
+    """Return a knockout at the cursor's layer of the site shown, attention for the residual."""
+    if state.layer == EMBEDDING_LAYER:
+        return None
+    site = "attn" if state.site == "resid" else state.site
+    return f"knock {site} L{state.layer} mean at readout"
+
+
+def patch(state: ScreenState) -> str | None:
+    """Return a patch at the cursor's layer, its source still to be typed."""
+    if state.layer == EMBEDDING_LAYER:
+        return None
+    return f'patch {state.site} L{state.layer} from "another text" at readout'
+
+
+def promotion(state: ScreenState) -> str | None:
+    """Return a promotion of the chosen emotion at the cursor's layer; None without a probe."""
+    if not state.emotion or state.layer == EMBEDDING_LAYER:
+        return None
+    return f"promote {state.emotion} L{state.layer} +0.1 at readout"
 
 
 def understood(line: str, state: ScreenState) -> tuple[str, ...]:

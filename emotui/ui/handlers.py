@@ -262,6 +262,28 @@ class Handlers:
         """Open the console."""
         self._screen.open_console()
 
+    def do_edit_steer(self) -> None:
+        """Open the console with a steering of the feature under the cursor."""
+        self._suggest(edits.steering(self._state), "There is no feature under the cursor.")
+
+    def do_edit_knock(self) -> None:
+        """Open the console with a knockout at the cursor's layer."""
+        self._suggest(edits.knockout(self._state), "The embedding row cannot be knocked out.")
+
+    def do_edit_patch(self) -> None:
+        """Open the console with a patch at the cursor's layer."""
+        self._suggest(edits.patch(self._state), "The embedding row cannot be patched.")
+
+    def do_edit_promote(self) -> None:
+        """Open the console with a promotion of the chosen emotion."""
+        self._suggest(edits.promotion(self._state), "No probe reads an emotion here yet.")
+
+    def _suggest(self, line: str | None, otherwise: str) -> None:
+        if line is None:
+            self.say("hint", otherwise)
+        else:
+            self._screen.open_console(line)
+
     def do_console_leave(self) -> None:
         """Close the console."""
         self._screen.close_console()

@@ -16,13 +16,16 @@ class Console(Input):
     BINDINGS: ClassVar[list[BindingType]] = bindings_of("console", priority=True)
 
     def __init__(self) -> None:
-        super().__init__(id="console", placeholder="an edit, as in: ablate L5/12 at here")
+        super().__init__(
+            id="console", placeholder="an edit, as in: ablate L5/12 at here", select_on_focus=False
+        )
 
-    def open(self) -> None:
-        """Show the line, empty, and take the keys."""
-        self.value = ""
+    def open(self, line: str = "") -> None:
+        """Show `line`, the cursor at its end, and take the keys."""
+        self.value = line
         self.add_class("-open")
         self.focus()
+        self.cursor_position = len(line)
 
     def close(self) -> None:
         """Hide the line."""

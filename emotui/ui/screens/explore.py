@@ -203,10 +203,10 @@ class ExploreScreen(Screen[None]):
         }
         self.set_focus(targets.get(pane, self.text_pane.strip))
 
-    def open_console(self) -> None:
-        """Open the line to type an edit in."""
+    def open_console(self, line: str = "") -> None:
+        """Open the line to type an edit in, with `line` to be changed or run."""
         self._before_console = self.pane
-        self.console.open()
+        self.console.open(line)
 
     def close_console(self) -> None:
         """Close it, and give the keys back to the pane that had them."""
