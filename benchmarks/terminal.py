@@ -1,6 +1,6 @@
 """How quick the screen is, on a pseudo-terminal, beside `import torch` in the same run.
 
-    python benchmarks/terminal.py [--model FOLDER] [--rounds N] [--keys N]
+    python benchmarks/terminal.py [--model FOLDER] [--rounds N] [--keys N] [--cache FOLDER]
 
 Prints, as medians of interleaved rounds:
 
@@ -89,10 +89,13 @@ def main() -> int:
     parser.add_argument("--model", default=str(data / "stories260K"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--keys", type=int, default=120)
+    parser.add_argument("--cache", help="a cache that holds the text already, with probes")
     options = parser.parse_args()
     os.chdir(tempfile.mkdtemp())
-    with tempfile.TemporaryDirectory() as cache:
-        prepare_cache(options.model, cache)
+    with tempfile.TemporaryDirectory() as made:
+        cache = options.cache or made
+        if cache == made:
+            prepare_cache(options.model, cache)
         torch, first, again = [], [], []
         for _ in range(options.rounds):
             torch.append(import_torch())
@@ -103,7 +106,7 @@ def main() -> int:
             "first paint": statistics.median(first) / base,
             "reopening": statistics.median(again) / base,
         }
-        print(f"import torch   {base:.2f} s")
+        print(f"import torch   {base:.2f} s", flush=True)
         for name, share in shares.items():
             print(f"{name:<14} {share * base:.2f} s  {share:.2f} of it (bar {SHARE_BAR})")
 
