@@ -17,7 +17,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3Config,
     Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -97,16 +99,20 @@ def _build(family: str) -> Any:
                 sliding_window=SLIDING_WINDOW,
             )
         )
-    if family == "gemma3_text":
-        layer_types = ["sliding_attention", "full_attention"] * (LAYERS // 2)
-        return Gemma3ForCausalLM(
-            Gemma3TextConfig(
-                **_SHAPE,
-                head_dim=12,
-                query_pre_attn_scalar=12,
-                sliding_window=SLIDING_WINDOW,
-                layer_types=layer_types,
-            )
+    if family in ("gemma3_text", "gemma3"):
+        text = Gemma3TextConfig(
+            **_SHAPE,
+            head_dim=12,
+            query_pre_attn_scalar=12,
+            sliding_window=SLIDING_WINDOW,
+            layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2),
+        )
+        if family == "gemma3_text":
+            return Gemma3ForCausalLM(text)
+        vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+        vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+        return Gemma3ForConditionalGeneration(
+            Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
         )
     if family == "qwen3":
         return Qwen3ForCausalLM(Qwen3Config(**_SHAPE, head_dim=12))

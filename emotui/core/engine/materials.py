@@ -218,12 +218,12 @@ class Materials:
 
 def head_count(model: LoadedModel) -> int:
     """Return the number of attention heads of a layer."""
-    return int(model.hf.config.num_attention_heads)
+    return int(model.hf.config.get_text_config().num_attention_heads)
 
 
 def head_size(model: LoadedModel) -> int:
     """Return the columns of `z` that one head writes."""
-    config = model.hf.config
+    config = model.hf.config.get_text_config()
     size = getattr(config, "head_dim", None)
     return int(size) if size else int(config.hidden_size) // head_count(model)
 

@@ -252,6 +252,7 @@ def load_model(spec: ModelSpec, job: Job, *, memo: Memo | None = None) -> Loaded
     sites = (
         bridge.bridged_sites(hf_model, found.folder) if table is None else Sites(hf_model, table)
     )
+    text_config = hf_model.config.get_text_config()
     if memo is not None:
         memo.remember_fingerprint(spec.model, fingerprint, revision=spec.revision)
     return LoadedModel(
@@ -267,7 +268,7 @@ def load_model(spec: ModelSpec, job: Job, *, memo: Memo | None = None) -> Loaded
         attention=attention,
         dtype=dtype,
         device=device,
-        d_model=int(hf_model.config.hidden_size),
-        vocabulary=int(hf_model.config.vocab_size),
-        context_length=int(getattr(hf_model.config, "max_position_embeddings", 0) or 0),
+        d_model=int(text_config.hidden_size),
+        vocabulary=int(text_config.vocab_size),
+        context_length=int(getattr(text_config, "max_position_embeddings", 0) or 0),
     )

@@ -36,7 +36,8 @@ READOUT_FEATURES = 512
 """Most active features kept at the readout."""
 TOKEN_FEATURES = 32
 """Most active features kept at every other token."""
-DEFAULT_BUDGET_BYTES = 4 * 1024**3
+LEAST_BUDGET_BYTES = 2**30
+"""Weights kept in memory at least, however little is free."""
 _CHUNK_VALUES = 2**24  # feature values encoded at a time: 64 MB in float32
 
 
@@ -220,12 +221,13 @@ def load_saes(
     *,
     root: Path | None = None,
     job: Job | None = None,
-    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    budget_bytes: int | None = None,
 ) -> SaeSet:
     """Open the SAEs of a source (a folder, a params.npz, or RELEASE[:ID]) that fit the model.
 
     Reads configurations and headers; weights are read by `SaeSet.get`. What is fetched or
-    converted is kept under `root`, the cache's folder. SaeError where a model, site, width, BOS
+    converted is kept under `root`, the cache's folder. `budget_bytes` None is half of the memory
+    that is free on the device. SaeError where a model, site, width, BOS
     rule, normalisation or file does not fit.
     """
     found = find_saes(source, model, root=root, job=job or QuietJob())
@@ -242,7 +244,21 @@ def load_saes(
                 f"They are in {_last_parts(other.folder)} and {_last_parts(config.folder)}.",
                 "Give the folder of one of them, or RELEASE:ID.",
             )
+    if budget_bytes is None:
+        budget_bytes = max(LEAST_BUDGET_BYTES, free_bytes(model.device) // 2)
     return SaeSet(source, found.name, list(taken.values()), model, budget_bytes)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that is free on a device; 8 GiB where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        told = dict(line.split(":", 1) for line in lines)
+        return 1024 * int(told["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError, IndexError):
+        return 8 * 2**30
 
 
 def _last_parts(folder: Path) -> str:

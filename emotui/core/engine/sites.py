@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,13 @@ SITE_TABLES: Mapping[str, SiteTable] = MappingProxyType(
         # transformers refuses sdpa for Gemma-2: it would drop the attention soft-cap.
         "gemma2": replace(_POST_NORMED, attention="eager", prepends_bos=True),
         "gemma3_text": replace(_POST_NORMED, prepends_bos=True),
+        # With eyes, from 4B on; emotui gives it text alone.
+        "gemma3": replace(
+            _POST_NORMED,
+            blocks="model.language_model.layers",
+            final_norm="model.language_model.norm",
+            prepends_bos=True,
+        ),
         "gpt_neox": SiteTable(
             blocks="gpt_neox.layers",
             attn="attention",
@@ -101,8 +108,9 @@ class Sites:
         self._blocks = list(hf_model.get_submodule(table.blocks).children())
         self.final_norm = hf_model.get_submodule(table.final_norm)
         self._unembed = hf_model.get_submodule(table.unembed)
-        config = getattr(hf_model, "config", None)
-        soft_cap = getattr(config, "final_logit_softcapping", None)
+        config: Any = getattr(hf_model, "config", None)
+        text_config = config.get_text_config() if config is not None else None
+        soft_cap = getattr(text_config, "final_logit_softcapping", None)
         self.soft_cap: float | None = float(soft_cap) if soft_cap else None
 
     @property
