@@ -66,7 +66,8 @@ def test_sites_add_up_to_the_residual(family: str) -> None:
     assert kept.mlp.abs().mean() > 0.01
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# Not gemma3: for a model with eyes TransformerLens 3.9 runs `pip install torchvision`.
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gemma3"}))
 def test_sites_equal_those_of_transformer_lens(family: str, bridge_class: Any) -> None:
     model = tiny_model(family)
     ids = _ids(model)

@@ -7,7 +7,9 @@ and only where it is needed. `emotui doctor --model M` compares the two on a mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,6 +98,9 @@ def bridged_sites(hf_model: nn.Module, folder: Path) -> BridgeSites:
 
 
 def _bridge_of(hf_model: nn.Module, folder: Path) -> Any:
+    config: Any = hf_model.config
+    if config.get_text_config() is not config:
+        raise _unusable(folder, "TransformerLens would load what it needs for images or sound.")
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoTokenizer
 
@@ -104,19 +109,35 @@ def _bridge_of(hf_model: nn.Module, folder: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), trust_remote_code=False, local_files_only=True
         )
-        return TransformerBridge.boot_transformers(
-            str(folder),
-            hf_model=hf_model,
-            tokenizer=tokenizer,
-            device=str(weight.device),
-            dtype=weight.dtype,
-        )
+        with without_installing():
+            return TransformerBridge.boot_transformers(
+                str(folder),
+                hf_model=hf_model,
+                tokenizer=tokenizer,
+                device=str(weight.device),
+                dtype=weight.dtype,
+            )
     except Exception as error:  # of many kinds, some of them bare
         raise ModelError(
             f"TransformerLens could not wrap the model in {clean(str(folder))}.",
             why=clean(f"{type(error).__name__}: {str(error)[:200]}"),
             todo=f"Use a model of one of these: {', '.join(SITE_TABLES)}.",
         ) from error
+
+
+@contextmanager
+def without_installing() -> Iterator[None]:
+    """Keep TransformerLens from running pip: 3.9 does so for models with images."""
+    before = subprocess.check_call
+
+    def refused(*_command: Any, **_named: Any) -> int:
+        raise RuntimeError("emotui installs nothing")
+
+    subprocess.check_call = refused
+    try:
+        yield
+    finally:
+        subprocess.check_call = before
 
 
 @torch.no_grad()
