@@ -213,6 +213,42 @@ def generate(
 
 
 @app.command()
+def where(
+    text: Text = None,
+    emotion: Annotated[str, typer.Option("--emotion", help="One of the labels.")] = "",
+    neutral: Annotated[
+        str | None,
+        typer.Option("--neutral", help="A neutral rewrite; without one, texts of the corpus."),
+    ] = None,
+    model: Model = None,
+    revision: Revision = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    template: TemplateName = DEFAULT_TEMPLATE,
+    labels: LabelSet = DEFAULT_LABEL_SET,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    offline: Offline = False,
+    private: Private = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Say at which layers an emotion of a text is readable, used and written."""
+    from emotui.commands.where import tell_where
+
+    request = _request(
+        text, model, ["none"], revision, device, dtype, template, labels, offline, cache_dir
+    )
+    tell_where(
+        text,
+        request,
+        emotion=emotion,
+        neutral=neutral,
+        as_json=as_json,
+        cache_dir=cache_dir,
+        private=private,
+    )
+
+
+@app.command()
 def export(
     trace: Annotated[str, typer.Argument(help="A trace id, its beginning, or a JSON file.")],
     to: Annotated[str, typer.Option("--to", help="The format: json.")] = "json",
@@ -313,7 +349,7 @@ def _add_groups() -> None:
 
 
 GROUPS = ("cache", "probe")
-COMMANDS = ("open", "inspect", "generate", "models", "export", "doctor", *GROUPS)
+COMMANDS = ("open", "inspect", "generate", "where", "models", "export", "doctor", *GROUPS)
 _ROOT_OPTIONS = ("--help", "-h", "--version")
 
 

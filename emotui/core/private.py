@@ -9,7 +9,13 @@ from __future__ import annotations
 import re
 import traceback
 
-from emotui.core.protocol import FitRequest, GenerateRequest, InspectRequest, Operation
+from emotui.core.protocol import (
+    FitRequest,
+    GenerateRequest,
+    InspectRequest,
+    Operation,
+    WhereRequest,
+)
 from emotui.core.text import clean
 
 Private = frozenset[str] | None
@@ -33,6 +39,8 @@ def private_words(operation: Operation) -> Private:
             texts = (text, *edits)
         case GenerateRequest(text=text):
             texts = (text,)
+        case WhereRequest(text=text, neutral=neutral):
+            texts = (text, neutral or "")
         case _:
             texts = ()
     return frozenset(word.casefold() for text in texts for word in _WORD.findall(text))

@@ -13,6 +13,7 @@ import msgspec
 
 from emotui.core.emotions import DEFAULT_LABEL_SET
 from emotui.core.errors import EngineError
+from emotui.core.records import Where
 from emotui.core.text import DEFAULT_TEMPLATE
 
 PROTOCOL = "emotui-engine"
@@ -105,6 +106,20 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
     seed: int = 0
 
 
+class WhereRequest(msgspec.Struct, frozen=True, tag="where"):
+    """Tell where an emotion of a text is readable, used and written."""
+
+    spec: ModelSpec
+    text: str
+    cache_dir: str
+    emotion: str
+    neutral: str | None = None
+    """A neutral rewrite of the text to compare with; None takes neutral texts of the corpus."""
+    template: str = DEFAULT_TEMPLATE
+    label_set: str = DEFAULT_LABEL_SET
+    probes: tuple[str, ...] = ()
+
+
 class DoctorRequest(msgspec.Struct, frozen=True, tag="doctor"):
     """Report versions, devices and, with a model, how hooked and plain runs agree."""
 
@@ -116,7 +131,13 @@ class ShutdownRequest(msgspec.Struct, frozen=True, tag="shutdown"):
 
 
 Operation = (
-    LoadRequest | InspectRequest | FitRequest | GenerateRequest | DoctorRequest | ShutdownRequest
+    LoadRequest
+    | InspectRequest
+    | FitRequest
+    | GenerateRequest
+    | WhereRequest
+    | DoctorRequest
+    | ShutdownRequest
 )
 
 
@@ -190,6 +211,13 @@ class Generated(msgspec.Struct, frozen=True, tag="generated"):
     tokens: tuple[int, ...]
 
 
+class Located(msgspec.Struct, frozen=True, tag="located"):
+    """Where an emotion of a text is."""
+
+    where: Where
+    forwards: int
+
+
 class Diagnosed(msgspec.Struct, frozen=True, tag="diagnosed"):
     """Facts for `emotui doctor`, in the order to show them: name, value, good or not."""
 
@@ -200,7 +228,7 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     """Nothing to report beyond that it is done."""
 
 
-Outcome = Loaded | Inspected | Fitted | Generated | Diagnosed | Done
+Outcome = Loaded | Inspected | Fitted | Generated | Located | Diagnosed | Done
 
 
 class Result(msgspec.Struct, frozen=True, tag="result"):

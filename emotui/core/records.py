@@ -232,6 +232,80 @@ class Attribution(msgspec.Struct, frozen=True):
     writes: Writes = Writes()
 
 
+class WhereLayers(msgspec.Struct, frozen=True):
+    """One emotion of one text, layer by layer from 0, as columns."""
+
+    layer: tuple[int, ...] = ()
+    z: tuple[float | None, ...] = ()
+    """z of the readout probe at the readout, residual stream; None without one."""
+    trust: tuple[Trust | None, ...] = ()
+    """That of the probe at the layer; None without one."""
+    moved: tuple[float, ...] = ()
+    """Median over neutral texts of the share of the answer's margin that goes when the residual
+    of this layer at the readout is theirs: 0 none of it, 1 down to the neutral texts' own."""
+    control: tuple[float | None, ...] = ()
+    """The same where it is taken from other texts of this emotion: median of its size; None
+    where the corpus has none."""
+    attn: tuple[float, ...] = ()
+    """What the attention output at the readout writes towards the margin beyond the neutral texts'
+    mean: <output - mean, gradient>, in logits."""
+    mlp: tuple[float, ...] = ()
+    """The same of the MLP output."""
+
+
+class WhereSources(msgspec.Struct, frozen=True):
+    """What each attention output at the readout writes towards the margin, by source token."""
+
+    layer: tuple[int, ...] = ()
+    position: tuple[int, ...] = ()
+    value: tuple[float, ...] = ()
+    """In logits; over all tokens before the answer they add up to <output, gradient>, less the
+    part of a bias."""
+
+
+class WhereWriter(msgspec.Struct, frozen=True):
+    """One attention or MLP output, replaced at the readout and the model run again."""
+
+    site: Site
+    layer: int
+    write: float
+    """As in `WhereLayers`: what was estimated."""
+    exact: float
+    """How far the margin falls, in logits, with the neutral texts' mean in its place."""
+    control: float | None
+    """The same with the mean of other texts of this emotion; None where the corpus has none."""
+    source: int | None
+    """The token of the text that an attention output is mainly written from; None for an MLP."""
+
+
+class Where(msgspec.Struct, frozen=True):
+    """Where in the model an emotion of a text is readable, used and written."""
+
+    emotion: str
+    label_set: str
+    template: str
+    text: TextRecord
+    margin: float
+    """The emotion's logit minus the mean of the other labels', after this text."""
+    neutral_margin: float
+    """The same, mean over the neutral texts."""
+    neutral_texts: int
+    same_texts: int
+    """Other texts of this emotion; 0 where the corpus has none."""
+    null: float | None
+    """z that a neutral text of this length exceeds anywhere one time in twenty; None without."""
+    readable_from: int | None
+    """First layer of the longest run of layers whose z is above the null; None where none is."""
+    used_from: int | None
+    """First layer of the longest run in which half the margin moves, and twice the control."""
+    layers: WhereLayers
+    sources: WhereSources
+    """Empty for an architecture whose attention values are not known."""
+    writers: tuple[WhereWriter, ...]
+    """The outputs with the largest writes, by exact effect."""
+    sentence: str
+
+
 class Control(msgspec.Struct, frozen=True):
     """The same metric under a control edit."""
 

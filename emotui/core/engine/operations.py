@@ -27,10 +27,12 @@ from emotui.core.protocol import (
     InspectRequest,
     Loaded,
     LoadRequest,
+    Located,
     ModelSpec,
     Operation,
     Outcome,
     ShutdownRequest,
+    WhereRequest,
 )
 from emotui.core.text import template_named
 
@@ -112,6 +114,14 @@ def _generate(request: GenerateRequest, job: Job, session: Session) -> Generated
     return speak(request, session.model(request.spec, job), job)
 
 
+def _where(request: WhereRequest, job: Job, session: Session) -> Located:
+    from emotui.core.engine.where import locate
+
+    store = session.store(request.cache_dir)
+    model = session.model(request.spec, job, store=store)
+    return locate(request, model, session.instruments(model, store), store, job)
+
+
 def _diagnose(request: DoctorRequest, job: Job, session: Session) -> Diagnosed:
     model = session.model(request.spec, job) if request.spec is not None else None
     try:
@@ -130,6 +140,7 @@ OPERATIONS: dict[type[Operation], Callable[[Any, Job, Session], Outcome]] = {
     InspectRequest: _inspect,
     FitRequest: _fit,
     GenerateRequest: _generate,
+    WhereRequest: _where,
     DoctorRequest: _diagnose,
     ShutdownRequest: _shut_down,
 }
