@@ -19,8 +19,10 @@ from support_models import GEMMA_OF_26_LAYERS, tiny_folder
 
 from emotui.core.engine.capture import QuietJob
 from emotui.core.engine.hub import fetch, in_bytes
+from emotui.core.engine.model import load_model
 from emotui.core.engine.model_files import find_model, wanted_files
-from emotui.core.errors import Cancelled, ModelError
+from emotui.core.engine.saes import load_saes
+from emotui.core.errors import Cancelled, ModelError, SaeError
 from emotui.core.protocol import ModelSpec
 from emotui.core.sae_directory import directory
 
@@ -338,3 +340,38 @@ def test_a_disk_without_room(in_process: Hub, monkeypatch: pytest.MonkeyPatch) -
         fetch(MODEL, revision=None, choose=lambda names: list(names), job=QuietJob())
     assert "1.0 kB free" in caught.value.why
     assert in_process.gets() == []
+
+
+def test_a_token_file_is_named_and_tried(
+    in_process: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "hf_" + "y" * 34
+    (tmp_path / "token").write_text(secret)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    with pytest.raises(ModelError) as caught:
+        find_model(ModelSpec("meta-llama/Llama-3.2-1B"))
+    assert f"the token in the file {tmp_path / 'token'}" in caught.value.why
+    assert secret not in str(caught.value)
+    assert in_process.requests[-1][2] == secret
+
+
+def test_saes_that_do_not_arrive_are_no_saes(
+    in_process: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
+    model = load_model(ModelSpec(MODEL), QuietJob())
+    source = f"{DEFAULT}:layer_1/width_16k/canonical"
+    repository = in_process.repositories[SAES]
+    (file,) = (one.path for one in directory()[DEFAULT].saes if one.id == source.split(":")[1])
+    repository.breaks, repository.breaks_left = f"{file}/params.npz", -1
+    with pytest.raises(SaeError, match=f"download of {SAES} broke off"):
+        load_saes(source, model, root=tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("cfg.json"))
+    repository.breaks_left = 0
+    assert load_saes(source, model, root=tmp_path / "cache").places == [("resid", 1)]
+    gone = f"{DEFAULT}:layer_2/width_16k/canonical"
+    for name in list(repository.files):
+        if name.startswith("layer_2/"):
+            del repository.files[name]
+    with pytest.raises(SaeError, match="has no layer_2/"):
+        load_saes(gone, model, root=tmp_path / "cache")
