@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
@@ -251,9 +252,9 @@ def estimates(
     for start in range(0, len(index), rows):
         end = start + rows
         directions = sae.directions(index[start:end]).to(wide.dtype)
-        at = torch.tensor(position[start:end], device=wide.device)
-        size = torch.tensor(activation[start:end], dtype=wide.dtype, device=wide.device)
-        parts.append(-size * torch.linalg.vecdot(directions, wide[at]))
+        at = torch.from_numpy(np.asarray(position[start:end])).to(wide.device)
+        size = torch.from_numpy(np.asarray(activation[start:end])).to(wide)
+        parts.append(-size * torch.linalg.vecdot(directions, wide.index_select(0, at)))
     return torch.cat(parts)
 
 

@@ -132,7 +132,11 @@ class Sae:
 
     def directions(self, indices: Sequence[int]) -> Tensor:
         """Return what one unit of each feature adds to h: [len(indices), d_in]."""
-        rows = self.weights.decoder[list(indices)]
+        decoder = self.weights.decoder
+        # Many times quicker than indexing with a list, for the thousands of features of a text.
+        rows = decoder.index_select(
+            0, torch.tensor(list(indices), dtype=torch.long).to(decoder.device)
+        )
         if self.config.rescale_by_decoder_norm:
             norms: Tensor = rows.norm(dim=-1, keepdim=True)
             return rows / norms
