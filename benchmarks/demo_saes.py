@@ -3,9 +3,10 @@
     python benchmarks/demo_saes.py --data ../shared/data [--demo emotui/demo] [--json]
 
 By layer, over the texts' own tokens (no BOS, no template): variance explained, centred on the
-SAE's stored mean; features active per token; share of features that never fire; and the rise of
-the next-token cross-entropy on those tokens when the residual is replaced by its reconstruction,
-beside the rise when it is replaced by its mean.
+SAE's stored mean; features active per token; and the rise of the next-token cross-entropy on those
+tokens when the residual is replaced by its reconstruction,
+beside the rise when it is replaced by its mean. Dead are the features that fire nowhere, the
+question's tokens included, since many serve the readout alone.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from demo_data import goemotions, situations  # noqa: E402
 from demo_model import Encoded, capped, collate, encode  # noqa: E402
 from demo_residuals import residuals  # noqa: E402
 
+_TOKENS_AT_ONCE = 16_384
+
 
 class ShippedSae:
     """TopK in plain tensors, float32 from the shipped weights; independent of emotui's loader."""
@@ -47,6 +50,19 @@ class ShippedSae:
 
     def decode(self, features: Tensor) -> Tensor:
         return features @ self.weights["W_dec"] + self.weights["b_dec"]
+
+    def rebuilding(self, h: Tensor) -> tuple[float, float]:
+        """Return the summed squared error over `h` [token, width], and features per token."""
+        error, active = 0.0, 0
+        for part in h.split(_TOKENS_AT_ONCE):
+            features = self.encode(part)
+            error += (part - self.decode(features)).square().sum().item()
+            active += int((features > 0).sum())
+        return error, active / len(h)
+
+    def fires(self, h: Tensor) -> Tensor:
+        """Return whether each feature is active anywhere in `h`."""
+        return torch.stack([(self.encode(p) > 0).any(0) for p in h.split(_TOKENS_AT_ONCE)]).any(0)
 
 
 @torch.inference_mode()
@@ -100,7 +116,7 @@ def main() -> None:
     ).eval()
     examples = [*goemotions(options.data, "test")[: options.texts], *situations("test")]
     rows = encode(examples, tokenizer)
-    found = residuals(model, tokenizer, rows, question=False)
+    found = residuals(model, tokenizer, rows, question=True)
     few = rows[:: max(1, len(rows) // 600)]
     plain = cross_entropy(model, few, tokenizer.pad_token_id, None, None)
     report = []
@@ -108,10 +124,9 @@ def main() -> None:
     for folder in sorted(folders, key=lambda path: int(path.name.rpartition(".")[2])):
         layer = int(folder.name.rpartition(".")[2])
         sae = ShippedSae(folder)
-        h = found.layers[layer]
-        features = sae.encode(h)
-        error = (h - sae.decode(features)).square().sum()
-        fired = (features > 0).float()
+        ever = sae.fires(found.layers[layer])
+        h = found.layers[layer][found.in_text]
+        error, active = sae.rebuilding(h)
         spliced = cross_entropy(
             model,
             few,
@@ -125,9 +140,10 @@ def main() -> None:
         report.append(
             {
                 "layer": layer,
-                "variance_explained": round(1 - (error / (h - sae.mean).square().sum()).item(), 4),
-                "active": round(fired.sum(-1).mean().item(), 2),
-                "dead": round((fired.sum(0) == 0).float().mean().item(), 4),
+                "variance_explained": round(1 - error / (h - sae.mean).square().sum().item(), 4),
+                "active": round(active, 2),
+                "tokens": len(h),
+                "dead": round(1 - ever.float().mean().item(), 4),
                 "cross_entropy": round(plain, 4),
                 "rise_spliced": round(spliced - plain, 4),
                 "rise_mean": round(ablated - plain, 4),

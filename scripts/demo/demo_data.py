@@ -34,6 +34,7 @@ SITUATION_TO_EKMAN = {
 
 ENVENT_TO_EKMAN = SITUATION_TO_EKMAN | {"no-emotion": "neutral"}
 
+_FINE_TO_13 = {"remorse": "guilt", "embarrassment": "shame", "pride": "pride", "relief": "relief"}
 _XED = ("", "anger", "anticipation", "disgust", "fear", "joy", "sadness", "surprise", "trust")
 _XED_WEIGHT = 0.3
 _SITUATION_WEIGHT = 1.0
@@ -50,7 +51,7 @@ class Example:
     ekman: tuple[float, ...] | None = None
     """Distribution over EKMAN7."""
     weight: float = 1.0
-    situation: int | None = None
+    thirteen: int | None = None
     """Index into SITUATION13."""
     fine: tuple[int, ...] | None = None
     """Indices into GOEMOTIONS28 (GoEmotions)."""
@@ -81,6 +82,7 @@ def goemotions(data: Path, split: str) -> list[Example]:
                 source="goemotions",
                 ekman=tuple(shares),
                 fine=tuple(GOEMOTIONS28.index(label) for label in fine),
+                thirteen=_only([_FINE_TO_13.get(label, EKMAN7[to_ekman[label]]) for label in fine]),
             )
         )
     return examples
@@ -109,6 +111,7 @@ def xed(data: Path) -> list[Example]:
                 ekman=tuple(shares) if basic else None,
                 weight=_XED_WEIGHT,
                 plutchik=tuple(PLUTCHIK.index(label) for label in labels),
+                thirteen=_only(labels),
             )
         )
     neutral = tuple(float(label == "neutral") for label in EKMAN7)
@@ -116,7 +119,12 @@ def xed(data: Path) -> list[Example]:
         text = line.partition("\t")[2]
         examples.append(
             Example(
-                text=_unspace(text), source="xed", ekman=neutral, weight=_XED_WEIGHT, plutchik=()
+                text=_unspace(text),
+                source="xed",
+                ekman=neutral,
+                weight=_XED_WEIGHT,
+                plutchik=(),
+                thirteen=_only(["neutral"]),
             )
         )
     return [example for example in examples if any(map(str.isalpha, example.text))]
@@ -135,7 +143,7 @@ def situations(split: str) -> list[Example]:
                 source="situations",
                 ekman=None if mapped is None else tuple(float(x == mapped) for x in EKMAN7),
                 weight=_SITUATION_WEIGHT if mapped == row.emotion else _MAPPED_WEIGHT,
-                situation=SITUATION13.index(row.emotion),
+                thirteen=SITUATION13.index(row.emotion),
                 named=row.named,
             )
         )
@@ -151,7 +159,11 @@ def crowd_envent(data: Path) -> list[Example]:
             if mapped is not None:
                 shares = tuple(float(label == mapped) for label in EKMAN7)
                 text = " ".join(row["hidden_emotion_text"].split())
-                examples.append(Example(text=text, source="crowd-envent", ekman=shares))
+                own = row["emotion"] in ("no-emotion", mapped)
+                weight = 1.0 if own else _MAPPED_WEIGHT
+                examples.append(
+                    Example(text=text, source="crowd-envent", ekman=shares, weight=weight)
+                )
     return examples
 
 
@@ -177,6 +189,11 @@ def joined(examples: Sequence[Example], count: int, *, seed: int) -> list[Exampl
             )
         )
     return texts
+
+
+def _only(labels: Sequence[str]) -> int | None:
+    """Return the place in SITUATION13 of the one label of a row; None where there are more."""
+    return SITUATION13.index(labels[0]) if len(set(labels)) == 1 else None
 
 
 def _unspace(text: str) -> str:

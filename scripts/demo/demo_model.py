@@ -78,8 +78,9 @@ class Batch:
     ekman_weight: Tensor
     adjust: Tensor
     """1 where the row comes from a source with the comments' uneven class shares."""
-    situation: Tensor
+    thirteen: Tensor
     """Index into SITUATION13, -1 where absent."""
+    thirteen_weight: Tensor
     fine: Tensor
     has_fine: Tensor
     plutchik: Tensor
@@ -110,7 +111,10 @@ def collate(rows: Sequence[Encoded], *, pad: int) -> Batch:
         ekman=ekman,
         ekman_weight=weight,
         adjust=torch.tensor([float(x.source != "situations") for x in examples]),
-        situation=torch.tensor([-1 if x.situation is None else x.situation for x in examples]),
+        thirteen=torch.tensor([-1 if x.thirteen is None else x.thirteen for x in examples]),
+        thirteen_weight=torch.tensor(
+            [1.0 if x.source == "situations" else 0.3 * x.weight for x in examples]
+        ),
         fine=fine,
         has_fine=torch.tensor([float(x.fine is not None) for x in examples]),
         plutchik=plutchik,

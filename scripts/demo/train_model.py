@@ -57,18 +57,20 @@ class Objective:
         tokenizer: PreTrainedTokenizerFast,
         *,
         shares: Tensor,
+        shares13: Tensor,
         adjust: float,
         smoothing: float,
         word_dropout: float,
         helpers: float,
     ) -> None:
         self.ekman = label_ids(tokenizer, EKMAN7)
-        self.situation = label_ids(tokenizer, SITUATION13)
-        self.labels = torch.unique(torch.cat([self.ekman, self.situation]))
+        self.thirteen = label_ids(tokenizer, SITUATION13)
+        self.labels = torch.unique(torch.cat([self.ekman, self.thirteen]))
         self.adjustment = adjust * shares.log()
+        self.adjustment13 = adjust * shares13.log()
         self.smoothing = smoothing
         self.word_dropout = word_dropout
-        self.weights = {"text": 0.5, "ekman": 1.5, "situation": 0.5, "any label": 0.1}
+        self.weights = {"text": 0.5, "ekman": 1.5, "thirteen": 0.5, "any label": 0.1}
         self.weights |= dict.fromkeys(("fine", "plutchik", "tokens"), helpers)
         self.unknown = tokenizer.unk_token_id
 
@@ -102,11 +104,9 @@ class Objective:
             "ekman": (ekman * batch.ekman_weight).sum() / len(logits),
             "any label": -(logits[:, self.labels].logsumexp(-1) - logits.logsumexp(-1)).mean(),
         }
-        known = batch.situation >= 0
-        if known.any():
-            losses["situation"] = functional.cross_entropy(
-                logits[known][:, self.situation], batch.situation[known], reduction="sum"
-            ) / len(logits)
+        adjusted = logits[:, self.thirteen] + batch.adjust[:, None] * self.adjustment13
+        each = functional.cross_entropy(adjusted, batch.thirteen, ignore_index=-1, reduction="none")
+        losses["thirteen"] = (each * batch.thirteen_weight).sum() / len(logits)
         return losses
 
     def _helper_losses(
@@ -168,9 +168,13 @@ class Run:
         self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
         comments = goemotions(options.data, "train")
         counts = torch.tensor([x.ekman for x in single_label(comments)]).sum(0)
+        lines = xed(options.data)
+        told = [x.thirteen for x in (*comments, *lines) if x.thirteen is not None]
+        counts13 = torch.bincount(torch.tensor(told), minlength=len(SITUATION13)).float()
         self.objective = Objective(
             self.tokenizer,
             shares=counts / counts.sum(),
+            shares13=counts13 / counts13.sum(),
             adjust=options.adjust,
             smoothing=options.smoothing,
             word_dropout=options.word_dropout,
@@ -179,7 +183,7 @@ class Run:
         self.fixed = encode(
             [*comments, *situations("train") * options.situation_repeats], self.tokenizer
         )
-        self.other = encode(xed(options.data), self.tokenizer)
+        self.other = encode(lines, self.tokenizer)
         self.comments = comments
         self.epoch = 0
         self.step = 0
@@ -320,7 +324,7 @@ def dev_figures(
     thirteen = label_ids(tokenizer, SITUATION13)
     for name, named in (("named", True), ("unnamed", False)):
         half = [i for i, row in enumerate(rows) if row.example.named is named]
-        target = torch.tensor([rows[i].example.situation for i in half])
+        target = torch.tensor([rows[i].example.thirteen for i in half])
         figures[f"{name}13"] = scores(logits[half][:, thirteen], target)[1]
         direct = [i for i in half if rows[i].example.weight == 1 and rows[i].example.ekman]
         target = torch.tensor([rows[i].example.ekman for i in direct]).argmax(-1)

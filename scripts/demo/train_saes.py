@@ -28,7 +28,6 @@ from torch import Tensor
 from transformers import AutoTokenizer, Gemma2ForCausalLM
 
 FEATURES = 1024
-ACTIVE = 32
 _BATCH = 1024
 
 
@@ -41,14 +40,14 @@ def shuffled(tokens: Tensor, *, seed: int) -> Iterator[Tensor]:
             yield tokens[order[start : start + _BATCH]]
 
 
-def train(tokens: Tensor, layer: int, *, samples: int) -> TopKTrainingSAE:
+def train(tokens: Tensor, layer: int, *, samples: int, active: int) -> TopKTrainingSAE:
     """Return the SAE of one layer, trained on `tokens` [token, width]."""
     torch.manual_seed(layer)
     sae = TopKTrainingSAE(
         TopKTrainingSAEConfig(
             d_in=WIDTH,
             d_sae=FEATURES,
-            k=ACTIVE,
+            k=active,
             normalize_activations="expected_average_only_in",
             decoder_init_norm=0.1,
         )
@@ -101,6 +100,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--texts", type=int, default=22_000)
     parser.add_argument("--samples", type=int, default=2_000_000, help="tokens seen, per layer")
+    parser.add_argument("--active", type=int, default=32, help="features per token (k)")
     parser.add_argument("--layers", type=int, nargs="*", help="only these")
     options = parser.parse_args()
 
@@ -119,7 +119,7 @@ def main() -> None:
             continue
         tokens = found.layers[layer]
         write(
-            train(tokens.clone(), layer, samples=options.samples),
+            train(tokens.clone(), layer, samples=options.samples, active=options.active),
             tokens[found.in_text].mean(dim=0),
             folder,
         )
