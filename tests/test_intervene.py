@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from support_hooks import arriving, plain_run
-from support_models import LAYERS, WIDTH, tiny_folder, tiny_model
+from support_models import LAYERS, SLIDING_WINDOW, WIDTH, tiny_folder, tiny_model
 from support_saes import write_residual_saes, write_sae
 from torch import Tensor
 
 from emotui.core.edits import parse_edit
 from emotui.core.engine.capture import QuietJob, capture, hooked
+from emotui.core.engine.exact import ablations
 from emotui.core.engine.intervene import (
     EditGroup,
     check_layers,
@@ -240,6 +241,89 @@ def test_resuming_equals_the_full_run(model: LoadedModel, sae_folder: Path, star
             full = plain_run(model, ids, site, start, deltas[row])
             assert (rows.logits[row] - full).abs().max() < TOLERANCE[model.dtype]
     assert set(rows.resid) == set(range(start, LAYERS))
+
+
+@pytest.fixture
+def exact_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let eager attention take its softmax in float64 where the model is: it forces float32."""
+    original = torch.nn.functional.softmax
+
+    def softmax(scores: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+        return original(scores, dim=dim, dtype=None if scores.dtype == torch.float64 else dtype)
+
+    monkeypatch.setattr(torch.nn.functional, "softmax", softmax)
+
+
+@pytest.mark.usefixtures("exact_softmax")
+@pytest.mark.parametrize("first", [1, 5, 20, -1])
+@pytest.mark.parametrize("start", range(LAYERS))
+def test_resuming_from_a_token_equals_the_full_run(
+    model: LoadedModel, start: int, first: int
+) -> None:
+    """Longer than the sliding window, so that Gemma-2's two kinds of layer see different pasts."""
+    ids = [token.id for token in read(model).tokens]
+    assert len(ids) > 3 * SLIDING_WINDOW
+    first %= len(ids)
+    clean = capture(model, ids)
+    generator = torch.Generator().manual_seed(start)
+    deltas = torch.randn(3, len(ids) - first, WIDTH, generator=generator).to(model.dtype)
+    deltas[0] = 0
+    for site in ("resid", "attn", "mlp"):
+        rows = rerun(
+            model,
+            clean.resid[start],
+            start=start,
+            n_rows=3,
+            hooks=adding(deltas, site, start),
+            first=first,
+        )
+        for row in range(3):
+            added = torch.cat([torch.zeros(first, WIDTH, dtype=model.dtype), deltas[row]])
+            full = plain_run(model, ids, site, start, added)
+            assert (rows.logits[row] - full).abs().max() < TOLERANCE[model.dtype]
+        assert (rows.resid[LAYERS - 1][0] - clean.resid[-1, -1]).abs().max() < 1e-4
+
+
+@pytest.mark.usefixtures("exact_softmax")
+def test_rows_that_do_not_fit_at_once_are_run_in_turn(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [token.id for token in read(model).tokens]
+    clean = capture(model, ids)
+    deltas = torch.randn(5, 1, WIDTH, generator=torch.Generator().manual_seed(1)).to(model.dtype)
+
+    def run() -> Tensor:
+        hooks = adding(deltas, "resid", 1)
+        return rerun(
+            model, clean.resid[1], start=1, n_rows=5, hooks=hooks, first=len(ids) - 1
+        ).logits
+
+    together = run()
+    monkeypatch.setattr("emotui.core.engine.rerun.KEYS_AT_ONCE", 2 * len(ids))
+    before = model.forwards
+    apart = run()
+    assert model.forwards - before == 1 + 3
+    assert (together - apart).abs().max() < TOLERANCE[model.dtype]
+
+
+@pytest.mark.usefixtures("exact_softmax")
+def test_exact_ablations_are_those_made_one_by_one(model: LoadedModel, sae_folder: Path) -> None:
+    ids = [token.id for token in read(model).tokens]
+    clean = capture(model, ids)
+    saes = saes_of(sae_folder, model)
+    features = [
+        (sae, int(index))
+        for sae in saes
+        for index in sae.encode(clean.at(sae.site, sae.layer)[-1]).topk(4).indices
+    ]
+    rows = ablations(model, clean, features, position=len(ids) - 1)
+    assert len({(sae.site, sae.layer) for sae, _ in features}) == len(saes) == 6
+    for row, (sae, index) in enumerate(features):
+        h = arriving(model, ids, sae.site, sae.layer)
+        added = torch.zeros_like(h)
+        added[-1] = -encoded_by_hand(sae, h)[-1, index] * sae.weights.decoder[index]
+        full = plain_run(model, ids, sae.site, sae.layer, added)
+        assert (rows.logits[row] - full).abs().max() < TOLERANCE[model.dtype]
 
 
 def all_hooks(model: LoadedModel) -> Iterator[object]:

@@ -128,6 +128,7 @@ def compare(
     before |= {group.place: group for group in earlier if group.place in places}
     elsewhere = [g for g in earlier if g.place not in mine and g.place[1] >= start]
     resid = parent.resid[start]
+    first = min(p for group in (*mine.values(), *elsewhere) for p in group.positions)
     recorded = Recorded()
     variants: list[Variant] = [
         Grouped("edit", str(last.edit), mine, recorded, before),
@@ -136,14 +137,20 @@ def compare(
     notes: Notes = {}
     if isinstance(last.edit, FeatureEdit):
         (place,) = places
-        arrived = arriving(
-            model,
-            resid,
-            start=start,
-            site=place[0],
-            layer=place[1],
-            hooks=hooks_of(elsewhere),
-            job=job,
+        # What arrives at a residual without earlier edits there is what the parent's run kept.
+        kept = place[0] == "resid" and not before[place].steps
+        arrived = (
+            parent.resid[place[1] + 1]
+            if kept
+            else arriving(
+                model,
+                resid,
+                start=start,
+                site=place[0],
+                layer=place[1],
+                hooks=hooks_of(elsewhere),
+                job=job,
+            )
         )
         features, notes = feature_variants(
             mine[place], before[place], last.edit, last.positions, arrived, gauge.probe
@@ -159,7 +166,11 @@ def compare(
         resid,
         start=start,
         n_rows=len(variants),
-        hooks=lambda rows: (*hooks_of(elsewhere), *_row_hooks(variants, rows, mine)),
+        hooks=lambda rows: (
+            *hooks_of(elsewhere, first=first),
+            *_row_hooks(variants, rows, mine, first),
+        ),
+        first=first,
         job=job,
     )
     _check_resume(rows.logits[0], child.logits)
@@ -179,18 +190,23 @@ def compare(
 
 
 def _row_hooks(
-    variants: Sequence[Variant], rows: range, mine: Mapping[Place, EditGroup]
+    variants: Sequence[Variant], rows: range, mine: Mapping[Place, EditGroup], first: int
 ) -> list[Hook]:
-    """Return a hook at each place of the last edit that gives each row its own delta."""
+    """Return a hook at each place of the last edit that gives each row its own delta.
+
+    The tensors begin at token `first`.
+    """
 
     def hook(place: Place) -> Hook:
         where = list(mine[place].positions)
 
+        at = [position - first for position in where]
+
         def function(tensor: Tensor) -> Tensor:
-            here = tensor[:, where]
+            here = tensor[:, at]
             added = [variants[row].delta(place, here[n], where) for n, row in enumerate(rows)]
             changed = tensor.clone()
-            changed[:, where] = here + torch.stack(added)
+            changed[:, at] = here + torch.stack(added)
             return changed
 
         return Hook(place[0], place[1], function)

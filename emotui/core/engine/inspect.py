@@ -31,7 +31,6 @@ from emotui.core.protocol import Inspected, InspectRequest, ModelSpec
 from emotui.core.records import Answer, Effect, Run, Trace
 from emotui.core.text import Template, clean, template_named
 
-
 NOTE_FILE = "emotui.json"
 """In a local model's folder: a JSON object whose `note` goes into every trace."""
 

@@ -1,11 +1,13 @@
-"""Resume: the blocks from one layer on, for many variants of one prompt at once.
+"""Resume: the blocks from one layer on, at the tokens from one on, for many variants at once.
 
-Blocks below `start` are skipped: their output is the residual of an earlier run. Everything from
-`start` on is the model's own code, so the numbers are those of a full run up to rounding.
+Blocks below `start` are skipped: their output is the residual of an earlier run. Tokens before
+`first` are run once for all variants. Everything else is the model's own code, so the numbers are
+those of a full run up to rounding.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
     from emotui.core.engine.model import LoadedModel
 
 TOKENS_AT_ONCE = 8192
-"""Most tokens (rows times prompt length) of one forward pass."""
+"""Most tokens of one forward pass: rows times the tokens that are run."""
+KEYS_AT_ONCE = 16384
+"""Most tokens whose keys and values are held at once: rows times the length of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -97,25 +101,31 @@ def rerun(
     start: int,
     n_rows: int,
     hooks: RowHooks,
+    first: int = 0,
     job: Job | None = None,
 ) -> Rows:
     """Run variants of one prompt from block `start` on and return what stands at the readout.
 
     `resid` is `resid.(start - 1)`, [tokens, d_model], the same for every row; what sets the rows
-    apart are the hooks. Rows run in order, as many at once as `TOKENS_AT_ONCE` lets.
+    apart are the hooks. With `first`, the rows begin at that token, and so do the tensors that the
+    hooks get: the tokens before it, which no hook may act on, are run once, and their keys and
+    values shared (METHODS 2.4). Rows run in order, as many at once as fit.
     """
-    at_once = max(1, TOKENS_AT_ONCE // len(resid))
+    n_tokens = len(resid)
+    at_once = min(TOKENS_AT_ONCE // (n_tokens - first), KEYS_AT_ONCE // n_tokens)
+    past = _prefix(model, resid[:first], start=start, job=job) if first else None
     parts = [
         _rerun_part(
             model,
-            resid,
+            resid[first:],
             start=start,
             n_rows=len(rows),
             hooks=hooks(rows),
+            past=past,
             job=job,
         )
-        for first in range(0, n_rows, at_once)
-        for rows in [range(first, min(first + at_once, n_rows))]
+        for begin in range(0, n_rows, max(1, at_once))
+        for rows in [range(begin, min(begin + max(1, at_once), n_rows))]
     ]
     return Rows(
         resid={kept: torch.cat([part.resid[kept] for part in parts]) for kept in parts[0].resid},
@@ -133,6 +143,22 @@ def adding(deltas: Tensor, site: HookSite, layer: int) -> RowHooks:
     return hooks
 
 
+def _prefix(model: LoadedModel, resid: Tensor, *, start: int, job: Job | None) -> Any:
+    """Return a transformers Cache of the keys and values of tokens [tokens, d_model], one row."""
+    from transformers import DynamicCache
+
+    past = DynamicCache(config=model.hf.config)
+    rows = resid.unsqueeze(0)
+    model.forwards += 1
+    with hooked(model, (), job=job), resumed(model, start, rows):
+        model.hf(inputs_embeds=rows, past_key_values=past, use_cache=True, logits_to_keep=1)
+    # The skipped blocks read none of it, but the length of the past is asked of the lowest ones.
+    skipped = resid.new_zeros(1, 1, len(resid), 1)
+    for layer in range(start):
+        past.update(skipped, skipped, layer)
+    return past
+
+
 def _rerun_part(
     model: LoadedModel,
     resid: Tensor,
@@ -140,6 +166,7 @@ def _rerun_part(
     start: int,
     n_rows: int,
     hooks: Sequence[Hook],
+    past: Any,
     job: Job | None,
 ) -> Rows:
     kept: dict[int, Tensor] = {}
@@ -152,7 +179,15 @@ def _rerun_part(
 
     keeping = [keep(at) for at in range(start, model.n_layers)]
     rows = resid.expand(n_rows, -1, -1)
+    own = None if past is None else copy.deepcopy(past)
+    if own is not None:
+        own.batch_repeat_interleave(n_rows)
     model.forwards += 1
     with hooked(model, (*hooks, *keeping), job=job), resumed(model, start, rows):
-        output = model.hf(inputs_embeds=rows, use_cache=False, logits_to_keep=1)
+        output = model.hf(
+            inputs_embeds=rows,
+            past_key_values=own,
+            use_cache=own is not None,
+            logits_to_keep=1,
+        )
     return Rows(kept, output.logits[:, -1])
