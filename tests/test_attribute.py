@@ -513,3 +513,17 @@ def test_gradients_come_back_from_their_bytes() -> None:
     narrow = gradients(model, ids_of(model), joy_metric(model))
     with pytest.raises(KeyError, match=r"mlp\.0"):
         Gradients.from_bytes(narrow.to_bytes(), device=model.device).at("mlp", 0)
+
+
+def test_the_plain_report_names_what_matters_most(bench: Bench) -> None:
+    from emotui.commands.report import report_of
+
+    trace = bench.trace()
+    report = report_of(trace)
+    assert trace.attribution is not None
+    assert f"attribution to {trace.attribution.metric}" in report
+    features = trace.features
+    row = max(range(len(features.index)), key=lambda row: abs(features.attribution[row] or 0.0))
+    assert f"L{features.layer[row]}/{features.index[row]} at {features.position[row]}" in report
+    assert "attribution" not in report_of(bench.trace(metric="none"))
+    assert "no attribution: The labels" in report_of(bench.trace(label_set="goemotions28"))

@@ -8,6 +8,7 @@ from emotui.core.text import clean
 _TRUST = {"trusted": "", "lexical": "l", "untrusted": "u"}
 _BAR_WIDTH = 24
 _TOP_FEATURES = 3
+_TOP_ATTRIBUTED = 5
 
 
 def report_of(trace: Trace) -> str:
@@ -15,6 +16,7 @@ def report_of(trace: Trace) -> str:
     sections = [
         *(_head(trace), _effects(trace), _answer(trace), _readouts(trace), _lens(trace)),
         _features(trace),
+        _attribution(trace),
     ]
     return "\n".join("\n".join(section) + "\n" for section in sections if section)
 
@@ -146,3 +148,31 @@ def _features(trace: Trace) -> list[str]:
             )
         )
     return lines
+
+
+def _attribution(trace: Trace) -> list[str]:
+    """Return the features and outputs that one backward pass says matter most."""
+    found = trace.attribution
+    if found is None:
+        return []
+    if found.value is None:
+        return [f"no attribution: {found.note}"]
+    lines = [f"attribution to {clean(found.metric)} ({found.value:+.3f} logits), an estimate"]
+    features, strings = trace.features, [clean(token.string) for token in trace.text.tokens]
+    rows = [row for row, value in enumerate(features.attribution) if value is not None]
+    rows.sort(key=lambda row: -abs(features.attribution[row] or 0.0))
+    for row in rows[:_TOP_ATTRIBUTED]:
+        site = "" if features.site[row] == "resid" else f"{features.site[row]}:"
+        lines.append(
+            f"  without {site}L{features.layer[row]}/{features.index[row]} at "
+            f"{features.position[row]} {strings[features.position[row]]!r}: "
+            f"{features.attribution[row]:+.3f}"
+        )
+    writes = found.writes
+    order = sorted(range(len(writes.value)), key=lambda row: -abs(writes.value[row]))
+    said = []
+    for row in order[:_TOP_ATTRIBUTED]:
+        layer, position = writes.layer[row], writes.position[row]
+        where = "emb" if layer == EMBEDDING_LAYER else f"{writes.site[row]}.{layer}"
+        said.append(f"{where} at {position} {strings[position]!r} {writes.value[row]:+.3f}")
+    return [*lines, "  largest writes: " + "; ".join(said)]
