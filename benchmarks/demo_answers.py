@@ -1,6 +1,6 @@
 """Measure the demo model's answers beside a bag-of-words classifier of the same training texts.
 
-    python benchmarks/demo_answers.py --data ../shared/data [--model emotui/demo/model] [--json]
+    python benchmarks/demo_answers.py --data ../shared/data [--model FOLDER] [--json]
 
 GoEmotions: test rows with exactly one label. Situations: held-out topics, with and without emotion
 words. crowd-enVENT: never trained on, the emotion word hidden. Seven classes (Ekman and neutral);
@@ -97,7 +97,7 @@ def thirteen(logits: torch.Tensor, ids: torch.Tensor, rows: Sequence[Example]) -
     for name, named in (("naming the emotion", True), ("without emotion words", False)):
         recalls = []
         for label in range(len(SITUATION13)):
-            own = [i for i, x in enumerate(rows) if x.situation == label and x.named is named]
+            own = [i for i, x in enumerate(rows) if x.thirteen == label and x.named is named]
             recalls.append((predicted[own] == label).mean())
         found[name] = round(float(np.mean(recalls)), 4)
     return found

@@ -1,6 +1,6 @@
 """Measure the probes of the demo: fitted on texts the model was not trained on, by the program.
 
-    python benchmarks/demo_probes.py --data ../shared/data [--model emotui/demo/model] [--json]
+    python benchmarks/demo_probes.py --data ../shared/data [--model FOLDER] [--json]
 
 Two fits through `emotui probe fit`: on GoEmotions' dev rows of one label, judged on its test rows;
 and on the bundled situations, judged on the held-out topics' texts without emotion words. The
@@ -11,7 +11,6 @@ the bag of embeddings and the 95th percentile, as the maximum over layers, for s
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -22,18 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts" / "demo"))
 
-from demo_data import EKMAN7, goemotions, single_label  # noqa: E402
-
-
-def write_rows(data: Path, split: str, path: Path) -> None:
-    """Write the rows of one label of a split, with their class, where only the user can read."""
-    path.touch(mode=0o600)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter="\t")
-        writer.writerow(["text", "label"])
-        for row in single_label(goemotions(data, split)):
-            if row.ekman is not None:
-                writer.writerow([row.text, EKMAN7[row.ekman.index(1.0)]])
+from demo_data import write_comments  # noqa: E402
 
 
 def fit(model: Path, cache: Path, *more: str) -> list[dict[str, Any]]:
@@ -81,8 +69,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         dev, test = place / "goemotions-dev.tsv", place / "goemotions-test.tsv"
-        write_rows(options.data, "dev", dev)
-        write_rows(options.data, "test", test)
+        write_comments(options.data, "dev", dev)
+        write_comments(options.data, "test", test)
         named = ("--data", str(dev), "--other", str(test))
         for name, more in (("GoEmotions", named), ("situations", ())):
             cards = fit(options.model, place / "cache", *more)

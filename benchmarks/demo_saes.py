@@ -103,7 +103,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--demo", type=Path, default=ROOT / "emotui" / "demo")
-    parser.add_argument("--model", type=Path, help="default: DEMO/model")
+    parser.add_argument("--model", type=Path, help="default: DEMO/emotui-demo")
     parser.add_argument("--saes", type=Path, help="default: DEMO/saes")
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--json", action="store_true")

@@ -11,6 +11,7 @@ import csv
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ ENVENT_TO_EKMAN = SITUATION_TO_EKMAN | {"no-emotion": "neutral"}
 _FINE_TO_13 = {"remorse": "guilt", "embarrassment": "shame", "pride": "pride", "relief": "relief"}
 _XED = ("", "anger", "anticipation", "disgust", "fear", "joy", "sadness", "surprise", "trust")
 _XED_WEIGHT = 0.3
+_ROWS_OF_A_CLASS = 300
 _SITUATION_WEIGHT = 1.0
 _MAPPED_WEIGHT = 0.5
 _SPACED_PUNCTUATION = re.compile(r" ([.,!?;:')])")
@@ -91,6 +93,24 @@ def goemotions(data: Path, split: str) -> list[Example]:
 def single_label(examples: Iterable[Example]) -> list[Example]:
     """Return the rows with exactly one label before any mapping."""
     return [example for example in examples if example.fine is not None and len(example.fine) == 1]
+
+
+def write_comments(data: Path, split: str, path: Path) -> None:
+    """Write GoEmotions' rows of one label with their class, as `emotui probe fit --data` reads it.
+
+    At most 300 of a class: probes are balanced over the classes, and the fit takes a minute.
+    Only the user can read the file.
+    """
+    written: Counter[str] = Counter()
+    path.touch(mode=0o600)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t")
+        writer.writerow(["text", "label"])
+        for row in single_label(goemotions(data, split)):
+            label = EKMAN7[row.ekman.index(1.0)] if row.ekman else ""
+            if label and written[label] < _ROWS_OF_A_CLASS:
+                written[label] += 1
+                writer.writerow([row.text, label])
 
 
 def xed(data: Path) -> list[Example]:

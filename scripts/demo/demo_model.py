@@ -113,7 +113,7 @@ def collate(rows: Sequence[Encoded], *, pad: int) -> Batch:
         adjust=torch.tensor([float(x.source != "situations") for x in examples]),
         thirteen=torch.tensor([-1 if x.thirteen is None else x.thirteen for x in examples]),
         thirteen_weight=torch.tensor(
-            [1.0 if x.source == "situations" else 0.3 * x.weight for x in examples]
+            [1.0 if x.source == "situations" else x.weight for x in examples]
         ),
         fine=fine,
         has_fine=torch.tensor([float(x.fine is not None) for x in examples]),

@@ -18,15 +18,16 @@ import json
 from pathlib import Path
 
 import torch
-from demo_data import EKMAN7, goemotions, single_label, situations
-from demo_model import encode
+from demo_data import EKMAN7, SITUATION13, goemotions, single_label, situations
+from demo_model import encode, label_ids
 from demo_residuals import residuals
 from sae_lens import SAE
 from torch import Tensor
-from transformers import AutoTokenizer, Gemma2ForCausalLM
+from transformers import AutoTokenizer, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
 _SHUFFLES = 500
 _TOKENS = 4
+_LEAST_SEEN = 50  # times a token occurs in training; the embedding of others is hardly trained
 _PER_CLASS = 250  # so that the common classes do not decide everything
 
 
@@ -56,11 +57,22 @@ def areas(ranked: Tensor, members: Tensor) -> Tensor:
     return (inside @ ranked - count * (count + 1) / 2) / (count * (total - count))
 
 
-def promoted(model: Gemma2ForCausalLM, decoder: Tensor) -> Tensor:
-    """Return the tokens [feature, n] whose logits a feature's direction raises most."""
+def readable(tokenizer: PreTrainedTokenizerFast, data: Path) -> Tensor:
+    """Return which tokens [vocabulary] stand for letters and are common, or are labels."""
+    counts = torch.zeros(len(tokenizer), dtype=torch.long)
+    for row in encode(goemotions(data, "train"), tokenizer):
+        counts[list(row.ids)] += 1
+    counts[label_ids(tokenizer, SITUATION13)] = _LEAST_SEEN
+    words = [tokenizer.decode([token]).strip() for token in range(len(tokenizer))]
+    return (counts >= _LEAST_SEEN) & torch.tensor([word.isalpha() for word in words])
+
+
+def promoted(model: Gemma2ForCausalLM, decoder: Tensor, allowed: Tensor) -> Tensor:
+    """Return the allowed tokens [feature, n] whose logits a feature's direction raises most."""
     gain = 1 + model.model.norm.weight
     embedding = model.lm_head.weight
     logits = (decoder * gain) @ (embedding - embedding.mean(0)).T
+    logits = logits.masked_fill(~allowed, -torch.inf)
     return logits.topk(_TOKENS, dim=-1).indices
 
 
@@ -124,13 +136,14 @@ def main() -> None:
     found = residuals(model, tokenizer, encode(examples, tokenizer), question=True)
     row_of_readout = found.row[found.readout]
     labels = torch.tensor([row.ekman.index(1.0) for row in examples if row.ekman])[row_of_readout]
+    allowed = readable(tokenizer, options.data)
     for folder in sorted(options.saes.glob("resid.*")):
         layer = int(folder.name.rpartition(".")[2])
         sae = SAE.load_from_disk(folder, device="cpu", dtype="float32")
         with torch.inference_mode():
             features = sae.encode(found.layers[layer][found.readout])
             result = judged(features, labels)
-            tokens = promoted(model, sae.W_dec)
+            tokens = promoted(model, sae.W_dec, allowed)
         texts, table = {}, {}
         for index in range(features.shape[1]):
             words = " ".join(tokenizer.decode([token]).strip() for token in tokens[index].tolist())

@@ -62,11 +62,13 @@ class Objective:
         smoothing: float,
         word_dropout: float,
         helpers: float,
+        comments13: float,
     ) -> None:
         self.ekman = label_ids(tokenizer, EKMAN7)
         self.thirteen = label_ids(tokenizer, SITUATION13)
         self.labels = torch.unique(torch.cat([self.ekman, self.thirteen]))
         self.adjustment = adjust * shares.log()
+        self.comments13 = comments13
         self.adjustment13 = adjust * shares13.log()
         self.smoothing = smoothing
         self.word_dropout = word_dropout
@@ -106,7 +108,8 @@ class Objective:
         }
         adjusted = logits[:, self.thirteen] + batch.adjust[:, None] * self.adjustment13
         each = functional.cross_entropy(adjusted, batch.thirteen, ignore_index=-1, reduction="none")
-        losses["thirteen"] = (each * batch.thirteen_weight).sum() / len(logits)
+        share = torch.where(batch.adjust > 0, self.comments13, 1.0)
+        losses["thirteen"] = (each * batch.thirteen_weight * share).sum() / len(logits)
         return losses
 
     def _helper_losses(
@@ -179,6 +182,7 @@ class Run:
             smoothing=options.smoothing,
             word_dropout=options.word_dropout,
             helpers=options.helpers,
+            comments13=options.comments13,
         )
         self.fixed = encode(
             [*comments, *situations("train") * options.situation_repeats], self.tokenizer
@@ -349,6 +353,12 @@ def main() -> None:
     parser.add_argument("--adjust", type=float, default=0.5)
     parser.add_argument("--situation-repeats", type=int, default=3)
     parser.add_argument("--helpers", type=float, default=0.5, help="weight of the dropped heads")
+    parser.add_argument(
+        "--comments13",
+        type=float,
+        default=0.0,
+        help="weight of the thirteen labels on comments and subtitles; the shipped model has none",
+    )
     parser.add_argument("--start", type=Path, help="begin from a trained model's weights")
     parser.add_argument("--joined", type=int, default=1500)
     parser.add_argument("--batch-tokens", type=int, default=2048)
