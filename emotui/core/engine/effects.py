@@ -266,7 +266,7 @@ def _effect(
     clean, before, after = full
     delta = after - before
     nothing = float(values[1])
-    noise = max(abs(nothing - before), 8 * torch.finfo(dtype).eps * max(1.0, abs(before)))
+    noise = max(abs(nothing - before), rounding_of(metric, before, dtype))
     controls = tuple(
         _control(name, delta, values, nothing, variants, notes.get(name, ""))
         for name in CONTROL_NAMES
@@ -285,6 +285,18 @@ def _effect(
         noise=noise,
         verdict=verdict,
     )
+
+
+def rounding_of(metric: str, before: float, dtype: torch.dtype) -> float:
+    """Return what rounding in the run's dtype alone may change a metric by.
+
+    Eight units of the last place: of a readout, counted from 1 up; of a probability, its own share
+    (rounded logits change it in proportion); of the divergence, which is of second order, squared.
+    """
+    units = 8 * torch.finfo(dtype).eps
+    if metric == "kl":
+        return units**2
+    return units * (abs(before) if metric.startswith("answer.") else max(1.0, abs(before)))
 
 
 def _control(
