@@ -19,8 +19,13 @@ REQUIRED = (
     "emotui/core/corpus/situations.tsv",
     "emotui/cache/store.py",
     "emotui/cli.py",
+    "emotui/themes/explorer.tcss",
+    "emotui/demo/emotui-demo/model.safetensors",
+    "emotui/demo/saes/resid.7/sae_weights.safetensors",
+    "emotui/demo/example.json",
+    "emotui/py.typed",
 )
-MAX_BYTES = 20 * 1024 * 1024
+MAX_BYTES = 17_000_000
 
 
 def build(target: str, source: Path, out: Path) -> Path:

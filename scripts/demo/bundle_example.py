@@ -1,20 +1,25 @@
 """Fit the demo's probes and compute its example trace, and put both where the explorer finds them.
 
-    python scripts/demo/bundle_example.py --text "..." --edit "ablate L5/12 at readout"
+    python scripts/demo/bundle_example.py --data ../shared/data --text "..." \
+        --edit "ablate L5/12 at readout"
 
 Runs on the shipped model and SAEs in emotui/demo, and writes emotui/demo/example.json and
 emotui/demo/cache (probes, the example's trace and the trace of its edit), laid out as the cache.
+The probes are fitted on GoEmotions' dev rows of one label and judged on its test rows; the model
+was trained on neither.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import shutil
 import tempfile
 from pathlib import Path
 
 import msgspec
+from demo_data import EKMAN7, goemotions, single_label
 
 from emotui.cache.demo import DEMO_FOLDER, demo_saes, demo_spec
 from emotui.cache.prepare import prepare
@@ -23,10 +28,22 @@ from emotui.core.client import EngineClient
 from emotui.core.protocol import FitRequest, InspectRequest
 
 
+def rows_of(data: Path, split: str, path: Path) -> Path:
+    """Write the rows of one label of a split, with their class, and return the file."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t")
+        writer.writerow(["text", "label"])
+        for row in single_label(goemotions(data, split)):
+            if row.ekman is not None:
+                writer.writerow([row.text, EKMAN7[row.ekman.index(1.0)]])
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--text", required=True)
     parser.add_argument("--edit", required=True)
     options = parser.parse_args()
@@ -34,7 +51,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         with Store.open(root) as store, EngineClient(root, offline=True) as client:
-            client.submit(FitRequest(spec=demo_spec(), cache_dir=folder)).result()
+            fit = FitRequest(
+                spec=demo_spec(),
+                cache_dir=folder,
+                data=str(rows_of(options.data, "dev", root / "GoEmotions-dev.tsv")),
+                other=str(rows_of(options.data, "test", root / "GoEmotions-test.tsv")),
+            )
+            client.submit(fit).result()
             request = InspectRequest(
                 spec=demo_spec(), text=options.text, cache_dir=folder, saes=demo_saes()
             )
