@@ -1,0 +1,100 @@
+"""`emotui inspect --do`: every kind of edit from the command line, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support_edits import random_probe
+from support_models import LAYERS, WIDTH, tiny_folder, tiny_model
+from support_saes import write_residual_saes
+
+from emotui.cache.recipes import Recipe, save_recipe
+from emotui.cache.store import Store
+
+TEXT = "He shouted at me for no reason."
+LINES = (
+    "steer L1/5 +0.2",
+    "knock attn L1-2",
+    "knock head L2.1 zero",
+    "promote joy L2 +0.1",
+    "project out anger L3",
+    "modulate +other_agency L2 +0.1 keep effort",
+    'patch mlp L2 from "Lily was happy."',
+    "@calm",
+)
+PRINTED = (
+    "steer L1/5 +0.2 at all",
+    "knock attn L1-2 mean at readout",
+    "knock head L2.1 zero at readout",
+    "promote joy L2 +0.1 at readout",
+    "project out anger L3 at readout",
+    "modulate +other_agency L2 +0.1 keep effort at readout",
+    'patch mlp L2 from "Lily was happy." at readout',
+    "knock mlp L1 zero at readout",
+)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A cache with a probe and a recipe, and a folder of SAEs, for the tiny Llama."""
+    root = tmp_path_factory.mktemp("bench")
+    model = tiny_model("llama")
+    with Store.open(root / "cache") as store:
+        probe = random_probe(model)
+        store.put_probe(probe.id, probe.to_bytes(), probe.file.card)
+        recipe = Recipe("calm", model.fingerprint, "tiny", ("knock mlp L1 zero at readout",))
+        save_recipe(store.root, recipe)
+        other = Recipe("foreign", "0" * 64, "another", recipe.edits)
+        save_recipe(store.root, other)
+    return root / "cache", write_residual_saes(root / "saes", d_in=WIDTH, layers=LAYERS)
+
+
+def inspect(
+    bench: tuple[Path, Path], *lines: str, text: str = TEXT
+) -> subprocess.CompletedProcess[bytes]:
+    cache, saes = bench
+    arguments = [sys.executable, "-m", "emotui", "inspect", text, "--cache-dir", str(cache)]
+    arguments += ["--model", str(tiny_folder("llama")), "--sae", str(saes), "--json"]
+    arguments += [word for line in lines for word in ("--do", line)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.run(arguments, capture_output=True, timeout=120, check=False, env=environment)
+
+
+def test_edits_of_all_kinds_stack_from_the_command_line(bench: tuple[Path, Path]) -> None:
+    done = inspect(bench, *LINES)
+    assert done.returncode == 0, done.stderr.decode()
+    document: dict[str, Any] = json.loads(done.stdout)
+    assert tuple(document["edits"]) == PRINTED
+    assert len(document["ancestors"]) == len(LINES)
+    assert tuple(document["ancestors"][0]["edits"]) == PRINTED[:-1]
+    (effect,) = [one for one in document["effects"] if one["metric"] == "kl"]
+    random = effect["controls"][1]
+    assert random["name"] == "random_directions" and len(random["deltas"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("knock heads L1.2", "'heads'"),
+        ("promote joy L2 +nan", "a finite number"),
+        ("promote envy L2 +0.1", "'envy'"),
+        ("@absent", "There are: calm, foreign"),
+        ("@foreign", "another model"),
+        ("patch resid L1 from 12345678", "'12345678'"),
+    ],
+)
+def test_what_cannot_be_is_refused_on_one_screen(
+    bench: tuple[Path, Path], line: str, words: str
+) -> None:
+    done = inspect(bench, line)
+    assert done.returncode == 2
+    assert done.stdout == b""
+    assert words in done.stderr.decode() and "Traceback" not in done.stderr.decode()
+    assert "The edits stayed as they were." in done.stderr.decode()
