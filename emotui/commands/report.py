@@ -40,7 +40,8 @@ def _effects(trace: Trace) -> list[str]:
     done = trace.intervention
     lines = [f"edit    {clean(edit)}" for edit in trace.edits]
     lines.append(
-        f"  acted at {done.fired} {'place' if done.fired == 1 else 'places'}; delta {done.delta_norm:.3f} of the activation's norm; "
+        f"  acted at {done.fired} {'place' if done.fired == 1 else 'places'}; "
+        f"delta {done.delta_norm:.3f} of the activation's norm; "
         f"KL of the next token {done.kl:.4g} nats" + ("; selected" if done.selected else "")
     )
     lines += [f"  {clean(note)}" for note in done.notes]
