@@ -346,3 +346,10 @@ def test_doctor_finds_hooked_and_plain_runs_alike(family: str) -> None:
     assert float(facts["against TransformerLens"][0].split()[0]) <= 1e-5
     # The wheel of an index may leave its local part (+cpu) out of its metadata.
     assert facts["torch"][0].split("+")[0] == torch.__version__.split("+")[0]
+
+
+def test_a_small_model_runs_on_one_cpu_thread() -> None:
+    """More threads would only wait for each other, and on a busy machine for a long time."""
+    torch.set_num_threads(2)
+    load_model(ModelSpec(model=str(tiny_folder("llama"))), QuietJob())
+    assert torch.get_num_threads() == 1

@@ -18,7 +18,14 @@ from emotui.cache.keys import derived_key, sae_identity
 from emotui.cache.store import Store
 from emotui.core.engine.capture import Activations, Job
 from emotui.core.engine.model import LoadedModel
-from emotui.core.records import Attribution, Features, ProbeSummary, Readouts, SaeReading, TextRecord
+from emotui.core.records import (
+    Attribution,
+    Features,
+    ProbeSummary,
+    Readouts,
+    SaeReading,
+    TextRecord,
+)
 
 if TYPE_CHECKING:
     from emotui.core.engine.attributor import Attributor

@@ -22,6 +22,8 @@ from emotui.core.errors import ModelError, UsageError
 from emotui.core.protocol import ModelSpec
 from emotui.core.text import clean
 
+_SMALL_PARAMETERS = 30_000_000
+_THREADS = torch.get_num_threads()
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _PACKAGES = ("torch", "transformers", "safetensors", "tokenizers")
 
@@ -222,6 +224,17 @@ def _fingerprint(found: FoundModel, memo: Memo | None, job: Job) -> str:
     return model_fingerprint_of_folder(found.folder, memo, progress=report)
 
 
+def _choose_threads(hf_model: Any, device: torch.device) -> None:
+    """Run small models on one CPU thread: more would spend their time waiting for each other.
+
+    That matters most on shared machines, where a thread that waits for one that is not scheduled
+    spins, and a small model's run takes many times as long.
+    """
+    if device.type == "cpu":
+        parameters = sum(parameter.numel() for parameter in hf_model.parameters())
+        torch.set_num_threads(1 if parameters < _SMALL_PARAMETERS else _THREADS)
+
+
 def load_model(spec: ModelSpec, job: Job, *, memo: Memo | None = None) -> LoadedModel:
     """Load a model from a folder, an alias or a hub id, ready to be hooked.
 
@@ -248,6 +261,7 @@ def load_model(spec: ModelSpec, job: Job, *, memo: Memo | None = None) -> Loaded
     job.check()
     job.progress("reading the weights")
     hf_model = _read_weights(found.folder, dtype=dtype, device=device, attention=attention)
+    _choose_threads(hf_model, device)
     job.check()
     sites = (
         bridge.bridged_sites(hf_model, found.folder) if table is None else Sites(hf_model, table)
