@@ -8,6 +8,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from emotui.cache.keys import trace_id
+from emotui.cache.store import Store
 from emotui.core.records import (
     Answer,
     Features,
@@ -130,3 +131,22 @@ def make_trace(
             answers={"anger": (0.5, 0.25, 0.125)},
         ),
     )
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        self.now += 1000.0
+        return self.now
+
+
+def put(store: Store, name: str, **parts: str) -> str:
+    """Put a small trace under the key of a name and return its id."""
+    key = key_of(name)
+    trace = make_trace(key, **parts)  # type: ignore[arg-type]
+    store.put_trace(trace, key)
+    return trace.id
