@@ -21,6 +21,7 @@ from support_cache import key_of, make_trace, payload_of
 from emotui.cache import codec, sealed
 from emotui.core.records import (
     Answer,
+    Attribution,
     Control,
     Effect,
     Features,
@@ -33,6 +34,9 @@ from emotui.core.records import (
     TextRecord,
     Token,
     Trace,
+    Writes,
+    Written,
+    WrittenReadings,
 )
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=10)
@@ -43,16 +47,16 @@ PLACE = st.none() | st.integers(0, 10_000)
 SITE = st.sampled_from(["resid", "attn", "mlp"])
 
 
-def columns(kind: Any, size: int, **cells: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+def columns(record: Any, size: int, /, **cells: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     """Build a record of columns of one length."""
     drawn = {
         name: st.lists(s, min_size=size, max_size=size).map(tuple) for name, s in cells.items()
     }
-    return st.builds(kind, **drawn)
+    return st.builds(record, **drawn)
 
 
-def of_any_size(kind: Any, **cells: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return st.integers(0, 6).flatmap(lambda size: columns(kind, size, **cells))
+def of_any_size(record: Any, /, **cells: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.integers(0, 6).flatmap(lambda size: columns(record, size, **cells))
 
 
 tokens = st.builds(
@@ -94,6 +98,41 @@ lenses = st.builds(
     ),
     st.dictionaries(TEXT, st.lists(SINGLE, max_size=4).map(tuple), max_size=3),
 )
+generations = st.builds(
+    Generation,
+    new_tokens=INTEGER,
+    temperature=DOUBLE,
+    samples=st.lists(
+        st.builds(
+            Written,
+            text=TEXT,
+            tokens=st.lists(INTEGER, max_size=3).map(tuple),
+            seed=INTEGER,
+            fired=INTEGER,
+            answer=st.none(),
+            readings=of_any_size(
+                WrittenReadings,
+                how=st.sampled_from(["while_written", "read_again"]),
+                probe=TEXT,
+                kind=st.sampled_from(["readout", "token"]),
+                layer=st.integers(-1, 99),
+                emotion=TEXT,
+                value=DOUBLE,
+                z=st.none() | DOUBLE,
+            ),
+        ),
+        max_size=2,
+    ).map(tuple),
+)
+attributions = st.builds(
+    Attribution,
+    metric=TEXT,
+    value=st.none() | DOUBLE,
+    note=TEXT,
+    writes=of_any_size(
+        Writes, site=SITE, layer=st.integers(-1, 99), position=st.integers(0, 9999), value=SINGLE
+    ),
+)
 TUPLES = st.lists(DOUBLE, max_size=3).map(tuple)
 traces = st.builds(
     Trace,
@@ -120,7 +159,8 @@ traces = st.builds(
         rule=st.sampled_from(["first_token", "whole_label"]),
     ),
     lens=st.none() | lenses,
-    generation=st.none() | st.builds(Generation, text=TEXT, temperature=DOUBLE),
+    generation=st.none() | generations,
+    attribution=st.none() | attributions,
     edits=st.lists(TEXT, max_size=3).map(tuple),
     intervention=st.none() | st.builds(Intervention, kl=DOUBLE, delta_norm=DOUBLE),
     effects=st.lists(

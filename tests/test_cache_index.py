@@ -250,6 +250,7 @@ def quickest(work: Callable[[], object], times: int = 5) -> float:
     return min(durations)
 
 
+@pytest.mark.soak
 def test_ten_thousand_traces_open_list_and_search_quickly(ten_thousand: Path) -> None:
     def open_and_list() -> None:
         with Store.open(ten_thousand) as store:

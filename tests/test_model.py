@@ -283,7 +283,7 @@ def test_a_hub_model_that_is_not_here_offline(
     started = time.monotonic()
     with pytest.raises(ModelError) as caught:
         load_model(ModelSpec(model="gemma-2-2b", offline=True), QuietJob())
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 6
     assert "google/gemma-2-2b" in caught.value.what
     assert "--offline" in caught.value.todo
 
