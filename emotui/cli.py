@@ -251,18 +251,18 @@ def where(
 @app.command()
 def export(
     trace: Annotated[str, typer.Argument(help="A trace id, its beginning, or a JSON file.")],
-    to: Annotated[str, typer.Option("--to", help="The format: json.")] = "json",
+    to: Annotated[str, typer.Option("--to", help="The format: json, py or md.")] = "json",
     tokens: Annotated[str, typer.Option("--tokens", help="`readout`, or `all`.")] = "readout",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite that file.")] = False,
     cache_dir: CacheDir = None,
 ) -> None:
     """Write a cached trace and its ancestors as a file for other programs."""
-    from emotui.commands.export import export_trace
+    from emotui.commands.export import FORMATS, export_trace
 
-    _choice("--to", to, ("json",))
+    _choice("--to", to, FORMATS)
     every = _choice("--tokens", tokens, ("readout", "all")) == "all"
-    export_trace(trace, all_tokens=every, out=out, force=force, cache_dir=cache_dir)
+    export_trace(trace, to=to, all_tokens=every, out=out, force=force, cache_dir=cache_dir)
 
 
 @app.command()

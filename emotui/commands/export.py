@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from emotui.commands.common import cache_for, say
+from emotui.core.records import Site, Trace
+
+FORMATS = ("json", "py", "md")
 
 
 def export_trace(
-    name: str, *, all_tokens: bool, out: Path | None, force: bool, cache_dir: Path | None
+    name: str,
+    *,
+    to: str = "json",
+    all_tokens: bool,
+    out: Path | None,
+    force: bool,
+    cache_dir: Path | None,
 ) -> None:
     """Write the trace with this id (or its beginning, or of this JSON file) to `out` or stdout.
 
-    Raises CacheError for an id that leads to no trace, ExportError where writing fails.
+    Raises CacheError for an id that leads to no trace, ExportError where writing fails or where
+    a script cannot redo the trace.
     """
-    from emotui.core.export.json import document_bytes, read_document, trace_of, write_file
+    from emotui.core.export.json import read_document, trace_of, write_file
 
+    norms: Mapping[tuple[Site, int], float] = {}
     if Path(name).is_file():
         document = read_document(Path(name).read_bytes(), name=name)
         trace, ancestors = trace_of(document), document.ancestors
@@ -27,8 +39,33 @@ def export_trace(
         with cache_for(cache_dir, private=False) as root, Store.open(root) as store:
             trace = store.get_trace(name)
             ancestors = tuple(ancestors_of(trace, store))
-    data = document_bytes(trace, ancestors=ancestors, all_tokens=all_tokens)
+            if to == "py" and trace.edits:
+                from emotui.core.export.strengths import mean_norms
+
+                norms = mean_norms(trace, store)
+    data = _document(trace, ancestors, to=to, all_tokens=all_tokens, norms=norms)
     if out is None:
         sys.stdout.buffer.write(data)
     else:
         say(f"Wrote {write_file(out, data, overwrite=force)}")
+
+
+def _document(
+    trace: Trace,
+    ancestors: Sequence[Trace],
+    *,
+    to: str,
+    all_tokens: bool,
+    norms: Mapping[tuple[Site, int], float],
+) -> bytes:
+    if to == "py":
+        from emotui.core.export.python import script_bytes
+
+        return script_bytes(trace, ancestors=ancestors, all_tokens=all_tokens, norms=norms)
+    if to == "md":
+        from emotui.core.export.markdown import markdown_bytes
+
+        return markdown_bytes(trace, ancestors=ancestors)
+    from emotui.core.export.json import document_bytes
+
+    return document_bytes(trace, ancestors=ancestors, all_tokens=all_tokens)
