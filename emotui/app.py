@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from emotui.ui.terminal import Terminal, append_private, shielded
 from emotui.ui.work import Engine, Workbench
 
 _TIMER_SLACK = 0.002
+_SETTLED_SECONDS = 1.0
 
 
 class EmotuiApp(App[int]):
@@ -74,6 +76,10 @@ class EmotuiApp(App[int]):
         """Whether to look for pastes among keys; off unless there is a terminal."""
         self._gate = KeyGate(self._is_careful)
         self._editor_gate = EditorGate()
+
+    def on_ready(self) -> None:
+        """Collect garbage again, without what the start made: a full collection delays a key."""
+        self.set_timer(_SETTLED_SECONDS, _collect_from_now_on)
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Return the project's own variables, for themes that lack them."""
@@ -201,6 +207,11 @@ class EmotuiApp(App[int]):
         if problem is not None and self.log_file is not None:
             append_private(self.log_file, traceback_without_private(problem, None))
         self.panic(Text(f"emotui stopped: an unexpected {type(problem).__name__}."))
+
+
+def _collect_from_now_on() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def _without_alt(event: events.Key) -> tuple[events.Key, ...]:
