@@ -196,3 +196,16 @@ def test_lens_under_the_prefix_rule_ends_in_the_answer(model: LoadedModel) -> No
     )
     whole = read_lens(model, kept, _read(model, "goemotions28"))
     assert whole.answers == {}
+
+
+def test_mass_is_what_the_labels_hold_of_the_whole_distribution(stories: Path) -> None:
+    model = load_model(ModelSpec(model=str(stories)), QuietJob())
+    text = model.reader.read("Lily was sad.", TEMPLATES["ask"], context_length=512)
+    ids = [token.id for token in text.tokens]
+    tokens = label_tokens(model.reader, "ekman7", TEMPLATES["ask"])
+    answer = read_answer(model, capture(model, ids), tokens).answer
+    plain = plain_model(stories)
+    with torch.no_grad():
+        shares = plain(torch.tensor([ids])).logits[0, -1].softmax(-1)
+    expected = sum(float(shares[sequence[0]]) for sequence in tokens.sequences)
+    assert answer.mass == pytest.approx(expected, abs=1e-5)

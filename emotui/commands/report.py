@@ -68,6 +68,8 @@ def _answer(trace: Trace) -> list[str]:
     rows = sorted(answer.labels.items(), key=lambda item: -item[1])
     width = max(len(label) for label in answer.labels)
     lines = [f"answer  {answer.set}, rule {answer.rule.replace('_', ' ')}"]
+    if answer.mass is not None:
+        lines[0] += f"; these labels hold {answer.mass:.2f} of the next token"
     for label, probability in rows:
         bar = "#" * round(probability * _BAR_WIDTH)
         lines.append(f"  {label.ljust(width)}  {probability:.3f}  {bar}")

@@ -146,6 +146,9 @@ class Answer(msgspec.Struct, frozen=True):
     rule: AnswerRule
     prompts: int
     """Number of prompts the answer was read from: 1, or one per label."""
+    mass: float | None = None
+    """Share of the whole next-token distribution that the labels' first tokens hold together;
+    None where the rule reads more than the first token."""
 
 
 class Lens(msgspec.Struct, frozen=True):

@@ -260,6 +260,7 @@ class Handlers:
 
     def do_app_console(self) -> None:
         """Open the console."""
+        self._update(replace(self._state, notice=None))
         self._screen.open_console()
 
     def do_edit_steer(self) -> None:
@@ -282,6 +283,7 @@ class Handlers:
         if line is None:
             self.say("hint", otherwise)
         else:
+            self._update(replace(self._state, notice=None))
             self._screen.open_console(line)
 
     def do_console_leave(self) -> None:

@@ -121,7 +121,7 @@ def shown(state: ScreenState, readings: Readings, *, cached: bool, seconds: floa
             position = state.position
         elif state.position == former.trace.text.last:
             position = text.last
-        if former.emotions and state.emotion in readings.emotions:
+        if same_text and former.emotions and state.emotion in readings.emotions:
             emotion = state.emotion
     fresh = replace(
         state,

@@ -117,8 +117,16 @@ def read_answer(
         set=tokens.set,
         rule=tokens.rule,
         prompts=len(tokens.labels) if tokens.rule == "whole_label" else 1,
+        mass=_mass(activations, tokens),
     )
     return AnswerReading(answer, tokens, scores, resid)
+
+
+def _mass(activations: Activations, tokens: LabelTokens) -> float | None:
+    if tokens.rule != "first_token":
+        return None
+    shares = activations.logits.float().softmax(dim=-1)
+    return float(shares[list(tokens.deciding)].sum())
 
 
 def to_bytes(reading: AnswerReading) -> bytes | None:

@@ -12,6 +12,7 @@ from emotui.cache.recipes import with_recipes
 from emotui.core.corpus import APPRAISAL_SOURCE
 from emotui.core.edits import (
     Edit,
+    FeatureEdit,
     HeadEdit,
     KnockEdit,
     ModulateEdit,
@@ -142,7 +143,10 @@ def run_edited(
         activations=child if comparison.changed else with_key(parent, child.key),
         hooks=hooks_of(groups),
         intervention=_intervention(
-            comparison, groups, _notes(placed[-1].edit, materials), selected=selected
+            comparison,
+            groups,
+            (*_notes(placed[-1].edit, materials), *_nothing_done(comparison, placed[-1].edit)),
+            selected=selected,
         ),
         effects=comparison.effects,
         along=tuple(_along(placed, materials.probe)),
@@ -298,6 +302,15 @@ def _intervention(
         readout_layer=comparison.readout_layer,
         notes=notes,
     )
+
+
+def _nothing_done(comparison: Comparison, edit: Edit) -> tuple[str, ...]:
+    """Return the words for an edit that added exactly nothing: that is no finding."""
+    if comparison.changed:
+        return ()
+    if isinstance(edit, FeatureEdit) and edit.operation in ("ablate", "scale"):
+        return (f"{edit.feature} is not active at these positions: nothing was changed",)
+    return ("the edit left every activation as it was: nothing was changed",)
 
 
 def _notes(edit: Edit, materials: Materials) -> tuple[str, ...]:

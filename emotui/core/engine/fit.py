@@ -22,6 +22,7 @@ from emotui.core.engine import controls
 from emotui.core.engine.collect import Place, collect, text_mask, visit
 from emotui.core.engine.design import Design, design_of
 from emotui.core.engine.labelled import Labelled, labelled_texts
+from emotui.core.engine.model import name_of
 from emotui.core.engine.place_fits import PlaceFits, fit_places, out_of_fold, scores_of
 from emotui.core.engine.probes import Probe, ProbeFile, Threshold
 from emotui.core.errors import TextError
@@ -208,7 +209,7 @@ def _card(request: FitRequest, model: LoadedModel, data: Labelled, kind: ProbeKi
     return ProbeCard(
         id=f"{request.label_set}-{kind}-{request.template}-{identity.hexdigest()[:8]}",
         fingerprint=model.fingerprint,
-        model=request.spec.model,
+        model=name_of(request.spec),
         kind=kind,
         label_set=request.label_set,
         emotions=data.emotions,

@@ -24,7 +24,7 @@ from emotui.core.engine.edited import EditedRun, answer_effects, canonical, mark
 from emotui.core.engine.generate import generation_of
 from emotui.core.engine.instruments import Instruments
 from emotui.core.engine.lens import read_lens
-from emotui.core.engine.model import LoadedModel, package_versions
+from emotui.core.engine.model import LoadedModel, name_of, package_versions
 from emotui.core.engine.runs import activations_of
 from emotui.core.errors import UsageError
 from emotui.core.protocol import Inspected, InspectRequest, ModelSpec
@@ -239,12 +239,6 @@ def note_of(spec: ModelSpec) -> str:
         return msgspec.json.decode(content, type=dict[str, str]).get("note", "")
     except (OSError, msgspec.DecodeError):
         return ""
-
-
-def name_of(spec: ModelSpec) -> str:
-    """Return the model's name for a record: a hub id, or the folder's name without its path."""
-    folder = Path(spec.model).expanduser()
-    return folder.resolve().name if folder.is_dir() else spec.model
 
 
 def _answer(

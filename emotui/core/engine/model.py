@@ -96,6 +96,12 @@ class LoadedModel:
         return logits
 
 
+def name_of(spec: ModelSpec) -> str:
+    """Return the model's name for a record: a hub id, or the folder's name without its path."""
+    folder = Path(spec.model).expanduser()
+    return folder.resolve().name if folder.is_dir() else spec.model
+
+
 def package_versions() -> dict[str, str]:
     """Return the versions of what computes a trace, for its record."""
     versions = {"emotui": emotui.__version__}

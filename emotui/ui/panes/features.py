@@ -58,6 +58,9 @@ class FeaturesPane(LinePane):
         if not state.features or state.readings is None:
             return ""
         summary = f"{len(state.features)} active · by {state.sorting}"
+        attribution = state.readings.trace.attribution
+        if attribution is not None and attribution.metric:
+            summary += f" · attribution: {attribution.metric} if removed"
         for sae in state.readings.trace.saes:
             if (sae.site, sae.layer) == (state.site, state.layer):
                 explained = sae.variance_explained

@@ -58,7 +58,7 @@ class InterventionsPane(LinePane):
     def prepare(self, state: ScreenState) -> None:
         """Write the lines."""
         trace = state.readings.trace if state.readings is not None else None
-        self.border_subtitle = ""
+        self.border_subtitle, self.border_title = "", "4 Interventions"
         if trace is None:
             self._lines = ()
         elif not trace.edits:
@@ -66,7 +66,8 @@ class InterventionsPane(LinePane):
         else:
             count = len(trace.edits)
             wide = self.scrollable_content_region.width > _WIDE
-            self.border_subtitle = "1 edit" if count == 1 else f"{count} edits"
+            edits = "1 edit" if count == 1 else f"{count} edits"
+            self.border_title = f"4 Interventions · {edits}"
             self._lines = (
                 *(("edit", f"{n} {visible(edit)}") for n, edit in enumerate(trace.edits, start=1)),
                 *(("fact", f"  {visible(fact)}") for fact in facts_of(trace)),
@@ -75,7 +76,11 @@ class InterventionsPane(LinePane):
                     ("chosen" if row.chosen else "row", _row_text(row, wide=wide))
                     for row in effect_rows(trace, state.emotion)
                 ),
-                *(("remark", visible(remark)) for remark in remarks_of(trace, state.emotion)),
+                *(
+                    ("remark", visible(part))
+                    for remark in remarks_of(trace, state.emotion)
+                    for part in remark.split("; ")
+                ),
             )
 
     def extent(self) -> Size:

@@ -58,6 +58,8 @@ class LinePane(ScrollView, can_focus=True):
         self.border_title = title
         self.state: ScreenState | None = None
         self._palette: Palette | None = None
+        self._laid_out_for = 0
+        """The width that the content was laid out for."""
 
     @property
     def palette(self) -> Palette:
@@ -87,12 +89,16 @@ class LinePane(ScrollView, can_focus=True):
         """Lay out anew, keep the cursor in sight and repaint."""
         if self.state is None or not self.is_mounted:
             return
+        self._laid_out_for = self.scrollable_content_region.width
         self.prepare(self.state)
         self.virtual_size = self.extent()
         self.refresh()
         self.call_after_refresh(self._keep_in_sight)
 
     def _keep_in_sight(self) -> None:
+        if self.scrollable_content_region.width > self._laid_out_for:
+            self.rebuild()  # a scroll bar went away
+            return
         region = self.cursor_region()
         if region is None:
             return

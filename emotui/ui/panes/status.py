@@ -11,7 +11,7 @@ from emotui.ui.actions import PaneName, actions_of, shown_key
 from emotui.ui.paint import bar, safe, visible
 from emotui.ui.state import ScreenState, Work, place_name
 
-_HINT = "arrows move · 1 2 3 panes · 0 other view · ? all keys"
+_HINT = "arrows move · 1 2 3 4 panes · 0 other view · ? all keys"
 _ALWAYS = ("app.help", "app.close")
 
 
@@ -94,6 +94,11 @@ class StatusLine(Widget):
         if state is None or readings is None:
             return [*facts, (f"template {self._template}", self._template)]
         run, place = readings.trace.run, f"{place_name(state)} {state.emotion}".strip()
+        if readings.trace.edits:
+            count = len(readings.trace.edits)
+            facts.append((f"EDITED: {count} {'edit' if count == 1 else 'edits'}", "EDITED"))
+        if run.note:
+            facts.append(("trained on labels: no evidence about others", "demo"))
         facts.append((place, place))
         probe = readings.probe_at(state.site, state.position)
         facts.append(_probe(probe) if probe is not None else ("no probe", "no probe"))

@@ -259,11 +259,14 @@ class AnswerLine(Widget):
             self._content = Content("")
         else:
             ranked = sorted(answer.labels.items(), key=lambda item: (-item[1], item[0]))
-            parts: list[str | Content] = ["answer "]
+            edited = bool(state.readings and state.readings.trace.edits)
+            parts: list[str | Content] = ["EDITED answer " if edited else "answer "]
             for label, probability in ranked[:4]:
                 parts += [safe(label), f" {probability:.2f} {bar(probability, 4)} "]
             if answer.rule == "whole_label":
                 parts.append("(whole labels)")
+            if answer.mass is not None:
+                parts.append(f"of {answer.mass:.2f} of the next token")
             self._content = Content.assemble(*parts)
         self.refresh()
 
