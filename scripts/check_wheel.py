@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REQUIRED = (
     "emotui/core/records.py",
     "emotui/core/corpus/situations.tsv",
+    "emotui/core/export/redo.txt",
     "emotui/cache/store.py",
     "emotui/cli.py",
     "emotui/themes/explorer.tcss",

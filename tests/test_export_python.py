@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from support_edits import random_probe
-from support_models import LAYERS, WIDTH, tiny_folder, tiny_model
+from support_models import tiny_folder, tiny_model
 from support_saes import write_sae
 from support_traces import made_up_trace
 
@@ -22,6 +22,7 @@ from emotui.cache.demo import DEMO_FOLDER, DEMO_MODEL, demo_saes, example, has_d
 from emotui.cache.lineage import ancestors_of
 from emotui.cache.store import Store
 from emotui.commands.export import export_trace
+from emotui.core.emotions import LABEL_SETS
 from emotui.core.engine.capture import QuietJob
 from emotui.core.engine.inspect import inspect
 from emotui.core.engine.instruments import Instruments
@@ -247,6 +248,12 @@ def test_edits_of_every_kind_it_can_redo_stack(
     code, printed = in_this_process(tmp_path, written.script(all_tokens=True), written, capsys)
     assert code == 0, printed
     assert checked(printed) > 10_000
+    document = read_document(
+        document_bytes(written.trace, ancestors=written.ancestors, all_tokens=False)
+    )
+    rounded = script_bytes(trace_of(document), ancestors=document.ancestors, norms=written.norms)
+    code, printed = in_this_process(tmp_path, rounded, written, capsys)
+    assert code == 0, printed
     export_trace(
         written.trace.id,
         to="py",
@@ -269,15 +276,27 @@ def test_edits_of_every_kind_it_can_redo_stack(
         assert len(wrong) == 1 and words in wrong[0] and "after 11 edits" in wrong[0]
 
 
+@pytest.mark.parametrize("rule", ["whole_label", "after_shared_prefix"])
 def test_saes_on_attention_and_mlp_outputs_and_other_label_rules(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    rule: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
-    """JumpReLU and TopK, a probe of random directions, a Llama with a tokenizer of bytes."""
-    model = tiny_model("llama")
+    """JumpReLU and TopK, a probe of random directions; in stories260K labels share a space."""
+    labels, folder = "plutchik9", tiny_folder("llama")
+    if rule == "after_shared_prefix":
+        labels, folder = "spaced", request.getfixturevalue("stories")
+        sets = {**LABEL_SETS, labels: ("joy", "zoo", "quiet")}
+        for module in ("core.engine.answer", "core.engine.inspect", "cache.keys"):
+            monkeypatch.setattr(f"emotui.{module}.LABEL_SETS", sets)
+    model = load_model(ModelSpec(str(folder), dtype="float32", device="cpu"), QuietJob())
+    width, top = model.d_model, model.n_layers - 1
     saes = tmp_path / "saes"
-    write_sae(saes / "a", d_in=WIDTH, hook="blocks.1.hook_attn_out", k=None)
-    write_sae(saes / "m", d_in=WIDTH, hook="blocks.2.hook_mlp_out", seed=1)
-    write_sae(saes / "r", d_in=WIDTH, hook=f"blocks.{LAYERS - 1}.hook_resid_pre", k=None, seed=2)
+    write_sae(saes / "a", d_in=width, hook="blocks.1.hook_attn_out", k=None)
+    write_sae(saes / "m", d_in=width, hook="blocks.2.hook_mlp_out", seed=1)
+    write_sae(saes / "r", d_in=width, hook=f"blocks.{top}.hook_resid_pre", k=None, seed=2)
     probe = random_probe(model)
     (tmp_path / f"{probe.id}.safetensors").write_bytes(probe.to_bytes())
     with Store.open(tmp_path / "cache") as store:
@@ -287,13 +306,12 @@ def test_saes_on_attention_and_mlp_outputs_and_other_label_rules(
         edits = (
             f"ablate attn:L1/{active[0]} at all",
             "clamp mlp:L2/4 = 2 at readout",
-            f"steer L{LAYERS - 2}/6 +0.3 at all",
+            f"steer L{top - 1}/6 +0.3 at all",
             f"scale attn:L1/{active[1]} x2 at last",
         )
-        found = ran(model, store, TEXT, edits, (str(saes),), [probe.id], "plutchik9")
-        rule = found[0].answer
-        assert rule is not None and rule.rule == "whole_label"
-    arguments = ("--model", str(tiny_folder("llama")), "--sae", str(saes), "--probe")
+        found = ran(model, store, TEXT, edits, (str(saes),), [probe.id], labels)
+        assert found[0].answer is not None and found[0].answer.rule == rule
+    arguments = ("--model", str(folder), "--sae", str(saes), "--probe")
     written = Written(
         *found, tmp_path / "cache", (*arguments, str(tmp_path / f"{probe.id}.safetensors"))
     )
@@ -301,6 +319,27 @@ def test_saes_on_attention_and_mlp_outputs_and_other_label_rules(
     assert code == 0, printed
     assert checked(printed) > 500
     assert all(moved(trace) for trace in (written.trace, *written.ancestors[:-1]))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "qwen2", "olmo2"])
+def test_the_sites_of_each_architecture(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also from the JSON document, whose numbers have five digits."""
+    model = tiny_model(family)
+    edits = ("knock attn L1 zero", "knock head L2.0 zero", "knock mlp L2 random at all")
+    with Store.open(tmp_path / "cache") as store:
+        found = ran(model, store, TEXT, edits, (), [])
+    written = Written(*found, tmp_path / "cache", ("--model", str(tiny_folder(family))))
+    document = read_document(
+        document_bytes(written.trace, ancestors=written.ancestors, all_tokens=False)
+    )
+    script = script_bytes(trace_of(document), ancestors=document.ancestors)
+    for one in (script, written.script()):
+        code, printed = in_this_process(tmp_path, one, written, capsys)
+        assert code == 0, printed
+        # 4 traces of 7 probabilities; 3 of places, norm, KL, and 8 effects in four states.
+        assert checked(printed) == 4 * 7 + 3 * (3 + 8 * 4)
 
 
 def test_what_the_script_cannot_redo_is_refused_by_name() -> None:
