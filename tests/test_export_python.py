@@ -149,6 +149,12 @@ def in_this_process(
     return code, capsys.readouterr().out
 
 
+def with_mass(written: Written) -> int:
+    """Return how many traces say which share of the next token their labels hold."""
+    answers = [trace.answer for trace in (written.trace, *written.ancestors)]
+    return sum(answer is not None and answer.mass is not None for answer in answers)
+
+
 def checked(printed: str) -> int:
     """Return how many numbers agreed, all of those checked."""
     found = re.search(r"(\d+) of (\d+) numbers agree", printed)
@@ -168,7 +174,8 @@ def test_the_bundled_example_is_redone_in_a_clean_process(
     # Both traces: 7 probabilities and the edited feature; each probe at 25 places, logit and z of
     # 7 emotions (but no z in the embedding of " is", the same after every text); then places, norm
     # and KL, and 15 effects in four states.
-    assert checked(printed) == 2 * (7 + 1 + 2 * 25 * 7 * 2 - 7) + 3 + 15 * 4
+    expected = 2 * (7 + 1 + 2 * 25 * 7 * 2 - 7) + 3 + 15 * 4
+    assert checked(printed) == expected + with_mass(written)
     assert "not checked" not in printed
     assert str(DEMO_FOLDER.parent) not in script.decode() and "/tmp" not in script.decode()
     assert shown.text not in script.decode()
@@ -194,6 +201,12 @@ def altered_answer(trace: Trace) -> Trace:
     return msgspec.structs.replace(
         trace, answer=msgspec.structs.replace(trace.answer, labels=labels)
     )
+
+
+def altered_mass(trace: Trace) -> Trace:
+    assert trace.answer is not None and trace.answer.mass is not None
+    answer = msgspec.structs.replace(trace.answer, mass=trace.answer.mass - 0.001)
+    return msgspec.structs.replace(trace, answer=answer)
 
 
 def altered_readout(trace: Trace) -> Trace:
@@ -266,6 +279,7 @@ def test_edits_of_every_kind_it_can_redo_stack(
     last = written.trace
     for alter, words in (
         (altered_answer, "answer.fear: found"),
+        (altered_mass, "mass of the labels: found"),
         (altered_readout, ", z: found"),
         (altered_feature, f"resid L1/{active[0]} at {last.text.last}: found"),
         (altered_effect, " before: found"),
@@ -338,8 +352,8 @@ def test_the_sites_of_each_architecture(
     for one in (script, written.script()):
         code, printed = in_this_process(tmp_path, one, written, capsys)
         assert code == 0, printed
-        # 4 traces of 7 probabilities; 3 of places, norm, KL, and 8 effects in four states.
-        assert checked(printed) == 4 * 7 + 3 * (3 + 8 * 4)
+        # 4 traces of 7 probabilities and mass; 3 of places, norm, KL and 8 effects in 4 states.
+        assert checked(printed) == 4 * 8 + 3 * (3 + 8 * 4)
 
 
 def test_what_the_script_cannot_redo_is_refused_by_name() -> None:

@@ -74,6 +74,11 @@ def _methods(trace: Trace, ancestors: Sequence[Trace]) -> Iterable[str]:
             f"The model's answer is {_RULES[trace.answer.rule]} (label set "
             f"{_said(trace.answer.set)}, {len(trace.answer.labels)} labels)."
         )
+        if trace.answer.mass is not None:
+            yield (
+                f"The labels' first tokens hold {trace.answer.mass:.3g} of the whole next-token "
+                "distribution."
+            )
     yield from map(_probe, trace.probes)
     if not trace.probes:
         yield "No probe was in force."

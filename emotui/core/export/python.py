@@ -186,6 +186,7 @@ def _stage(trace: Trace, edits: Sequence[Edit], *, all_tokens: bool) -> Fields:
     return {
         "edits": len(trace.edits),
         "answer": None if answer is None else {n: _number(p) for n, p in answer.labels.items()},
+        "mass": None if answer is None or answer.mass is None else _number(answer.mass),
         "readout_layer": None if done is None else done.readout_layer,
         "intervention": None
         if done is None
