@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--text", required=True)
     parser.add_argument("--edit", required=True)
+    parser.add_argument("--keep-probes", action="store_true", help="use those that are there")
     options = parser.parse_args()
     target = DEMO_FOLDER / "cache"
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +58,10 @@ def main() -> None:
                 data=str(rows_of(options.data, "dev", root / "GoEmotions-dev.tsv")),
                 other=str(rows_of(options.data, "test", root / "GoEmotions-test.tsv")),
             )
-            client.submit(fit).result()
+            if options.keep_probes:
+                shutil.copytree(target / "probes", root / "probes", dirs_exist_ok=True)
+            else:
+                client.submit(fit).result()
             request = InspectRequest(
                 spec=demo_spec(), text=options.text, cache_dir=folder, saes=demo_saes()
             )

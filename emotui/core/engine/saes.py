@@ -344,6 +344,12 @@ def _corpus_mean(config: SaeConfig, *, device: torch.device) -> Tensor | None:
     return mean.float()
 
 
+def _name_of(source: str) -> str:
+    """Return a source as a record names it: of a local folder its name, without the path."""
+    folder = Path(source).expanduser()
+    return folder.resolve().name if folder.exists() else source
+
+
 @torch.no_grad()
 def features_of(
     sae: Sae, activations: Activations, text: TextRecord
@@ -399,7 +405,7 @@ def features_of(
         architecture=sae.config.architecture,
         variance_explained=explained,
         mean_active=float(active[counted or slice(None)].mean()),
-        source=sae.source,
+        source=_name_of(sae.source),
     )
     return _as_columns(sae, columns), reading
 
