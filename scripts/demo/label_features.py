@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
 _SHUFFLES = 500
+_LEVEL = 0.05
 _TOKENS = 4
 _LEAST_SEEN = 50  # times a token occurs in training; the embedding of others is hardly trained
 _PER_CLASS = 250  # so that the common classes do not decide everything
@@ -110,6 +111,16 @@ def judged(features: Tensor, labels: Tensor) -> dict[str, Tensor]:
     }
 
 
+def label_of(words: str, emotion: str, *, confirmed: float, p: float, specific: bool) -> str:
+    """Return `fear .91*: words`: the emotion and the second half's area where p < 0.05.
+
+    The star marks a feature that is specific to it; without p < 0.05 the words stand alone.
+    """
+    if p >= _LEVEL:
+        return words
+    return f"{emotion} {confirmed:.2f}".replace(" 0.", " .") + f"{'*' if specific else ''}: {words}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -148,7 +159,13 @@ def main() -> None:
         for index in range(features.shape[1]):
             words = " ".join(tokenizer.decode([token]).strip() for token in tokens[index].tolist())
             name = EKMAN7[int(result["emotion"][index])]
-            texts[index] = f"{name}: {words}" if result["specific"][index] else words
+            texts[index] = label_of(
+                words,
+                name,
+                confirmed=float(result["confirmed"][index]),
+                p=float(result["p"][index]),
+                specific=bool(result["specific"][index]),
+            )
             if (features[:, index] > 0).any():
                 table[index] = {
                     "emotion": name,
