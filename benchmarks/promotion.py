@@ -169,6 +169,18 @@ def promotions(bench: Bench, prompts: Sequence[Prompt], strength: float) -> Tens
     return torch.stack(layers)
 
 
+def along_emotion(
+    bench: Bench, prompt: Prompt, layer: int, emotion: str, rises: Tensor
+) -> dict[str, float]:
+    """Return how far data-shaped controls of these rises lie along the emotion's own row."""
+    row = prompt.materials.emotion_row(emotion, layer).float()
+    cosines = bench.directions(prompt, "resid", layer)[: bench.controls] @ row
+    return {
+        "cosine": float(cosines[rises.argmax()]),
+        "correlation": float(torch.corrcoef(torch.stack([cosines, rises]))[0, 1]),
+    }
+
+
 def knockouts(bench: Bench, prompts: Sequence[Prompt]) -> list[dict[str, object]]:
     """Return what knocking out each attention and MLP output does to the answers given."""
     found: list[dict[str, object]] = []
@@ -237,7 +249,8 @@ def report(bench: Bench, options: argparse.Namespace) -> int:
         lead = choosing[:, :, 0] - choosing[:, :, 1:].amax(dim=-1)
         print(f"\npromote EMOTION LAYER {strength:+g} at readout")
         print(f"{'':<27}data-shaped: largest, as large; any way: largest")
-        print("emotion    layer    rise                                              beats all")
+        print(f"{'':<27}cosine of that one with the probe's row; correlation of cosine and rise")
+        print("emotion    layer    rise" + " " * 64 + "beats all")
         beaten = []
         for number, layer in enumerate(lead.argmax(dim=0).tolist()):
             rise = measured[layer, number, 0]
@@ -251,11 +264,14 @@ def report(bench: Bench, options: argparse.Namespace) -> int:
                 "shaped": float(shaped.max()),
                 "as_large": int((shaped >= rise).sum()),
                 "any_way": float(any_way.max()),
+                **along_emotion(bench, test[0], layer, EMOTIONS[number], shaped),
             }
             rows.append(row)
+            said = "yes" if beaten[-1] else "no"
             print(
                 f"{row['emotion']:<9} {layer:>6} {rise:>+7.3f} {row['shaped']:>+15.3f} "
-                f"{row['as_large']:>10} {row['any_way']:>+15.3f}   {'yes' if beaten[-1] else 'no'}"
+                f"{row['as_large']:>10} {row['any_way']:>+12.3f} "
+                f"{row['cosine']:>+9.2f} {row['correlation']:>+9.2f}   {said}"
             )
         met = met or all(beaten)
         print(f"{sum(beaten)} of {len(EMOTIONS)} beat every control at their layer")
