@@ -43,6 +43,8 @@ def random_gpt2() -> LoadedModel:
         reader=cast(Any, argparse.Namespace(begins_with_bos=True)),
         sites=Sites(hf, SITE_TABLES["gpt2"]),
         fingerprint="",
+        folder=Path(),
+        hub_id=None,
         revision=None,
         architecture="gpt2",
         attention="sdpa",
