@@ -1,4 +1,4 @@
-"""SAEs of a local SAELens folder: equal to SAELens, checked, ranked, and edited as deltas."""
+"""SAEs of a local SAELens folder: equal to SAELens, checked, ranked, and what a feature adds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from emotui.core.engine.capture import QuietJob, capture
 from emotui.core.engine.model import LoadedModel, load_model
-from emotui.core.engine.saes import Sae, delta, features_of, load_saes
+from emotui.core.engine.saes import Sae, features_of, load_saes
 from emotui.core.errors import SaeError
 from emotui.core.protocol import ModelSpec
 from emotui.core.records import TextRecord
@@ -381,19 +381,16 @@ def test_sites_kept_at_the_readout_alone(
 
 
 @pytest.mark.parametrize(("kind", "options"), VARIANTS)
-def test_delta_is_the_change_of_the_reconstruction(
+def test_directions_are_what_a_unit_of_each_feature_adds_to_the_reconstruction(
     kind: str, options: dict[str, Any], saved: Saved, model: LoadedModel
 ) -> None:
     sae = load_saes(str(saved(kind, **options)), model).get("resid", 2)
     features = sae.encode(torch.randn(5, D_IN))
-    assert torch.equal(
-        delta(sae, features, {7: features[:, 7], 9: features[:, 9]}), torch.zeros(5, D_IN)
-    )
     changed = features.clone()
     changed[:, 7] = 0.0
     changed[:, 9] = 2 * features[:, 9] + 1
     expected = sae.decode(changed) - sae.decode(features)
-    found = delta(sae, features, {7: 0.0, 9: 2 * features[:, 9] + 1})
+    found = (changed - features)[:, [7, 9]] @ sae.directions([7, 9])
     assert torch.allclose(found, expected, atol=1e-5)
     assert float(found.abs().max()) > 0.1
 

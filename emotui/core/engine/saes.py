@@ -143,21 +143,6 @@ class Sae:
         return rows
 
 
-def delta(sae: Sae, features: Tensor, changes: Mapping[int, float | Tensor]) -> Tensor:
-    """Return what changing features adds to h: sum_j (f'_j - f_j) D_j, [..., d_in].
-
-    `features` [..., width] are the activations that arrive at the site; `changes` gives f' by
-    index, a number or [...]. Exactly zero where every f' equals its f. The error of the
-    reconstruction plays no part.
-    """
-    indices = list(changes)
-    before = features[..., indices]
-    after = torch.stack(
-        [torch.as_tensor(v).to(before).expand(before.shape[:-1]) for v in changes.values()], dim=-1
-    )
-    return (after - before) @ sae.directions(indices)
-
-
 class SaeSet:
     """The SAEs of one source, by site and layer, with their weights under a byte budget.
 
