@@ -104,6 +104,12 @@ class Program:
                 found.append(int(entry.name))
         return found
 
+    def wait_for_its_engine(self) -> int:
+        """Process id of its one engine; a line under way may be read before that is up."""
+        assert wait_until(lambda: len(self.engines()) == 1, START_SECONDS), self.engines()
+        (engine,) = self.engines()
+        return engine
+
     def end(self) -> None:
         """Kill the program, then see that its engine ends without help."""
         self.process.kill()
