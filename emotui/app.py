@@ -127,10 +127,16 @@ class EmotuiApp(App[int]):
             notice = hint if isinstance(error, Cancelled) else Notice.of_error(error)
             self.explorer.update(replace(self.explorer.state, work=None, notice=notice))
 
+    def on_answered(self, fact: messages.Answered) -> None:
+        """Show the answer to a question."""
+        if self._is_current(fact):
+            self.explorer.update(replace(self.explorer.state, work=None))
+            self.explorer.handlers.answered(fact.outcome)
+
     def on_trace_exported(self, fact: messages.TraceExported) -> None:
         """Say where the file is."""
         verb = "Already there" if fact.already else "Wrote"
-        self.explorer.handlers.say("good", f"{verb}: {fact.path}")
+        self.explorer.handlers.app.say("good", f"{verb}: {fact.path}")
 
     def on_export_failed(self, fact: messages.ExportFailed) -> None:
         """Say why there is no file."""
@@ -185,7 +191,7 @@ class EmotuiApp(App[int]):
     async def _paste_outside(self, text: str) -> None:
         while self.screen is not self.explorer:
             self.pop_screen()
-        await self.explorer.handlers.take_paste(text)
+        await self.explorer.handlers.text.take_paste(text)
 
     def _is_careful(self, key: str) -> bool:
         action = action_for(self.explorer.pane, key)
@@ -193,11 +199,11 @@ class EmotuiApp(App[int]):
 
     def action_interrupt(self) -> None:
         """Cancel what runs, from anywhere."""
-        self.explorer.handlers.do_work_interrupt()
+        self.explorer.handlers.work.do_interrupt()
 
     def action_close(self) -> None:
         """Close, as `q` does."""
-        self.explorer.handlers.do_app_close()
+        self.explorer.handlers.app.do_close()
 
     # Ends.
 

@@ -91,7 +91,7 @@ async def test_nothing_to_undo_redo_or_ablate_is_said(scene: Scene) -> None:
         await until(pilot, lambda: "no edit to take back" in joined(app))
         await pilot.press("U")
         await until(pilot, lambda: "No edit was taken back" in joined(app))
-        app.explorer.handlers.do_look_site()
+        app.explorer.handlers.look.do_site()
         await pilot.press("3", "a")
         await until(pilot, lambda: "no feature under the cursor" in joined(app))
         assert scene.engine.asked == []
@@ -119,7 +119,7 @@ async def test_the_console_takes_an_edit_and_names_a_wrong_word(scene: Scene) ->
 async def test_an_edit_past_the_text_never_reaches_the_engine(scene: Scene) -> None:
     async with scene.open() as (app, pilot):
         await until(pilot, lambda: app.explorer.state.features)
-        assert not app.explorer.handlers.edit("ablate L3/5 at 99")
+        assert not app.explorer.handlers.edit.put("ablate L3/5 at 99")
         await until(pilot, lambda: "past the end" in joined(app))
         assert scene.engine.asked == []
 
@@ -131,7 +131,7 @@ async def test_another_text_keeps_the_edits_that_mean_the_same_there(scene: Scen
         await until(pilot, lambda: app.explorer.state.features)
         app.explorer.workbench.read(TEXT, edits=lines)
         await until(pilot, lambda: edits_on(app) == lines)
-        app.explorer.handlers.read("Another text altogether.")
+        app.explorer.handlers.text.read("Another text altogether.")
         await until(pilot, lambda: scene.engine.asked)
         assert scene.engine.asked[0].operation.edits == lines[:1]
         assert "ablate L3/2 at 4" in joined(app)
@@ -168,13 +168,13 @@ def test_carried_over() -> None:
 async def test_the_demo_is_loaded_behind_its_first_trace(scene: Scene) -> None:
     async with scene.open() as (app, pilot):
         app.workbench._load_behind = True
-        app.explorer.handlers.read(TEXT)
+        app.explorer.handlers.text.read(TEXT)
         await until(pilot, lambda: scene.engine.asked)
         operation = scene.engine.asked[0].operation
         assert isinstance(operation, LoadRequest)
         assert operation.template == "ask"
         assert not app.workbench.busy, "the screen is free meanwhile"
-        app.explorer.handlers.read(TEXT)
+        app.explorer.handlers.text.read(TEXT)
         await until(pilot, lambda: app.explorer.state.readings)
         assert len(scene.engine.asked) == 1, "once"
 

@@ -105,7 +105,7 @@ async def test_a_late_answer_to_an_older_text_is_not_shown(scene: Scene) -> None
     probes = scene.put_probes()
     async with scene.open() as (app, pilot):
         await until(pilot, lambda: scene.engine.asked)
-        app.explorer.handlers.read("Another text.")
+        app.explorer.handlers.text.read("Another text.")
         await until(pilot, lambda: len(scene.engine.asked) == 2)
         assert scene.engine.asked[0].cancelled
         newer = scene.answer(scene.engine.asked[1])
@@ -123,7 +123,7 @@ async def test_an_engine_that_ends_leaves_the_screen_and_the_work(cached: Scene)
     async with cached.open() as (app, pilot):
         await until(pilot, lambda: app.explorer.state.readings)
         before = app.explorer.state.readings
-        app.explorer.handlers.read("Something new.")
+        app.explorer.handlers.text.read("Something new.")
         await until(pilot, lambda: cached.engine.asked)
         cached.engine.asked[0].fail(
             EngineError("The engine ended.", why="It ran out of memory.", todo="See its log.")
@@ -160,7 +160,7 @@ async def test_a_model_that_does_not_exist(scene: Scene) -> None:
         assert scene.engine.asked == []
         # and what only the engine can tell
         (scene.model / "model.bin").rename(scene.model / "model.safetensors")
-        app.explorer.handlers.read(TEXT)
+        app.explorer.handlers.text.read(TEXT)
         await until(pilot, lambda: scene.engine.asked)
         scene.engine.asked[0].fail(ModelError("The weights are cut short.", todo="Get them again."))
         await until(pilot, lambda: "cut short" in joined(app))

@@ -10,6 +10,7 @@ from pathlib import Path
 from textual.message import Message
 
 from emotui.core.errors import EmotuiError
+from emotui.core.protocol import Outcome
 from emotui.ui.readings import Readings
 
 
@@ -63,6 +64,14 @@ class WorkFailed(Fact):
     def __init__(self, number: int, error: EmotuiError) -> None:
         super().__init__(number)
         self.error = error
+
+
+class Answered(Fact):
+    """The engine, or the cache, answered a question that is no trace."""
+
+    def __init__(self, number: int, outcome: Outcome) -> None:
+        super().__init__(number)
+        self.outcome = outcome
 
 
 class TraceExported(Fact):

@@ -53,6 +53,7 @@ class Engine(Protocol):
 
 
 Post = Callable[[messages.Fact], object]
+Question = Callable[[InspectRequest, Store], Operation | Outcome]
 _END = None
 
 
@@ -143,6 +144,23 @@ class Workbench:
         """Fit probes where there are none, then show the trace of `text` with them."""
         self._fit_missing = True
         return self.read(text)
+
+    def ask(
+        self,
+        question: Question,
+        what: str,
+        *,
+        text: str,
+        edits: tuple[str, ...] = (),
+    ) -> int:
+        """Ask something that is no trace; return the request's number.
+
+        `question` is called off the screen's thread with the request that would read `text`,
+        probes in force, and with the cache: it returns what to ask of the engine, or the answer
+        where the cache has it. The answer is posted as `Answered`. `what` names the work.
+        """
+        request = msgspec.structs.replace(self._base, text=text, edits=edits, selected=bool(edits))
+        return self._begin(lambda number: self._put(number, request, question, what))
 
     def warm_up(self) -> None:
         """Start the engine if none runs: a text is being typed."""
@@ -269,6 +287,19 @@ class Workbench:
             self._continue(number, request, trace)
 
         self._ask(number, request, "reading the text", answered)
+
+    def _put(self, number: int, request: InspectRequest, question: Question, what: str) -> None:
+        store = self._opened_store()
+        asked = question(prepare(request, store).request, store)
+        if isinstance(asked, Outcome):
+            self._end(number, messages.Answered(number, asked))
+            return
+        self._ask(
+            number,
+            asked,
+            what,
+            lambda outcome: self._end(number, messages.Answered(number, outcome)),
+        )
 
     def _continue(self, number: int, request: InspectRequest, trace: Trace) -> None:
         """Fit probes where there are none, and read the text again with them."""

@@ -102,7 +102,7 @@ class ExploreScreen(Screen[None]):
         if text:
             self.workbench.read(text)
         else:
-            self.call_after_refresh(self.handlers.do_text_edit)
+            self.call_after_refresh(self.handlers.text.do_edit)
 
     def update(self, state: ScreenState) -> None:
         """Take another state and let every pane draw it."""
@@ -195,7 +195,7 @@ class ExploreScreen(Screen[None]):
     def focus_pane(self, pane: PaneName) -> None:
         """Give a pane the keys."""
         if self.text_pane.editing:
-            self.handlers.do_text_leave()
+            self.handlers.text.do_leave()
         targets: dict[PaneName, Widget] = {
             "layers": self.layers_pane,
             "features": self.features_pane,

@@ -1,0 +1,36 @@
+"""The trace on the screen, and the probes that read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from emotui.ui.handlers.area import Area
+
+
+class ProbeHandlers(Area):
+    """Actions on probes."""
+
+    def do_fit(self) -> None:
+        """Fit probes where there are none."""
+        readings = self._state.readings
+        if readings is not None and readings.emotions:
+            self.say("hint", "This model has probes already; `emotui probe fit` fits others.")
+        elif self._state.text.strip():
+            self._screen.workbench.fit(self._state.text)
+
+
+class TraceHandlers(Area):
+    """Actions on the trace."""
+
+    def do_export(self) -> None:
+        """Write the trace into the current folder."""
+        readings = self._state.readings
+        if readings is None:
+            self.say("hint", "There is no trace to export yet.")
+            return
+        try:
+            folder = Path.cwd()
+        except OSError:
+            self.say("error", "Nothing was written: the current folder is gone.")
+        else:
+            self._screen.workbench.export(readings.trace, folder)
