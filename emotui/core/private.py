@@ -14,6 +14,8 @@ from emotui.core.protocol import (
     GenerateRequest,
     InspectRequest,
     Operation,
+    PrefetchRequest,
+    StudyRequest,
     WhereRequest,
 )
 from emotui.core.text import clean
@@ -33,10 +35,12 @@ _SHORTEST_PIECE = 2
 def private_words(operation: Operation) -> Private:
     """Return the words of an operation's texts; None for one that reads texts from a file."""
     match operation:
-        case FitRequest(data=str()):
+        case FitRequest(data=str()) | StudyRequest():
             return None
         case InspectRequest(text=text, edits=edits):
             texts = (text, *edits)
+        case PrefetchRequest(like=like, texts=many):
+            texts = (*many, like.text, *like.edits)
         case GenerateRequest(text=text):
             texts = (text,)
         case WhereRequest(text=text, neutral=neutral):

@@ -13,7 +13,7 @@ import msgspec
 
 from emotui.core.emotions import DEFAULT_LABEL_SET
 from emotui.core.errors import EngineError
-from emotui.core.records import Where
+from emotui.core.records import Where, Written
 from emotui.core.text import DEFAULT_TEMPLATE
 
 PROTOCOL = "emotui-engine"
@@ -79,6 +79,14 @@ class InspectRequest(msgspec.Struct, frozen=True, tag="inspect"):
     seed: int = 0
 
 
+class PrefetchRequest(msgspec.Struct, frozen=True, tag="prefetch"):
+    """Run many texts in batches, so that the requests for their traces find what they need."""
+
+    like: InspectRequest
+    """Those requests, but for their texts."""
+    texts: tuple[str, ...]
+
+
 class FitRequest(msgspec.Struct, frozen=True, tag="fit"):
     """Fit probes of both kinds at every layer and site."""
 
@@ -120,6 +128,35 @@ class WhereRequest(msgspec.Struct, frozen=True, tag="where"):
     probes: tuple[str, ...] = ()
 
 
+class StudyRequest(msgspec.Struct, frozen=True, tag="study"):
+    """Run one study of a dataset, or go on with it; only the engine of studies answers it."""
+
+    spec: ModelSpec
+    cache_dir: str
+    study: str
+    """A name of the table of studies."""
+    out: str
+    """The folder of this run; what is finished there is not done again."""
+    data: str
+    """An absolute path (TSV, CSV or JSONL), or `bundled`."""
+    template: str = DEFAULT_TEMPLATE
+    label_set: str = DEFAULT_LABEL_SET
+    text_column: str | None = None
+    label_column: str | None = None
+    label_maps: tuple[str, ...] = ()
+    """Files that turn what stands in the label column into labels, one after the other."""
+    saes: tuple[str, ...] = ()
+    limit: int | None = None
+    """Most texts; None is the study's own limit."""
+    settings: dict[str, str] = {}
+    """The study's own options that differ from their defaults."""
+    seed: int = 0
+    html: bool = False
+    """Also write a page with plots."""
+    plan: bool = False
+    """Only tell what it would take."""
+
+
 class DoctorRequest(msgspec.Struct, frozen=True, tag="doctor"):
     """Report versions, devices and, with a model, how hooked and plain runs agree."""
 
@@ -133,9 +170,11 @@ class ShutdownRequest(msgspec.Struct, frozen=True, tag="shutdown"):
 Operation = (
     LoadRequest
     | InspectRequest
+    | PrefetchRequest
     | FitRequest
     | GenerateRequest
     | WhereRequest
+    | StudyRequest
     | DoctorRequest
     | ShutdownRequest
 )
@@ -170,6 +209,10 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     done: int = 0
     total: int = 0
     """0 where the total is not known."""
+    text: str = ""
+    """What was written of the text that is being written, uncleaned; "" where none is."""
+    written: Written | None = None
+    """A text that was just finished; such an event is always sent, at once."""
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
@@ -196,6 +239,16 @@ class Inspected(msgspec.Struct, frozen=True, tag="inspected"):
     seconds: float
 
 
+class Prefetched(msgspec.Struct, frozen=True, tag="prefetched"):
+    """Activations and gradients of texts are in the cache."""
+
+    texts: int
+    """How many went through the model now: not those that cannot be read or stood there."""
+    forwards: int
+    """A batch counts once."""
+    seconds: float
+
+
 class Fitted(msgspec.Struct, frozen=True, tag="fitted"):
     """Probes were fitted and stored; ids of the readout and the token probe."""
 
@@ -218,6 +271,27 @@ class Located(msgspec.Struct, frozen=True, tag="located"):
     forwards: int
 
 
+class StudyPlanned(msgspec.Struct, frozen=True, tag="study_planned"):
+    """What a study would take, from a first batch that was timed."""
+
+    texts: int
+    seconds: float
+    disk_bytes: int
+    memory_bytes: int
+    """Beside the model's."""
+    notes: tuple[str, ...]
+    """What must be known before it starts: the prompt, the labels, what is left out."""
+
+
+class StudyDone(msgspec.Struct, frozen=True, tag="study_done"):
+    """The files of a study are in its folder."""
+
+    out: str
+    sentences: tuple[str, ...]
+    """The results in words."""
+    seconds: float
+
+
 class Diagnosed(msgspec.Struct, frozen=True, tag="diagnosed"):
     """Facts for `emotui doctor`, in the order to show them: name, value, good or not."""
 
@@ -228,7 +302,18 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     """Nothing to report beyond that it is done."""
 
 
-Outcome = Loaded | Inspected | Fitted | Generated | Located | Diagnosed | Done
+Outcome = (
+    Loaded
+    | Inspected
+    | Prefetched
+    | Fitted
+    | Generated
+    | Located
+    | StudyPlanned
+    | StudyDone
+    | Diagnosed
+    | Done
+)
 
 
 class Result(msgspec.Struct, frozen=True, tag="result"):

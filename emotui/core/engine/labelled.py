@@ -26,10 +26,10 @@ MAX_TEXTS = 4000
 """Most texts taken from a file, the same share of each label."""
 _LEAST_TRAIN = 8  # texts of a label in training; below that it is left out
 _HELD_OUT = 0.15  # share of the groups of a label for each of dev and test
-_TEXT_NAMES = ("text", "sentence", "content", "utterance", "body", "hidden_emo_text")
-_LABEL_NAMES = ("label", "emotion", "emotion_label", "category", "class", "target")
-_GROUP_NAMES = ("topic", "group")
-_SAME_LABEL = {"no-emotion": NEUTRAL, "no emotion": NEUTRAL, "none": NEUTRAL, "happiness": "joy"}
+TEXT_NAMES = ("text", "sentence", "content", "utterance", "body", "hidden_emo_text")
+LABEL_NAMES = ("label", "emotion", "emotion_label", "category", "class", "target")
+GROUP_NAMES = ("topic", "group")
+SAME_LABEL = {"no-emotion": NEUTRAL, "no emotion": NEUTRAL, "none": NEUTRAL, "happiness": "joy"}
 _csv_limit = 10_000_000
 
 
@@ -60,7 +60,9 @@ class Labelled(msgspec.Struct, frozen=True):
         return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
 
 
-class _Row(msgspec.Struct, frozen=True):
+class Row(msgspec.Struct, frozen=True):
+    """One text of a file before it is split; `split` None is not yet known."""
+
     text: str
     label: str
     group: str
@@ -100,7 +102,7 @@ def labelled_texts(
         rows, name = _situations(), BUNDLED
     else:
         rows, name = _file_rows(data, known, text_column, label_column)
-        rows = _split(_at_most(rows, known, seed), seed)
+        rows = split_rows(_at_most(rows, known, seed), seed)
     training = Counter(row.label for row in rows if row.split == "train")
     emotions = tuple(label for label in known if training[label] >= _LEAST_TRAIN)
     if len(emotions) < 2:
@@ -124,24 +126,24 @@ def labelled_texts(
     return Labelled(texts, emotions, name)
 
 
-def _situations() -> list[_Row]:
+def _situations() -> list[Row]:
     return [
-        _Row(item.text, item.emotion, item.topic, item.named, item.split)
+        Row(item.text, item.emotion, item.topic, item.named, item.split)
         for item in load_situations()
     ]
 
 
 def _file_rows(
     file: str, known: Sequence[str], text_column: str | None, label_column: str | None
-) -> tuple[list[_Row], str]:
+) -> tuple[list[Row], str]:
     path = Path(file).expanduser()
     records = _read(path)
     columns = list(dict.fromkeys(name for record in records[:100] for name in record))
-    label_name = _column(label_column, columns, _LABEL_NAMES, "label", path) or _label_guess(
+    label_name = _column(label_column, columns, LABEL_NAMES, "label", path) or _label_guess(
         records, columns, known
     )
     text_name = _column(
-        text_column, [c for c in columns if c != label_name], _TEXT_NAMES, "text", path
+        text_column, [c for c in columns if c != label_name], TEXT_NAMES, "text", path
     ) or _text_guess(records, [c for c in columns if c != label_name])
     if label_name is None or text_name is None:
         raise UsageError(
@@ -150,15 +152,15 @@ def _file_rows(
             why=f"Its columns are: {clean(', '.join(columns))}.",
             todo="Name them with --text-column and --label-column.",
         )
-    group_name = next((name for name in _GROUP_NAMES if name in columns), None)
+    group_name = next((name for name in GROUP_NAMES if name in columns), None)
     rows = []
     for record in records:
         text = record.get(text_name, "").strip()
         label = record.get(label_name, "").strip().lower()
-        label = label if label in known else _SAME_LABEL.get(label, "")
+        label = label if label in known else SAME_LABEL.get(label, "")
         if text and label in known:
             group = record.get(group_name, "") if group_name else " ".join(text.lower().split())
-            rows.append(_Row(text, label, group, bool(emotion_words_in(text)), None))
+            rows.append(Row(text, label, group, bool(emotion_words_in(text)), None))
     name = (
         f"{path.name} (text: {text_name}, label: {label_name}; "
         f"{len(rows):,} of {len(records):,} rows)"
@@ -238,28 +240,29 @@ def _text_guess(records: Sequence[Mapping[str, str]], columns: Sequence[str]) ->
     return max(sizes, key=lambda name: sizes[name], default=None)
 
 
-def _at_most(rows: Sequence[_Row], known: Sequence[str], seed: int) -> list[_Row]:
+def _at_most(rows: Sequence[Row], known: Sequence[str], seed: int) -> list[Row]:
     """Return at most `MAX_TEXTS` rows, the same share of every label."""
     if len(rows) <= MAX_TEXTS:
         return list(rows)
-    by_label: dict[str, list[_Row]] = defaultdict(list)
+    by_label: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_label[row.label].append(row)
     share = MAX_TEXTS / len(rows)
     return [
         row
         for label in known
-        for row in sorted(by_label[label], key=lambda row: _draw(row.text, seed))[
+        for row in sorted(by_label[label], key=lambda row: draw(row.text, seed))[
             : max(1, int(len(by_label[label]) * share))
         ]
     ]
 
 
-def _draw(text: str, seed: int) -> bytes:
+def draw(text: str, seed: int) -> bytes:
+    """Return what a text is drawn by: its order among others does not depend on theirs."""
     return hashlib.sha256(f"{seed}:{text}".encode(errors="surrogatepass")).digest()
 
 
-def _split(rows: Sequence[_Row], seed: int) -> list[_Row]:
+def split_rows(rows: Sequence[Row], seed: int) -> list[Row]:
     """Hold out groups, drawn by hash, of each label in turn: 15 % for dev and 15 % for test."""
     by_label: dict[str, list[str]] = defaultdict(list)
     placed: set[str] = set()
@@ -269,7 +272,7 @@ def _split(rows: Sequence[_Row], seed: int) -> list[_Row]:
             by_label[row.label].append(row.group)
     splits: dict[str, Split] = {}
     for groups in by_label.values():
-        drawn = sorted(groups, key=lambda group: _draw(group, seed))
+        drawn = sorted(groups, key=lambda group: draw(group, seed))
         held_out = max(1, round(len(drawn) * _HELD_OUT))
         for number, group in enumerate(drawn):
             splits[group] = (
