@@ -59,6 +59,9 @@ class TextError(UsageError):
 class EditError(UsageError):
     """An edit that names an unknown word, layer, feature or trace."""
 
+    word: str | None = None
+    """The word that is wrong, as it was typed; "" for one that is missing, None where unknown."""
+
 
 class ModelError(EmotuiError):
     """A model or tokenizer that cannot be found, read or trusted."""

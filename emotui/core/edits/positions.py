@@ -98,11 +98,13 @@ def positions_in(positions: Positions, text: TextRecord) -> tuple[int, ...]:
         return tuple(i for i, token in enumerate(text.tokens) if token.part == "text")
     if positions.kind == "range":
         if positions.last >= len(text.tokens):
-            raise EditError(
+            error = EditError(
                 f"Position {positions} is past the end of the prompt.",
                 why=f"It has {len(text.tokens)} tokens; the last is {len(text.tokens) - 1}.",
                 todo=STAYED,
             )
+            error.word = str(positions)
+            raise error
         return tuple(range(positions.first, positions.last + 1))
     return _positions_of_word(positions.word, text)
 
@@ -118,5 +120,7 @@ def _positions_of_word(word: str, text: TextRecord) -> tuple[int, ...]:
         and any(token.start < end and start < token.end for start, end in spans)
     )
     if not found:
-        raise EditError(f"{clean(word)!r} does not occur in the text.", todo=STAYED)
+        error = EditError(f"{clean(word)!r} does not occur in the text.", todo=STAYED)
+        error.word = quoted(word)
+        raise error
     return found

@@ -38,11 +38,13 @@ class Layers(msgspec.Struct, frozen=True):
 def misread(word: str, place: str, what: str) -> EditError:
     """Return the error: `word` ("" for none) stands where `place` belongs; `what` was expected."""
     found = f"{clean(word)!r} stands" if word else "nothing stands"
-    return EditError(
+    error = EditError(
         f"The edit was not understood: {found} where {place} belongs.",
         why=f"Expected {what}.",
         todo=STAYED,
     )
+    error.word = word
+    return error
 
 
 def split_words(line: str) -> list[str]:
