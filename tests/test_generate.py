@@ -99,7 +99,9 @@ def test_every_step_with_the_cache_equals_a_full_run_without_it(
     watched = Watched(tuple(range(LAYERS)))
     spec = GenerationSpec(NEW)
     before = model.forwards
-    tokens, fired = write(model, prompt, spec, seed=0, edits=edits, watched=watched, job=QuietJob())
+    tokens, firing = write(
+        model, prompt, spec, seed=0, edits=edits, watched=watched, job=QuietJob()
+    )
     steps = model.forwards - before - 1
     assert steps >= 3
     of_text = {p for p, token in enumerate(text.tokens) if token.part == "text"}
@@ -110,7 +112,9 @@ def test_every_step_with_the_cache_equals_a_full_run_without_it(
         removing(saes[0], strongest[0], {3}),
         removing(saes[3], strongest[3], {len(prompt) - 1}),
     ]
-    assert fired == len(of_text) + 3 + 2 * steps, "every place, in the prompt and after it"
+    assert firing.in_prompt == len(of_text) + 3, "every place in the prompt"
+    assert firing.at_written == 2 * steps, "and at every token that the model read after it"
+    assert firing.places == firing.in_prompt + firing.at_written
     for step in range(steps + 1):
         ids = [*prompt, *tokens[:step]]
         full = capture(model, ids, hooks=by_hand)
@@ -278,6 +282,7 @@ def test_a_trace_carries_the_continuation_before_and_after(bench: Bench, stories
     assert after.tokens != before.tokens and after.seed == before.seed
     of_text = sum(token.part == "text" for token in trace.text.tokens)
     assert after.fired == of_text + len(after.tokens) - 1
+    assert after.fired_in_prompt == of_text
     # The parent is the ordinary trace, which an inspection without writing shares.
     assert trace.parent == bench.inspect(generation=None).trace_id != root.id
     again = bench.inspect(edit)

@@ -197,6 +197,9 @@ class Written(msgspec.Struct, frozen=True):
     answer: Answer | None
     """The model's answer to the written text alone, without edits; None where it has no word."""
     readings: WrittenReadings = WrittenReadings()
+    fired_in_prompt: int | None = None
+    """How many of `fired` were in the prompt, the others at written tokens; None where it was not
+    counted."""
 
 
 class Generation(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from emotui.core.engine.sites import HookSite
 from emotui.core.errors import CacheError
-from emotui.core.records import EMBEDDING_LAYER, Site
+from emotui.core.records import EMBEDDING_LAYER, Site, Written
 
 if TYPE_CHECKING:
     from emotui.core.engine.model import LoadedModel
@@ -26,6 +26,12 @@ class Job(Protocol):
     def progress(self, phase: str, done: int = 0, total: int = 0, /) -> None:
         """Say how far the work is."""
 
+    def writing(self, phase: str, done: int, total: int, text: str, /) -> None:
+        """Say how far a text is that is being written, and show what stands there."""
+
+    def wrote(self, written: Written, done: int, total: int, /) -> None:
+        """Show a text that is finished."""
+
     def check(self) -> None:
         """Raise Cancelled where the user cancelled."""
 
@@ -34,6 +40,13 @@ class QuietJob:
     """A job that reports nowhere and is never cancelled: for scripts and tests."""
 
     def progress(self, phase: str, done: int = 0, total: int = 0, /) -> None:
+        """Do nothing."""
+
+    def writing(self, phase: str, done: int, total: int, _text: str, /) -> None:
+        """Report the count alone."""
+        self.progress(phase, done, total)
+
+    def wrote(self, _written: Written, _done: int, _total: int, /) -> None:
         """Do nothing."""
 
     def check(self) -> None:

@@ -73,8 +73,6 @@ class EditedRun:
     effects: tuple[Effect, ...]
     along: tuple[Along, ...]
     """The edits along a probe's own direction."""
-    materials: Materials
-    """What the edits were made of, for putting them in force on other tokens."""
 
 
 def canonical(
@@ -115,7 +113,7 @@ def run_edited(
     model, its SAEs, its probes or the text.
     """
     job.progress("reading the corpus for controls")
-    materials = _materials(model, store, text, template, saes, probes, seed, job)
+    materials = materials_of(model, store, text, template, saes, probes, seed, job)
     placed = _placed(lines, text, model)
     earlier, groups = (group_edits(some, materials) for some in (placed[:-1], placed))
 
@@ -150,7 +148,6 @@ def run_edited(
         ),
         effects=comparison.effects,
         along=tuple(_along(placed, materials.probe)),
-        materials=materials,
     )
 
 
@@ -201,7 +198,7 @@ def _placed(lines: Sequence[str], text: TextRecord, model: LoadedModel) -> tuple
     return place_edits(edits, text)
 
 
-def _materials(
+def materials_of(
     model: LoadedModel,
     store: Store,
     text: TextRecord,
@@ -211,6 +208,8 @@ def _materials(
     seed: int,
     job: Job,
 ) -> Materials:
+    """Return what edits of one text are made of, read when it is first asked for."""
+
     def other(source: Source) -> Other:
         """Run what a patch is taken from, its own edits in force."""
         if source.kind == "text":
@@ -222,7 +221,7 @@ def _materials(
         ids = [token.id for token in record.tokens]
         run = activations_of(model, store, ids, all_sites=True, job=job)
         if lines:
-            theirs = _materials(model, store, record, template, saes, probes, seed, job)
+            theirs = materials_of(model, store, record, template, saes, probes, seed, job)
             groups = group_edits(_placed(lines, record, model), theirs)
             run = edited_activations_of(model, store, run, groups, all_sites=True, job=job)
         return run, record

@@ -12,22 +12,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import torch
 from torch import Tensor
 
+from emotui.cache.keys import derived_key
 from emotui.core.edits import Edit, parse_edit, positions_in
-from emotui.core.engine.answer import read_answer
+from emotui.core.engine.answer import label_tokens, read_answer
 from emotui.core.engine.attributor import best_layer
 from emotui.core.engine.capture import Activations, Hook, Job, capture
-from emotui.core.engine.intervene import EditGroup, group_edits, hooks_of
+from emotui.core.engine.edited import materials_of
+from emotui.core.engine.intervene import EditGroup, check_layers, group_edits, hooks_of
+from emotui.core.engine.kept import keep_record, kept_record
+from emotui.core.engine.runs import activations_key
 from emotui.core.engine.speak import generate
 from emotui.core.engine.steps import PlacedEdit
 from emotui.core.errors import TextError, UsageError
 from emotui.core.records import Generation, TextRecord, Written, WrittenReadings
-from emotui.core.text import Template
+from emotui.core.text import Template, template_named
 
 if TYPE_CHECKING:
+    from emotui.cache.store import Store
     from emotui.core.engine.answer import LabelTokens
+    from emotui.core.engine.instruments import Instruments
     from emotui.core.engine.materials import Materials
     from emotui.core.engine.model import LoadedModel
     from emotui.core.engine.probes import Probe
@@ -43,20 +50,31 @@ _TAIL_TOKENS = 12
 class Firing:
     """Counts the places that the hooks of edits acted on."""
 
-    places: int = 0
+    in_prompt: int = 0
+    at_written: int = 0
 
-    def counted(self, groups: Sequence[EditGroup], hooks: Sequence[Hook]) -> tuple[Hook, ...]:
+    @property
+    def places(self) -> int:
+        """All of them."""
+        return self.in_prompt + self.at_written
+
+    def counted(
+        self, groups: Sequence[EditGroup], hooks: Sequence[Hook], *, prompt: bool
+    ) -> tuple[Hook, ...]:
         """Return the hooks of the groups, each adding its positions whenever it is called."""
         return tuple(
-            replace(hook, function=self._counting(hook.function, len(group.positions)))
+            replace(hook, function=self._counting(hook.function, len(group.positions), prompt))
             for group, hook in zip(groups, hooks, strict=True)
         )
 
     def _counting(
-        self, function: Callable[[Tensor], Tensor | None], places: int
+        self, function: Callable[[Tensor], Tensor | None], places: int, prompt: bool
     ) -> Callable[[Tensor], Tensor | None]:
         def counting(tensor: Tensor) -> Tensor | None:
-            self.places += places
+            if prompt:
+                self.in_prompt += places
+            else:
+                self.at_written += places
             return function(tensor)
 
         return counting
@@ -122,6 +140,45 @@ class Watched:
         return function
 
 
+def continuation(
+    request: InspectRequest,
+    spec: GenerationSpec,
+    model: LoadedModel,
+    instruments: Instruments,
+    store: Store,
+    job: Job,
+) -> Generation:
+    """Return what the model writes after the text of a request, its edits in force.
+
+    Raises as `generation_of`, EditError where an edit does not fit, TextError and UsageError as an
+    inspection of the text does.
+    """
+    template = template_named(request.template)
+    labels = label_tokens(model.reader, request.label_set, template)
+    text = model.reader.read(
+        request.text, template, context_length=model.context_length - labels.room
+    )
+    probes = instruments.probes(request.probes)
+    materials = None
+    if request.edits:
+        check_layers([parse_edit(line) for line in request.edits], model)
+        saes = [sae for source in instruments.saes(request.saes, job) for sae in source]
+        job.progress("reading the corpus for the edits")
+        materials = materials_of(model, store, text, template, saes, probes, request.seed, job)
+    return generation_of(
+        model,
+        request,
+        spec,
+        text=text,
+        template=template,
+        labels=labels,
+        probes=probes,
+        materials=materials,
+        job=job,
+        store=store,
+    )
+
+
 @torch.no_grad()
 def generation_of(
     model: LoadedModel,
@@ -134,10 +191,12 @@ def generation_of(
     probes: Sequence[Probe],
     materials: Materials | None,
     job: Job,
+    store: Store | None = None,
 ) -> Generation:
     """Continue a text once for each sample and read what was written.
 
-    `materials` are those of the request's edits; None without any. UsageError where the
+    `materials` are those of the request's edits; None without any. Each text is kept in the store,
+    where there is one, as soon as it is finished, and taken from there. UsageError where the
     specification makes no sense, TextError where the context is too short.
     """
     _check(spec)
@@ -145,30 +204,56 @@ def generation_of(
     edits = EditsInForce()
     if materials is not None:
         edits = edits_in_force(request.edits, materials, text, len(prompt))
-    samples = []
+    told = [
+        [request.label_set, request.template, spec.new_tokens, spec.temperature],
+        [probe.id for probe in probes],
+        [group.identity for group in edits.prompt],
+        [group.identity for group in edits.step],
+    ]
+    plain = activations_key(model, prompt, all_sites=False)
+    samples: list[Written] = []
     for number in range(spec.samples):
         seed = request.seed + number
-        said = f"{number + 1} of {spec.samples}" if spec.samples > 1 else ""
-        watched = Watched(tuple({best_layer(p) for p in probes if p.kind == "token"}))
-        tokens, fired = write(
-            model, prompt, spec, seed=seed, edits=edits, watched=watched, job=job, said=said
-        )
-        job.check()
-        written = model.reader.decode(tokens, after=prompt)
-        again = _read_again(model, written, template, labels, job)
-        samples.append(
-            Written(
-                text=written,
-                tokens=tokens,
-                seed=seed,
-                fired=fired,
-                answer=None
-                if again is None
-                else read_answer(model, again[0], labels, job=job).answer,
-                readings=_readings(probes, watched, again),
-            )
-        )
+        key = derived_key(plain, f"written:{msgspec.json.encode([seed, *told]).decode()}")
+        found = None if store is None else kept_record(store, key, Written)
+        if found is None:
+            said = f"{number + 1} of {spec.samples}" if spec.samples > 1 else ""
+            found = _sample(model, prompt, spec, seed, edits, template, labels, probes, job, said)
+            if store is not None:
+                keep_record(store, key, found)
+        samples.append(found)
+        job.wrote(found, number + 1, spec.samples)
     return Generation(spec.new_tokens, spec.temperature, tuple(samples))
+
+
+def _sample(
+    model: LoadedModel,
+    prompt: Sequence[int],
+    spec: GenerationSpec,
+    seed: int,
+    edits: EditsInForce,
+    template: Template,
+    labels: LabelTokens,
+    probes: Sequence[Probe],
+    job: Job,
+    said: str,
+) -> Written:
+    watched = Watched(tuple({best_layer(p) for p in probes if p.kind == "token"}))
+    tokens, firing = write(
+        model, prompt, spec, seed=seed, edits=edits, watched=watched, job=job, said=said
+    )
+    job.check()
+    written = model.reader.decode(tokens, after=prompt)
+    again = _read_again(model, written, template, labels, job)
+    return Written(
+        text=written,
+        tokens=tokens,
+        seed=seed,
+        fired=firing.places,
+        answer=None if again is None else read_answer(model, again[0], labels, job=job).answer,
+        readings=_readings(probes, watched, again),
+        fired_in_prompt=firing.in_prompt,
+    )
 
 
 def _check(spec: GenerationSpec) -> None:
@@ -197,20 +282,21 @@ def write(
     watched: Watched,
     job: Job,
     said: str = "",
-) -> tuple[tuple[int, ...], int]:
-    """Return the tokens written after a prompt, and how many places the edits acted on.
+) -> tuple[tuple[int, ...], Firing]:
+    """Return the tokens written after a prompt, and at how many places the edits acted.
 
     The residuals of written tokens that the model read are kept in `watched`. The job is told the
     text as it grows; `said` says which one it is.
     """
     firing = Firing()
-    hooks = firing.counted(edits.prompt, hooks_of(edits.prompt))
-    step_hooks = firing.counted(edits.step, hooks_of(edits.step, first=edits.first))
+    hooks = firing.counted(edits.prompt, hooks_of(edits.prompt), prompt=True)
+    step_hooks = firing.counted(edits.step, hooks_of(edits.step, first=edits.first), prompt=False)
     phase = f"writing {said}".strip()
 
     def tell(written: Sequence[int]) -> None:
         tail = model.reader.decode(written[-_TAIL_TOKENS:], after=prompt[-1:])
-        job.progress(f"{phase}: {tail.strip()}", len(written), spec.new_tokens)
+        text = model.reader.decode(written, after=prompt)
+        job.writing(f"{phase}: {tail.strip()}", len(written), spec.new_tokens, text)
 
     tokens = generate(
         model,
@@ -223,7 +309,7 @@ def write(
         job=job,
         tell=tell,
     )
-    return tokens, firing.places
+    return tokens, firing
 
 
 def _read_again(

@@ -21,13 +21,13 @@ from emotui.core.engine.answer import AnswerReading, LabelTokens, label_tokens
 from emotui.core.engine.attributor import NONE, Attributor, metric_of
 from emotui.core.engine.capture import Activations, Job, hooked
 from emotui.core.engine.edited import EditedRun, answer_effects, canonical, marked, run_edited
-from emotui.core.engine.generate import generation_of
+from emotui.core.engine.generate import continuation
 from emotui.core.engine.instruments import Instruments
 from emotui.core.engine.lens import read_lens
 from emotui.core.engine.model import LoadedModel, name_of, package_versions
 from emotui.core.engine.runs import activations_of
 from emotui.core.errors import UsageError
-from emotui.core.protocol import Inspected, InspectRequest, ModelSpec
+from emotui.core.protocol import GenerationSpec, Inspected, InspectRequest, ModelSpec
 from emotui.core.records import Answer, Effect, Run, Trace
 from emotui.core.text import Template, clean, template_named
 
@@ -40,7 +40,6 @@ class Inspection:
     """A trace and what it cost; for callers inside the engine."""
 
     trace: Trace
-    activations: Activations
     forwards: int
 
 
@@ -84,8 +83,11 @@ def compute(
 ) -> Inspection:
     """Return the trace of a request whose request key is `key`, without storing the trace.
 
-    With edits, the trace without the last of them is its parent and is put into the store.
+    With edits, the trace without the last of them is its parent and is put into the store. With a
+    continuation, so is the trace without it, which is the same otherwise.
     """
+    if request.generation is not None:
+        return _continued(request, request.generation, model, instruments, store, job, key=key)
     if request.label_set not in LABEL_SETS:
         raise UsageError(
             f"There is no label set called {clean(request.label_set)!r}.",
@@ -169,25 +171,31 @@ def compute(
         features=features,
         answer=reading.answer,
         lens=lens,
-        generation=None
-        if request.generation is None
-        else generation_of(
-            model,
-            request,
-            request.generation,
-            text=text,
-            template=template,
-            labels=labels,
-            probes=probes,
-            materials=edited.materials if edited else None,
-            job=job,
-        ),
         attribution=None if attributor is None else instruments.attribution(attributor),
         edits=request.edits,
         intervention=None if edited is None else edited.intervention,
         effects=() if edited is None else _effects(edited, parent, reading.answer, store),
     )
-    return Inspection(trace, activations, model.forwards - before)
+    return Inspection(trace, model.forwards - before)
+
+
+def _continued(
+    request: InspectRequest,
+    spec: GenerationSpec,
+    model: LoadedModel,
+    instruments: Instruments,
+    store: Store,
+    job: Job,
+    *,
+    key: str,
+) -> Inspection:
+    """Write first, so that a reader sees the text grow at once, then compute the rest."""
+    before = model.forwards
+    generation = continuation(request, spec, model, instruments, store, job)
+    without = msgspec.structs.replace(request, generation=None)
+    trace = store.get_trace(inspect(without, model, instruments, store, job).trace_id)
+    trace = msgspec.structs.replace(trace, id=trace_id(key), generation=generation)
+    return Inspection(trace, model.forwards - before)
 
 
 def _parent(
@@ -195,9 +203,8 @@ def _parent(
 ) -> Trace:
     """Return the trace without the last edit, computed and stored where it was not there."""
     edits = request.edits[:-1]
-    # How a text would be continued without the edit is asked for on its own.
     without = msgspec.structs.replace(
-        request, edits=edits, selected=request.selected and bool(edits), generation=None
+        request, edits=edits, selected=request.selected and bool(edits)
     )
     return store.get_trace(inspect(without, model, instruments, store, job).trace_id)
 

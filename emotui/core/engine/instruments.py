@@ -7,16 +7,14 @@ SAE costs no forward pass and a known one no arithmetic.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
-import torch
-from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as tensors_to_bytes
 
 from emotui.cache.keys import derived_key, sae_identity
 from emotui.cache.store import Store
 from emotui.core.engine.capture import Activations, Job
+from emotui.core.engine.kept import keep_record, kept_record
 from emotui.core.engine.model import LoadedModel
 from emotui.core.records import (
     Attribution,
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
     from emotui.core.engine.probes import Probe
     from emotui.core.engine.saes import Sae, SaeSet
 
-_PAYLOAD = "reading"
-_Reading = TypeVar("_Reading", bound=msgspec.Struct)
 _Columns = TypeVar("_Columns", Readouts, Features)
 
 
@@ -88,12 +84,12 @@ class Instruments:
         columns: list[Readouts] = []
         for probe in probes:
             key = derived_key(activations.key, f"probe:{probe.id}:{_extent(text)}")
-            stored = self._stored("readouts", key, Readouts)
+            stored = kept_record(self._store, key, Readouts)
             if stored is None:
                 from emotui.core.engine.probes import apply
 
                 stored = apply(probe, activations, text)
-                self._keep("readouts", key, stored)
+                keep_record(self._store, key, stored)
             columns.append(stored)
         summaries = tuple(probe.summary(len(text.tokens)) for probe in probes)
         return summaries, joined(columns, Readouts)
@@ -121,12 +117,12 @@ class Instruments:
                 # The source is in the names of the features, so it is in the key.
                 part = f"sae:{sae.key}:{saes.source}:{_extent(text)}"
                 key = derived_key(activations.key, part)
-                stored = self._stored("features", key, _FeatureReading)
+                stored = kept_record(self._store, key, _FeatureReading, kind="features")
                 if stored is None:
                     from emotui.core.engine.saes import features_of
 
                     stored = _FeatureReading(*features_of(sae, activations, text))
-                    self._keep("features", key, stored)
+                    keep_record(self._store, key, stored, kind="features")
                 if attributor is not None:
                     features = self._attributed(stored.features, sae, part, attributor)
                     stored = _FeatureReading(features, stored.reading)
@@ -137,45 +133,25 @@ class Instruments:
     def attribution(self, attributor: Attributor) -> Attribution:
         """Return the metric in force and what each output writes towards it."""
         key = attributor.key("writes")
-        stored = self._stored("readouts", key, Attribution)
+        stored = kept_record(self._store, key, Attribution)
         if stored is None:
             stored = attributor.attribution()
             if not stored.note:
-                self._keep("readouts", key, stored)
+                keep_record(self._store, key, stored)
         return stored
 
     def _attributed(
         self, features: Features, sae: Sae, part: str, attributor: Attributor
     ) -> Features:
         key = attributor.key(part)
-        stored = self._stored("features", key, _AttributionReading)
+        stored = kept_record(self._store, key, _AttributionReading, kind="features")
         if stored is None or len(stored.values) != len(features.index):
             values = attributor.values(sae, features)
             if values is None:
                 return features
             stored = _AttributionReading(values)
-            self._keep("features", key, stored)
+            keep_record(self._store, key, stored, kind="features")
         return msgspec.structs.replace(features, attribution=stored.values)
-
-    def _stored(
-        self, kind: Literal["features", "readouts"], key: str, record: type[_Reading]
-    ) -> _Reading | None:
-        payload = self._store.get_entry(kind, key)
-        if payload is None:
-            return None
-        packed = tensors_from_bytes(payload).get(_PAYLOAD)
-        if packed is None:
-            return None
-        try:
-            return msgspec.msgpack.decode(packed.numpy().tobytes(), type=record)
-        except msgspec.DecodeError:
-            return None  # whole, but not what this version writes: computed again
-
-    def _keep(
-        self, kind: Literal["features", "readouts"], key: str, reading: msgspec.Struct
-    ) -> None:
-        packed = torch.frombuffer(bytearray(msgspec.msgpack.encode(reading)), dtype=torch.uint8)
-        self._store.put_entry(kind, key, tensors_to_bytes({_PAYLOAD: packed}))
 
 
 def _extent(text: TextRecord) -> str:

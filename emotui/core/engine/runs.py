@@ -29,9 +29,9 @@ def activations_of(
 
     An entry that kept more than is asked for serves too, and is narrowed to what was asked.
     """
-    wanted = _activations_key(model, token_ids, all_sites=all_sites)
+    wanted = activations_key(model, token_ids, all_sites=all_sites)
     for more_sites in dict.fromkeys([all_sites, True]):
-        key = _activations_key(model, token_ids, all_sites=more_sites)
+        key = activations_key(model, token_ids, all_sites=more_sites)
         stored = store.get_entry("activations", key)
         if stored is None:
             continue
@@ -70,7 +70,8 @@ def edited_activations_of(
     return with_key(computed, key)
 
 
-def _activations_key(model: LoadedModel, token_ids: Sequence[int], *, all_sites: bool) -> str:
+def activations_key(model: LoadedModel, token_ids: Sequence[int], *, all_sites: bool) -> str:
+    """Return the content key of a plain run of these tokens."""
     elsewhere = "all" if all_sites else "readout"
     sites = ["resid:all", f"attn:{elsewhere}", f"mlp:{elsewhere}"]
     return content_key(

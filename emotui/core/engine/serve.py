@@ -35,6 +35,7 @@ from emotui.core.protocol import (
     read_incoming,
     write_frame,
 )
+from emotui.core.records import Written
 
 PROGRESS_SECONDS = 0.1
 """Least time between two progress events of one request."""
@@ -68,6 +69,19 @@ class Job:
         with self._lock:
             self._waiting = Progress(self.id, phase, done, total)
             self._send_or_wait()
+
+    def writing(self, phase: str, done: int, total: int, text: str) -> None:
+        """Report as `progress` does, with the text as it stands; the latest counts."""
+        with self._lock:
+            self._waiting = Progress(self.id, phase, done, total, text)
+            self._send_or_wait()
+
+    def wrote(self, written: Written, done: int, total: int) -> None:
+        """Hand on a text that is finished, at once; what waits to be sent is dropped."""
+        with self._lock:
+            self._waiting = None
+            if not self._finished:
+                self._send(Progress(self.id, "written", done, total, written=written))
 
     def check(self) -> None:
         """Raise Cancelled where the user cancelled this request; call it between small steps."""

@@ -13,14 +13,12 @@ The margin is the emotion's logit minus the mean of the other labels' at the dec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import torch
-from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from emotui.cache.keys import derived_key
@@ -28,6 +26,7 @@ from emotui.core.corpus import Situation, load_situations
 from emotui.core.engine.answer import LabelTokens, label_tokens
 from emotui.core.engine.attribute import Metric, answer_metric, gradients, margin
 from emotui.core.engine.capture import Activations, Hook, Job, capture, hooked
+from emotui.core.engine.kept import keep_record, kept_record
 from emotui.core.engine.runs import activations_of
 from emotui.core.engine.value_paths import attention_sources
 from emotui.core.errors import UsageError
@@ -107,12 +106,11 @@ def locate(
     plain = activations_of(model, store, ids, all_sites=False, job=job)
     said = [request.emotion, labels.set, request.neutral or "", probe.id if probe else ""]
     key = derived_key(plain.key, f"where:{msgspec.json.encode(said).decode()}")
-    where = _stored(store, key)
+    where = kept_record(store, key, Where)
     if where is None:
         compared = _compared(request, model, labels, text, template, job)
         where = _where(request, compared, text, plain, probe)
-        packed = torch.frombuffer(bytearray(msgspec.msgpack.encode(where)), dtype=torch.uint8)
-        store.put_entry("readouts", key, tensors_to_bytes({"where": packed}))
+        keep_record(store, key, where)
     return Located(where, model.forwards - before)
 
 
@@ -128,17 +126,6 @@ def _check(emotion: str, labels: LabelTokens) -> None:
             why="Where an answer is used and written needs a single deciding token.",
             todo="Use another label set (--labels).",
         )
-
-
-def _stored(store: Store, key: str) -> Where | None:
-    payload = store.get_entry("readouts", key)
-    packed = None if payload is None else tensors_from_bytes(payload).get("where")
-    if packed is None:
-        return None
-    try:
-        return msgspec.msgpack.decode(packed.numpy().tobytes(), type=Where)
-    except msgspec.DecodeError:
-        return None  # whole, but not what this version writes: computed again
 
 
 def _compared(
