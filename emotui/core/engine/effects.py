@@ -121,14 +121,9 @@ def compare(
     edits; a full run), `clean` with none. `rivals` are further controls: other edits in the place
     of the last. Raises EngineError where resuming does not give the full run's logits.
     """
-    places = places_of_edit(last.edit, model.n_layers)
-    start = places[0][1]
-    mine = {group.place: group for group in groups if group.place in places}
-    before = {place: EditGroup(place, ()) for place in places}
-    before |= {group.place: group for group in earlier if group.place in places}
-    elsewhere = [g for g in earlier if g.place not in mine and g.place[1] >= start]
+    at = arranged(earlier, groups, last, model.n_layers)
+    mine, before, start = at.mine, at.before, at.start
     resid = parent.resid[start]
-    first = min(p for group in (*mine.values(), *elsewhere) for p in group.positions)
     recorded = Recorded()
     variants: list[Variant] = [
         Grouped("edit", str(last.edit), mine, recorded, before),
@@ -136,7 +131,7 @@ def compare(
     ]
     notes: Notes = {}
     if isinstance(last.edit, FeatureEdit):
-        (place,) = places
+        (place,) = mine
         # What arrives at a residual without earlier edits there is what the parent's run kept.
         kept = place[0] == "resid" and not before[place].steps
         arrived = (
@@ -148,7 +143,7 @@ def compare(
                 start=start,
                 site=place[0],
                 layer=place[1],
-                hooks=hooks_of(elsewhere),
+                hooks=hooks_of(at.elsewhere),
                 job=job,
             )
         )
@@ -160,19 +155,8 @@ def compare(
         notes = _notes_without_features(rivals)
     variants += rivals
     if not any(rival.name == "random_directions" for rival in rivals):
-        variants += random_variants(places, before, recorded, last, materials)
-    rows = rerun(
-        model,
-        resid,
-        start=start,
-        n_rows=len(variants),
-        hooks=lambda rows: (
-            *hooks_of(elsewhere, first=first),
-            *_row_hooks(variants, rows, mine, first),
-        ),
-        first=first,
-        job=job,
-    )
+        variants += random_variants(tuple(before), before, recorded, last, materials)
+    rows = run_variants(model, resid, variants, at, job)
     _check_resume(rows.logits[0], child.logits)
     measured = gauge.measure(rows, parent.logits)
     effects = [
@@ -186,6 +170,57 @@ def compare(
         kl=float(divergence(parent.logits, child.logits)),
         changed=recorded.changed,
         readout_layer=None if gauge.probe is None else gauge.layer,
+    )
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """The edits of a run, sorted by what rows that differ in the last of them need."""
+
+    mine: Mapping[Place, EditGroup]
+    """All edits at the places of the last, in the order the model passes them."""
+    before: Mapping[Place, EditGroup]
+    """The same without the last; empty groups where there are no others."""
+    elsewhere: tuple[EditGroup, ...]
+    """Earlier edits at other places from `start` on: in force in every row."""
+    start: int
+    """The first layer of the last edit."""
+    first: int
+    """The first token that any edit from there on acts on."""
+
+
+def arranged(
+    earlier: Sequence[EditGroup], groups: Sequence[EditGroup], last: PlacedEdit, n_layers: int
+) -> Arranged:
+    """Return the groups of all edits, and of all but the last, as rows need them."""
+    places = places_of_edit(last.edit, n_layers)
+    start = places[0][1]
+    mine = {group.place: group for group in groups if group.place in places}
+    before = {place: EditGroup(place, ()) for place in places}
+    before |= {group.place: group for group in earlier if group.place in places}
+    elsewhere = tuple(g for g in earlier if g.place not in mine and g.place[1] >= start)
+    first = min(p for group in (*mine.values(), *elsewhere) for p in group.positions)
+    return Arranged(mine, before, elsewhere, start, first)
+
+
+def run_variants(
+    model: LoadedModel, resid: Tensor, variants: Sequence[Variant], at: Arranged, job: Job
+) -> Rows:
+    """Run each variant as a row from `resid` [tokens, d_model], what arrives at the first layer.
+
+    The first of them runs first, so that others may read what it recorded.
+    """
+    return rerun(
+        model,
+        resid,
+        start=at.start,
+        n_rows=len(variants),
+        hooks=lambda rows: (
+            *hooks_of(at.elsewhere, first=at.first),
+            *_row_hooks(variants, rows, at.mine, at.first),
+        ),
+        first=at.first,
+        job=job,
     )
 
 

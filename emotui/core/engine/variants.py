@@ -125,27 +125,31 @@ def random_variants(
     recorded: Recorded,
     last: PlacedEdit,
     materials: Materials,
+    *,
+    count: int = RANDOM_DIRECTIONS,
+    seed: int | None = None,
 ) -> list[Variant]:
-    """Return the rows of random directions."""
+    """Return `count` rows of random directions; `seed` None is that of the materials."""
+    seed = materials.seed if seed is None else seed
     kind: Literal["text", "readout"] = (
         "readout" if last.edit.positions.kind == "readout" else "text"
     )
     columns = materials.columns_of(last.edit) if isinstance(last.edit, HeadEdit) else None
     drawn = {
         (site, layer): materials.statistics_of(site).directions(
-            site, layer, kind, count=RANDOM_DIRECTIONS, seed=materials.seed, columns=columns
+            site, layer, kind, count=count, seed=seed, columns=columns
         )
         for site, layer in places
     }
     return [
         Random(
             "random_directions",
-            f"seed {materials.seed}.{number}",
+            f"seed {seed}.{number}",
             {place: directions[number] for place, directions in drawn.items()},
             before,
             recorded,
         )
-        for number in range(RANDOM_DIRECTIONS)
+        for number in range(count)
     ]
 
 
