@@ -164,6 +164,25 @@ def gradients(
     no parameter gets one. With `all_sites` those of attention and MLP outputs are kept too.
     Counted as one forward. Raises torch.OutOfMemoryError where the graph does not fit.
     """
+    return gradients_of_rows(
+        model, [token_ids], [metric], all_sites=all_sites, hooks=hooks, job=job
+    )[0]
+
+
+def gradients_of_rows(
+    model: LoadedModel,
+    rows: Sequence[Sequence[int]],
+    metrics: Sequence[Metric],
+    *,
+    all_sites: bool = False,
+    hooks: Sequence[Hook] = (),
+    job: Job | None = None,
+) -> list[Gradients]:
+    """Do `gradients` for prompts of equal length in one forward and one backward pass.
+
+    A metric for each prompt, all with one suffix. The sum of the metrics is differentiated: no
+    row of a batch reaches another, so each row's slopes are those of its own metric.
+    """
     layers = range(model.n_layers)
     kept: dict[tuple[Site, int], Tensor] = {}
 
@@ -179,17 +198,22 @@ def gradients(
     ]
     model.hf.requires_grad_(False)
     model.forwards += 1
-    ids = model.tensor_of([[*token_ids, *metric.suffix]])
+    ids = model.tensor_of([[*row, *metrics[0].suffix] for row in rows])
     first = Hook("resid", EMBEDDING_LAYER, begin)
     with torch.enable_grad(), hooked(model, (first, *hooks, *keeping), job=job):
-        logits = model.hf(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
-        resid = {layer: _wide(kept["resid", layer][0]) for layer in (EMBEDDING_LAYER, *layers)}
-        value = metric.value(_wide(logits), resid)
+        logits = model.hf(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1]
+        resid = {layer: _wide(kept["resid", layer]) for layer in (EMBEDDING_LAYER, *layers)}
+        values = [
+            metric.value(_wide(logits[row]), {layer: h[row] for layer, h in resid.items()})
+            for row, metric in enumerate(metrics)
+        ]
         places = list(kept)
-        found = torch.autograd.grad(value, [kept[place] for place in places], allow_unused=True)
-    n_tokens = len(token_ids)
+        found = torch.autograd.grad(
+            torch.stack(values).sum(), [kept[place] for place in places], allow_unused=True
+        )
+    n_tokens = len(rows[0])
     slopes = {
-        place: (torch.zeros_like(kept[place]) if slope is None else slope)[0, :n_tokens]
+        place: (torch.zeros_like(kept[place]) if slope is None else slope)[:, :n_tokens]
         for place, slope in zip(places, found, strict=True)
     }
 
@@ -198,18 +222,24 @@ def gradients(
 
     written: list[tuple[Site, int]] = [("resid", EMBEDDING_LAYER)]
     written += [("attn", layer) for layer in layers] + [("mlp", layer) for layer in layers]
-    return Gradients(
-        value=float(value.detach()),
-        resid=stacked("resid", from_layer=EMBEDDING_LAYER),
-        attn=stacked("attn") if all_sites else None,
-        mlp=stacked("mlp") if all_sites else None,
-        writes=torch.stack(
-            [
-                torch.linalg.vecdot(_wide(kept[place].detach()[0, :n_tokens]), _wide(slopes[place]))
-                for place in written
-            ]
-        ).float(),
-    )
+    writes = torch.stack(
+        [
+            torch.linalg.vecdot(_wide(kept[place].detach()[:, :n_tokens]), _wide(slopes[place]))
+            for place in written
+        ]
+    ).float()
+    along = stacked("resid", from_layer=EMBEDDING_LAYER)
+    attn, mlp = (stacked("attn"), stacked("mlp")) if all_sites else (None, None)
+    return [
+        Gradients(
+            value=float(value.detach()),
+            resid=along[:, row],
+            attn=None if attn is None else attn[:, row],
+            mlp=None if mlp is None else mlp[:, row],
+            writes=writes[:, row],
+        )
+        for row, value in enumerate(values)
+    ]
 
 
 def _keeping(

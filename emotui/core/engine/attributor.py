@@ -128,6 +128,19 @@ class Attributor:
         identity = "" if self._metric is None else self._metric.identity
         return derived_key(self._activations.key, f"attribution:{identity}:{part}")
 
+    @property
+    def metric(self) -> Metric | None:
+        """What is differentiated; None where nothing can be."""
+        return None if self._note else self._metric
+
+    def stands(self) -> bool:
+        """Return whether the gradients are in the store."""
+        return self._stored() is not None
+
+    def keep(self, found: Gradients) -> None:
+        """Put the gradients of this run to this metric into the store."""
+        self._store.put_entry("activations", self._gradient_key(self._all_sites), found.to_bytes())
+
     def values(self, sae: Sae, features: Features) -> tuple[float, ...] | None:
         """Return the estimate of each row of the features of one SAE; None without gradients."""
         found = self._gradients()
@@ -173,7 +186,7 @@ class Attributor:
             # The trace is worth having without it; freed before anything else is computed.
             self._note = _NO_MEMORY
             return None
-        self._store.put_entry("activations", self._gradient_key(self._all_sites), found.to_bytes())
+        self.keep(found)
         return found
 
     def _gradient_key(self, all_sites: bool) -> str:

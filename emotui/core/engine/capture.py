@@ -221,7 +221,7 @@ def _keep(
 ) -> Hook:
     def function(tensor: Tensor) -> None:
         # A copy: the block may go on to write into the same memory, and a view would keep all.
-        kept[site, layer] = tensor[0, positions].detach().clone()
+        kept[site, layer] = tensor[:, positions].detach().clone()
 
     return Hook(site, layer, function)
 
@@ -240,6 +240,23 @@ def capture(
     The last two (and `z` where asked for) are kept at the readout, or at every token with
     `all_sites`. `hooks` run before the keeping ones, so that an edit is seen by what is kept.
     """
+    return capture_rows(model, [token_ids], all_sites=all_sites, z=z, hooks=hooks, job=job)[0]
+
+
+def capture_rows(
+    model: LoadedModel,
+    rows: Sequence[Sequence[int]],
+    *,
+    all_sites: bool = False,
+    z: bool = False,
+    hooks: Sequence[Hook] = (),
+    job: Job | None = None,
+) -> list[Activations]:
+    """Do `capture` for prompts of equal length in one forward; one Activations for each.
+
+    Nothing is padded, so the numbers are those of single runs up to the rounding of batched
+    kernels. The tensors are views of those of the whole batch.
+    """
     layers = range(model.sites.n_layers)
     everything, last = slice(None), slice(-1, None)
     elsewhere = everything if all_sites else last
@@ -248,21 +265,26 @@ def capture(
     sites: tuple[HookSite, ...] = ("attn", "mlp", "z") if z else ("attn", "mlp")
     keeping += [_keep(kept, site, layer, elsewhere) for site in sites for layer in layers]
     with hooked(model, (*hooks, *keeping), job=job):
-        logits = model.forward([token_ids])[0, -1]
-    n_tokens = len(token_ids)
+        logits = model.forward(rows)[:, -1]
+    n_tokens = len(rows[0])
 
     def stacked(site: HookSite) -> Tensor:
         return torch.stack([kept[site, layer] for layer in layers])
 
-    return Activations(
-        token_ids=tuple(token_ids),
-        resid=torch.stack([kept["resid", layer] for layer in (EMBEDDING_LAYER, *layers)]),
-        attn=stacked("attn"),
-        mlp=stacked("mlp"),
-        site_positions=tuple(range(n_tokens)) if all_sites else (n_tokens - 1,),
-        logits=logits,
-        z=stacked("z") if z else None,
-    )
+    resid = torch.stack([kept["resid", layer] for layer in (EMBEDDING_LAYER, *layers)])
+    attn, mlp, heads = stacked("attn"), stacked("mlp"), stacked("z") if z else None
+    return [
+        Activations(
+            token_ids=tuple(token_ids),
+            resid=resid[:, row],
+            attn=attn[:, row],
+            mlp=mlp[:, row],
+            site_positions=tuple(range(n_tokens)) if all_sites else (n_tokens - 1,),
+            logits=logits[row],
+            z=None if heads is None else heads[:, row],
+        )
+        for row, token_ids in enumerate(rows)
+    ]
 
 
 def with_key(activations: Activations, key: str) -> Activations:

@@ -46,13 +46,13 @@ def places_of(n_layers: int) -> tuple[Place, ...]:
     return resid + attn + mlp
 
 
-def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yield the indices of texts of equal length, at most 4,096 tokens at a time."""
+def batches(lengths: Sequence[int], *, most_tokens: int = _TOKENS_PER_BATCH) -> Iterator[list[int]]:
+    """Yield the indices of texts of equal length, at most `most_tokens` tokens at a time."""
     by_length: dict[int, list[int]] = defaultdict(list)
     for text, length in enumerate(lengths):
         by_length[length].append(text)
     for length in sorted(by_length):
-        size = max(1, _TOKENS_PER_BATCH // max(length, 1))
+        size = max(1, most_tokens // max(length, 1))
         members = by_length[length]
         for start in range(0, len(members), size):
             yield members[start : start + size]

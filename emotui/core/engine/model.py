@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -104,6 +105,11 @@ def name_of(spec: ModelSpec) -> str:
 
 def package_versions() -> dict[str, str]:
     """Return the versions of what computes a trace, for its record."""
+    return dict(_package_versions())
+
+
+@functools.cache  # reading their metadata took a third of a small model's inspect
+def _package_versions() -> Mapping[str, str]:
     versions = {"emotui": emotui.__version__}
     for name in _PACKAGES:
         try:

@@ -13,6 +13,7 @@ from emotui.core.engine.doctor import diagnose
 from emotui.core.engine.inspect import inspect
 from emotui.core.engine.instruments import Instruments
 from emotui.core.engine.model import LoadedModel, load_model
+from emotui.core.engine.prefetch import prefetch
 from emotui.core.engine.speak import speak
 from emotui.core.engine.statistics import corpus_statistics
 from emotui.core.protocol import (
@@ -31,6 +32,8 @@ from emotui.core.protocol import (
     ModelSpec,
     Operation,
     Outcome,
+    Prefetched,
+    PrefetchRequest,
     ShutdownRequest,
     WhereRequest,
 )
@@ -102,6 +105,12 @@ def _inspect(request: InspectRequest, job: Job, session: Session) -> Inspected:
     return inspect(request, model, session.instruments(model, store), store, job)
 
 
+def _prefetch(request: PrefetchRequest, job: Job, session: Session) -> Prefetched:
+    store = session.store(request.like.cache_dir)
+    model = session.model(request.like.spec, job, store=store)
+    return prefetch(request, model, session.instruments(model, store), store, job)
+
+
 def _fit(request: FitRequest, job: Job, session: Session) -> Fitted:
     from emotui.core.engine.fit import fit_probes
 
@@ -138,6 +147,7 @@ def _shut_down(_request: ShutdownRequest, _job: Job, session: Session) -> Done:
 OPERATIONS: dict[type[Operation], Callable[[Any, Job, Session], Outcome]] = {
     LoadRequest: _load,
     InspectRequest: _inspect,
+    PrefetchRequest: _prefetch,
     FitRequest: _fit,
     GenerateRequest: _generate,
     WhereRequest: _where,

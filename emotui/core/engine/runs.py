@@ -29,6 +29,17 @@ def activations_of(
 
     An entry that kept more than is asked for serves too, and is narrowed to what was asked.
     """
+    held = stored_activations(model, store, token_ids, all_sites=all_sites)
+    if held is not None:
+        return held
+    computed = capture(model, token_ids, all_sites=all_sites, job=job)
+    return kept_activations(model, store, computed, all_sites=all_sites)
+
+
+def stored_activations(
+    model: LoadedModel, store: Store, token_ids: Sequence[int], *, all_sites: bool
+) -> Activations | None:
+    """Return the activations of a prompt where the store has them, narrowed to what was asked."""
     wanted = activations_key(model, token_ids, all_sites=all_sites)
     for more_sites in dict.fromkeys([all_sites, True]):
         key = activations_key(model, token_ids, all_sites=more_sites)
@@ -40,9 +51,16 @@ def activations_of(
         except CacheError:
             continue  # whole, but not what this version writes: computed again below
         return held.narrowed(all_sites=all_sites)
-    computed = capture(model, token_ids, all_sites=all_sites, job=job)
-    store.put_entry("activations", wanted, computed.to_bytes())
-    return with_key(computed, wanted)
+    return None
+
+
+def kept_activations(
+    model: LoadedModel, store: Store, computed: Activations, *, all_sites: bool
+) -> Activations:
+    """Put the activations of a plain run into the store and return them under their key."""
+    key = activations_key(model, computed.token_ids, all_sites=all_sites)
+    store.put_entry("activations", key, computed.to_bytes())
+    return with_key(computed, key)
 
 
 def edited_activations_of(
