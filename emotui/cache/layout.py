@@ -3,6 +3,9 @@
 index.sqlite                    listing and search; made again from the files at need
 traces/12/1234....safetensors   one trace: its id is the first 16 digits of the request key
 activations/ features/ readouts/ statistics/    entries, by the whole key
+notes/                          what a user wrote beside a trace (cache/notes.py)
+recipes/                        sets of edits under a name (cache/recipes.py)
+console-history.json            lines of the console (cache/history.py)
 probes/                         fitted probes (cache/probes.py)
 pins/                           an empty file for each trace that must stay
 damaged/                        what was set aside

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from emotui.commands.common import cache_for, say
-from emotui.core.records import Site, Trace
+from emotui.core.records import Note, Site, Trace
 
 FORMATS = ("json", "py", "md")
 
@@ -29,21 +29,24 @@ def export_trace(
     from emotui.core.export.json import read_document, trace_of, write_file
 
     norms: Mapping[tuple[Site, int], float] = {}
+    notes: Sequence[Note]
     if Path(name).is_file():
         document = read_document(Path(name).read_bytes(), name=name)
-        trace, ancestors = trace_of(document), document.ancestors
+        trace, ancestors, notes = trace_of(document), document.ancestors, document.notes
     else:
         from emotui.cache.lineage import ancestors_of
+        from emotui.cache.notes import notes_of
         from emotui.cache.store import Store
 
         with cache_for(cache_dir, private=False) as root, Store.open(root) as store:
             trace = store.get_trace(name)
             ancestors = tuple(ancestors_of(trace, store))
+            notes = notes_of(root, (one.id for one in (trace, *ancestors)))
             if to == "py" and trace.edits:
                 from emotui.core.export.strengths import mean_norms
 
                 norms = mean_norms(trace, store)
-    data = _document(trace, ancestors, to=to, all_tokens=all_tokens, norms=norms)
+    data = _document(trace, ancestors, notes, to=to, all_tokens=all_tokens, norms=norms)
     if out is None:
         sys.stdout.buffer.write(data)
     else:
@@ -53,6 +56,7 @@ def export_trace(
 def _document(
     trace: Trace,
     ancestors: Sequence[Trace],
+    notes: Sequence[Note],
     *,
     to: str,
     all_tokens: bool,
@@ -65,7 +69,7 @@ def _document(
     if to == "md":
         from emotui.core.export.markdown import markdown_bytes
 
-        return markdown_bytes(trace, ancestors=ancestors)
+        return markdown_bytes(trace, ancestors=ancestors, notes=notes)
     from emotui.core.export.json import document_bytes
 
-    return document_bytes(trace, ancestors=ancestors, all_tokens=all_tokens)
+    return document_bytes(trace, ancestors=ancestors, notes=notes, all_tokens=all_tokens)

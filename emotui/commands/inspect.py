@@ -208,8 +208,9 @@ def _output(trace: Trace, store: Store, options: InspectOptions) -> bytes:
 
         return report_of(trace).encode()
     from emotui.cache.lineage import ancestors_of
+    from emotui.cache.notes import notes_of
     from emotui.core.export.json import document_bytes
 
-    return document_bytes(
-        trace, ancestors=ancestors_of(trace, store), all_tokens=options.all_tokens
-    )
+    ancestors = ancestors_of(trace, store)
+    notes = notes_of(store.root, (one.id for one in (trace, *ancestors)))
+    return document_bytes(trace, ancestors=ancestors, notes=notes, all_tokens=options.all_tokens)

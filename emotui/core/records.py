@@ -382,7 +382,18 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
     effects: tuple[Effect, ...] = ()
 
 
+class Note(msgspec.Struct, frozen=True):
+    """What a user wrote beside a trace."""
+
+    trace: str
+    """The id of the trace it is about."""
+    time: str
+    """When it was written: UTC, ISO 8601."""
+    text: str
+
+
 class TraceDocument(Trace, frozen=True, kw_only=True):
-    """What an export holds: a trace, and its ancestors, nearest first."""
+    """What an export holds: a trace, its ancestors, nearest first, and the notes on them."""
 
     ancestors: tuple[Trace, ...] = ()
+    notes: tuple[Note, ...] = ()

@@ -19,7 +19,14 @@ import msgspec
 
 from emotui.cache.prepare import prepare, probes_in_force
 from emotui.cache.store import Store
-from emotui.core.errors import Cancelled, EmotuiError, EngineError, TextError
+from emotui.core.errors import (
+    CacheError,
+    Cancelled,
+    EmotuiError,
+    EngineError,
+    TextError,
+    UsageError,
+)
 from emotui.core.protocol import (
     FitRequest,
     Fitted,
@@ -31,6 +38,7 @@ from emotui.core.protocol import (
     Progress,
 )
 from emotui.core.records import Trace
+from emotui.core.text import clean
 from emotui.ui import messages
 from emotui.ui.readings import Readings
 
@@ -111,6 +119,8 @@ class Workbench:
         self._asked: Asked | None = None
         self._busy = False
         self._closed = False
+        self._foreign: str | None = None
+        """The model of the trace on the screen where that is another than the base's."""
         self._store: Store | None = None
         self._engine: Engine | None = None
 
@@ -135,10 +145,35 @@ class Workbench:
         `edits` are in force, in their printed form; None means those the explorer opened with.
         What the screen edits was picked from what it shows of this text, so it is `selected`.
         """
+        if not edits:
+            self._foreign = None
         request = msgspec.structs.replace(self._base, text=text)
         if edits is not None:
             request = msgspec.structs.replace(request, edits=edits, selected=bool(edits))
         return self._begin(lambda number: self._look_up(number, request))
+
+    def open_trace(self, trace_id: str) -> int:
+        """Show a cached trace, whatever model it is of; return the request's number."""
+        return self._begin(lambda number: self._open(number, trace_id))
+
+    def with_store(
+        self, work: Callable[[Store], object], failed: Callable[[EmotuiError], object]
+    ) -> None:
+        """Do something with the cache, off the screen's thread, and beside any request.
+
+        `failed` is called there with what went wrong. Both must only post messages.
+        """
+
+        def task() -> None:
+            try:
+                work(self._opened_store())
+            except EmotuiError as error:
+                failed(error)
+            except OSError as error:
+                reason = error.strerror or type(error).__name__
+                failed(CacheError("It could not be done.", why=reason))
+
+        self._shelf.do(task)
 
     def fit(self, text: str) -> int:
         """Fit probes where there are none, then show the trace of `text` with them."""
@@ -255,8 +290,32 @@ class Workbench:
                 self._store.close()
             self._store = None
 
+    def _open(self, number: int, trace_id: str) -> None:
+        started = time.monotonic()
+        store = self._opened_store()
+        trace = store.get_trace(trace_id)
+        run = trace.run
+        own = prepare(self._base, store).fingerprint == run.fingerprint
+        self._foreign = None if own else run.model
+        if own:
+            labels = trace.answer.set if trace.answer is not None else self._base.label_set
+            self._base = msgspec.structs.replace(
+                self._base, template=run.template, label_set=labels
+            )
+        self._show(number, trace, cached=True, seconds=time.monotonic() - started)
+        self._end(number, messages.WorkFinished(number))
+
+    def _require_own(self) -> None:
+        """Raise UsageError where the trace on the screen is of another model."""
+        if self._foreign is not None:
+            raise UsageError(
+                f"This trace is of {clean(self._foreign)}, which is not loaded.",
+                todo=f"Open emotui with --model {clean(self._foreign)} to go on from it.",
+            )
+
     def _look_up(self, number: int, request: InspectRequest) -> None:
         started = time.monotonic()
+        self._require_own()
         if not request.text.strip():
             raise TextError("There is no text to read.", todo="Press i and type or paste one.")
         store = self._opened_store()
@@ -289,6 +348,7 @@ class Workbench:
         self._ask(number, request, "reading the text", answered)
 
     def _put(self, number: int, request: InspectRequest, question: Question, what: str) -> None:
+        self._require_own()
         store = self._opened_store()
         asked = question(prepare(request, store).request, store)
         if isinstance(asked, Outcome):
@@ -381,9 +441,12 @@ def export_trace(store: Store, trace: Trace, folder: Path) -> tuple[Path, bool]:
     the name, a number is added to it. Raises ExportError, CacheError.
     """
     from emotui.cache.lineage import ancestors_of
+    from emotui.cache.notes import notes_of
     from emotui.core.export.json import document_bytes, write_file
 
-    data = document_bytes(trace, ancestors=ancestors_of(trace, store), all_tokens=False)
+    ancestors = ancestors_of(trace, store)
+    notes = notes_of(store.root, (one.id for one in (trace, *ancestors)))
+    data = document_bytes(trace, ancestors=ancestors, notes=notes, all_tokens=False)
     for number in itertools.count(1):
         ending = "" if number == 1 else f"-{number}"
         path = folder / f"emotui-{trace.id}{ending}.json"

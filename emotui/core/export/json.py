@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from emotui.core.errors import ExportError
-from emotui.core.records import Features, Readouts, Trace, TraceDocument, Writes
+from emotui.core.records import Features, Note, Readouts, Trace, TraceDocument, Writes
 
 DIGITS = 5
 """Significant digits of every float in an export."""
@@ -55,15 +55,22 @@ def at_readout(trace: Trace) -> Trace:
     )
 
 
-def document_bytes(trace: Trace, *, ancestors: Sequence[Trace] = (), all_tokens: bool) -> bytes:
+def document_bytes(
+    trace: Trace,
+    *,
+    ancestors: Sequence[Trace] = (),
+    notes: Sequence[Note] = (),
+    all_tokens: bool,
+) -> bytes:
     """Return the JSON document of a trace: sorted keys, five digits, no NaN, newline at the end.
 
-    The same trace gives the same bytes. With `all_tokens` false, readouts and features are those
+    The same trace with the same notes gives the same bytes. With `all_tokens` false, readouts and features are those
     of the readout position.
     """
     select: Callable[[Trace], Trace] = (lambda one: one) if all_tokens else at_readout
     plain = msgspec.to_builtins(select(trace))
     plain["ancestors"] = [msgspec.to_builtins(select(ancestor)) for ancestor in ancestors]
+    plain["notes"] = msgspec.to_builtins(tuple(notes))
     plain = _rounded(plain)
     return msgspec.json.encode(plain, order="sorted") + b"\n"
 

@@ -1,4 +1,4 @@
-"""Markdown: what a trace measured as a methods paragraph, its effects, and its notes.
+"""Markdown: what a trace measured as a methods paragraph, its effects, remarks, and notes.
 
 The text itself is left out: what a paper quotes is its author's to say.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from emotui.core.records import Control, Effect, ProbeSummary, SaeReading, Trace
+from emotui.core.records import Control, Effect, Note, ProbeSummary, SaeReading, Trace
 from emotui.core.text import clean
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|#])")
@@ -26,8 +26,13 @@ _RULES = {
 }
 
 
-def markdown_bytes(trace: Trace, *, ancestors: Sequence[Trace] = ()) -> bytes:
-    """Return the document of a trace, UTF-8; the same trace gives the same bytes."""
+def markdown_bytes(
+    trace: Trace, *, ancestors: Sequence[Trace] = (), notes: Sequence[Note] = ()
+) -> bytes:
+    """Return the document of a trace, UTF-8; the same trace and notes give the same bytes.
+
+    `notes` are what the user wrote beside the trace and its ancestors.
+    """
     parts = [
         f"# Trace {_code(trace.id)} of {_said(trace.run.model)}",
         "## Methods",
@@ -35,8 +40,9 @@ def markdown_bytes(trace: Trace, *, ancestors: Sequence[Trace] = ()) -> bytes:
         *_edits(trace),
         *_effects(trace),
         *_answer(trace),
-        "## Notes",
-        "\n".join(f"- {note}" for note in _notes(trace)),
+        *_notes(trace, notes),
+        "## Remarks",
+        "\n".join(f"- {remark}" for remark in _remarks(trace)),
     ]
     return ("\n\n".join(part for part in parts if part) + "\n").encode("utf-8", "replace")
 
@@ -197,7 +203,18 @@ def _answer(trace: Trace) -> list[str]:
     return ["## Answer", table]
 
 
-def _notes(trace: Trace) -> Iterable[str]:
+def _notes(trace: Trace, notes: Sequence[Note]) -> list[str]:
+    if not notes:
+        return []
+    lines = (
+        f"- {_said(note.time)}{'' if note.trace == trace.id else f' on {_code(note.trace)}'}: "
+        f"{_said(note.text)}"
+        for note in notes
+    )
+    return ["## Notes", "\n".join(lines)]
+
+
+def _remarks(trace: Trace) -> Iterable[str]:
     if trace.run.note:
         yield _said(trace.run.note)
     if trace.intervention is not None:
