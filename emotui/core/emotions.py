@@ -121,19 +121,20 @@ GENERAL_WORDS = frozenset(
 
 EMOTION_WORDS = frozenset().union(*LEXICON.values()) | GENERAL_WORDS
 
-_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 
 
 def words_of(text: str) -> list[str]:
     """Return the lower-case words of a text, hyphens and inner apostrophes kept."""
-    return _WORD.findall(text.lower())
+    return WORD.findall(text.lower())
 
 
 def emotion_words_in(text: str) -> list[str]:
     """Return the words of `text`, in order, that name an emotion (whole-word, lower-case match)."""
-    found = []
-    for word in words_of(text):
-        parts = (word, *word.split("-"))
-        if any(part in EMOTION_WORDS for part in parts):
-            found.append(word)
-    return found
+    return [word for word in words_of(text) if names_emotion(word)]
+
+
+def names_emotion(word: str) -> bool:
+    """Return whether a word, or a part of it between hyphens, is of the lexicon, in any case."""
+    lower = word.lower()
+    return any(part in EMOTION_WORDS for part in (lower, *lower.split("-")))

@@ -1,0 +1,140 @@
+"""What is found out beside a trace: its last edit on other texts, its text without emotion words.
+
+Frozen records like those of `core.records`; a finding is kept in the cache under the trace's id
+and changes nothing of the trace.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class OtherTexts(msgspec.Struct, frozen=True):
+    """The texts an edit was repeated on, as columns in the order they were run."""
+
+    id: tuple[str, ...] = ()
+    """Of the situation in the bundled corpus."""
+    emotion: tuple[str, ...] = ()
+    positions: tuple[str, ...] = ()
+    """Where the last edit acted: a token, a range `3-7` of neighbours, or several with commas;
+    "" where the feature is active nowhere."""
+    active: tuple[bool, ...] = ()
+    """Whether the edited feature was active there; as `acted` for an edit of no feature."""
+    acted: tuple[bool, ...] = ()
+    """Whether the edit changed anything there."""
+    deltas: dict[str, tuple[float, ...]] = {}
+    """Metric to its change by the last edit (after - before), a value a text; 0 where it did not
+    act."""
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """A change over several texts."""
+
+    texts: int
+    median: float | None
+    """None without texts, as the interval."""
+    low: float | None
+    high: float | None
+    """Ends of the 95 % percentile bootstrap interval of the median."""
+    same_sign: int
+    """Texts on which the change has the sign it has on the trace's own text."""
+
+
+class Repeated(msgspec.Struct, frozen=True):
+    """One metric's change by the last edit, on this text and on others."""
+
+    metric: str
+    here: float
+    """On the trace's own text: after - before."""
+    acted: Spread
+    """Over the texts on which the edit changed anything."""
+    every: Spread
+    """Over all texts."""
+    controls: tuple[float, ...]
+    """Medians of the control directions over the texts on which the edit acted, each times the
+    sign of its change on the trace's own text: positive kept its sign."""
+    controls_same_sign: tuple[float, ...]
+    """The share of these texts on which each has that sign."""
+    rank: int | None
+    """1 + how many controls have a median at least as large as the edit's, all in the direction
+    each had on the trace's own text; None where the edit acted on no text."""
+    verified: bool | None
+    """None where it was not judged; see `verdict`."""
+    verdict: str
+
+
+class Verification(msgspec.Struct, frozen=True, kw_only=True):
+    """The last edit of a trace, the earlier ones in force, repeated on other texts."""
+
+    edits: tuple[str, ...]
+    source: str
+    """Which texts, in words."""
+    positions: str
+    """How the positions of the edits carry to other texts, in words."""
+    asked: int
+    """How many texts were asked for; fewer were done where it was cancelled."""
+    metric: str
+    """What the edit is judged by, and its controls were picked by."""
+    picked_from: int
+    """Random directions that each control was picked from by its change of `metric` on the
+    trace's own text: as many as there were features to pick the edit's from; 1 for not picked."""
+    seed: int
+    others: OtherTexts
+    metrics: tuple[Repeated, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Masked(msgspec.Struct, frozen=True):
+    """A text with some words masked, read again."""
+
+    words: tuple[str, ...]
+    """As they stand in the text; none for the text as it is."""
+    readout: float | None
+    """The readout probe's reading of the emotion; None without a probe that knows it."""
+    answer: float
+    """The probability of the emotion among the labels."""
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """How much of one reading goes with the emotion words, beside other words."""
+
+    metric: Literal["readout", "answer"]
+    share: float | None
+    """(before - after) / before; None where before is not positive: there is nothing to lose."""
+    controls: tuple[float, ...]
+    """The same share for each set of other words; empty where `share` is None."""
+    rank: int | None
+    """1 + how many of these are at least as large; None without any."""
+    percentile: float | None
+    """Percent of them that are smaller, those equal counting half."""
+
+
+class WithoutWords(msgspec.Struct, frozen=True, kw_only=True):
+    """A text with its emotion words masked, beside other content words masked."""
+
+    text: str
+    emotion: str
+    label_set: str
+    template: str
+    placeholder: str
+    probe: str | None
+    layer: int | None
+    """The layer of the residual stream that the readout probe is read at."""
+    trust: str | None
+    """That of the probe there."""
+    unit: Literal["z", "logit"]
+    """Of the readouts; the probe's logit where it has no neutral texts."""
+    before: Masked
+    after: Masked
+    """Without the emotion words; `words` are these."""
+    masked_text: str
+    content_words: int
+    """Other content words there are to mask."""
+    choices: int
+    """Sets of as many other content words that exist; at most 20 of them were drawn."""
+    controls: tuple[Masked, ...]
+    lost: tuple[Lost, ...]
+    seed: int
+    sentence: str
