@@ -109,7 +109,7 @@ def read_answer(
         scores, resid = after.logits[list(tokens.deciding)], after.resid[1:, -1]
     else:
         with hooked(model, (), job=job):
-            scores = _whole_label_scores(model, activations.token_ids, tokens.sequences)
+            scores = whole_label_scores(model, activations.token_ids, tokens.sequences)
         resid = None
     probabilities = scores.float().softmax(dim=-1).tolist()
     answer = Answer(
@@ -154,7 +154,7 @@ def _from_bytes(payload: bytes, device: torch.device) -> tuple[Tensor, Tensor | 
     return scores, tensors["resid"].to(device) if "resid" in tensors else None
 
 
-def _whole_label_scores(
+def whole_label_scores(
     model: LoadedModel, prompt: Sequence[int], sequences: Sequence[Sequence[int]]
 ) -> Tensor:
     """Return the summed log-probability of each sequence after the prompt, float32 [labels].
