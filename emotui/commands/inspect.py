@@ -48,6 +48,9 @@ class Tally(msgspec.Struct):
     failed: int = 0
     cache_hits: int = 0
     forwards: int = 0
+    """Runs of the model; one that took a batch of texts through it counts once."""
+    batched: int = 0
+    """Texts that went through the model in batches."""
     seconds: float = 0.0
 
 
@@ -113,8 +116,10 @@ def _texts(text: str | None, options: InspectOptions) -> list[str]:
 def _inspect_all(
     texts: list[str], request: InspectRequest, options: InspectOptions, root: Path, tally: Tally
 ) -> None:
+    from emotui.cache.prepare import prepare
     from emotui.cache.recipes import with_recipes
     from emotui.cache.store import Store
+    from emotui.commands.batches import Batches
     from emotui.core.client import EngineClient
 
     outputs: list[bytes] = []
@@ -122,13 +127,21 @@ def _inspect_all(
     with Store.open(root) as store, EngineClient(root, offline=offline) as client:
         fingerprint = _ready(request, options, store, client)
         if fingerprint is not None:
-            edits = with_recipes(request.edits, root, fingerprint)
+            edits = with_recipes(request.edits, root, fingerprint, model=request.spec.model)
             request = msgspec.structs.replace(request, edits=edits)
-        for text in texts:
-            tally.texts += 1
+
+        def prepared_for(text: str) -> Prepared:
             one = msgspec.structs.replace(request, text=text)
+            return prepare(one, store, fingerprint=fingerprint)
+
+        batches = Batches(client, prepared_for)
+        for text, ready in batches.of(texts):
+            tally.texts += 1
             try:
-                trace = _trace_of(one, store, client, fingerprint, tally)
+                # What was found before its turn may have been evicted since.
+                if ready is None or ready.trace_id is not None:
+                    ready = prepared_for(text)
+                trace = _trace_of(ready, store, client, tally)
             except EmotuiError as error:
                 if len(texts) == 1:
                     raise
@@ -141,6 +154,8 @@ def _inspect_all(
                 sys.stdout.flush()
             else:
                 outputs.append(output)
+        tally.forwards += batches.forwards
+        tally.batched = batches.texts
         if options.out is not None:
             from emotui.core.export.json import write_file
 
@@ -182,16 +197,7 @@ def _ready(
     return fingerprint
 
 
-def _trace_of(
-    request: InspectRequest,
-    store: Store,
-    client: EngineClient,
-    fingerprint: str | None,
-    tally: Tally,
-) -> Trace:
-    from emotui.cache.prepare import prepare
-
-    prepared: Prepared = prepare(request, store, fingerprint=fingerprint)
+def _trace_of(prepared: Prepared, store: Store, client: EngineClient, tally: Tally) -> Trace:
     if prepared.trace_id is not None:
         tally.cache_hits += 1
         return store.get_trace(prepared.trace_id)
