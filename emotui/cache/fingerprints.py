@@ -54,6 +54,9 @@ class Memo(Protocol):
     ) -> None:
         """Keep the fingerprint of a name."""
 
+    def labels_state(self, source: str, identity: str, fingerprint: str) -> str:
+        """Return what changes when the labels of an SAE source do; "" without labels."""
+
 
 def _digest_of_file(path: Path, memo: Memo | None, advance: Callable[[int], None]) -> str:
     status = path.stat()

@@ -91,9 +91,23 @@ def request_key(
     )
 
 
-def sae_identities(sources: Sequence[str], memo: Memo) -> tuple[str, ...]:
-    """Return the identities of SAE sources, local folders hashed however large they are."""
-    return tuple(sae_identity(source, memo) or source for source in sources)
+def sae_identities(
+    sources: Sequence[str], memo: Memo, *, fingerprint: str | None = None
+) -> tuple[str, ...]:
+    """Return the identities of SAE sources, local folders hashed however large they are.
+
+    With the `fingerprint` of a model, those of the labels in force for its features are part of
+    them: a trace shows labels.
+    """
+    return tuple(
+        _labelled(source, sae_identity(source, memo) or source, memo, fingerprint)
+        for source in sources
+    )
+
+
+def _labelled(source: str, identity: str, memo: Memo, fingerprint: str | None) -> str:
+    state = memo.labels_state(source, identity, fingerprint) if fingerprint else ""
+    return f"{identity}+labels:{state}" if state else identity
 
 
 def known_request_key(
@@ -109,7 +123,11 @@ def known_request_key(
     if fingerprint is None:
         return None
     identities = [sae_identity(source, memo, quick=True) for source in request.saes]
-    known = [identity for identity in identities if identity is not None]
+    known = [
+        _labelled(source, identity, memo, fingerprint)
+        for source, identity in zip(request.saes, identities, strict=True)
+        if identity is not None
+    ]
     if len(known) < len(identities):
         return None
     return request_key(request, fingerprint, sae_ids=known)

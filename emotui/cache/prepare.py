@@ -63,11 +63,13 @@ def prepare(request: InspectRequest, store: Store, *, fingerprint: str | None = 
 def private_cache(cache_dir: Path) -> Iterator[Path]:
     """Yield a folder for this session's texts that is removed at the end.
 
-    It shares the fitted probes and converted SAEs of `cache_dir`, which hold no text.
+    It shares the fitted probes, converted SAEs and feature labels of `cache_dir`, which hold no
+    text, and reads its recipes.
     """
     folder = Path(tempfile.mkdtemp(prefix="emotui-private-"))
     try:
-        for shared in (cache_dir / "probes", cache_dir / "saes"):
+        for name in ("probes", "saes", "labels", "recipes"):
+            shared = cache_dir / name
             shared.mkdir(mode=0o700, parents=True, exist_ok=True)
             (folder / shared.name).symlink_to(shared.absolute(), target_is_directory=True)
         yield folder

@@ -16,10 +16,12 @@ from types import TracebackType
 
 import msgspec
 
-from emotui.cache import codec, files, layout, probes, sealed, upkeep
+from emotui.cache import codec, files, labels, layout, probes, sealed, upkeep
+from emotui.cache.history import history_file
 from emotui.cache.index import TraceRow
 from emotui.cache.keys import TRACE_ID_DIGITS, trace_id
 from emotui.cache.layout import EntryKind
+from emotui.cache.notes import drop_notes, note_files
 from emotui.cache.probes import ProbeCard
 from emotui.cache.shelf import Shelf
 from emotui.cache.upkeep import Freed, VerifyReport
@@ -263,12 +265,13 @@ class Store:
         )
 
     def delete(self, id_or_prefix: str) -> str:
-        """Remove a trace, pinned or not; return its id."""
+        """Remove a trace, pinned or not, and its notes; return its id."""
         name = self._resolve(id_or_prefix)
         self._shelf.require_writable()
         try:
             self._shelf.remove("traces", name)
             (self.root / "pins" / name).unlink(missing_ok=True)
+            drop_notes(self.root, name)
         except OSError as error:
             files.write_failed(self.root, error)
         return name
@@ -330,6 +333,12 @@ class Store:
         """Remember the fingerprint of a model name, if that can be written."""
         self._shelf.note(lambda index: index.remember_fingerprint(name, revision, fingerprint))
 
+    # Labels of features
+
+    def labels_state(self, source: str, identity: str, fingerprint: str) -> str:
+        """Return what changes when the labels of an SAE source do; "" without labels."""
+        return labels.state(self.root, source, identity, fingerprint)
+
     # Upkeep
 
     def size(self) -> StoreSize:
@@ -370,7 +379,7 @@ class Store:
         )
 
     def clear(self, *, everything: bool = False) -> Freed:
-        """Remove all entries, unpinned traces and damaged files.
+        """Remove all entries, unpinned traces, their notes, the console's history, damaged files.
 
         With `everything`, pinned traces and fitted probes too.
         """
@@ -382,6 +391,8 @@ class Store:
                     (self.root / "pins" / name).unlink(missing_ok=True)
                 loose += probes.paths(self.root)
             freed = self._shelf.evict(0, keep_open=False)
+            loose += note_files(self.root, keep=layout.scan(self.root, "traces")[0])
+            loose += [path for path in (history_file(self.root),) if path.exists()]
             for path in loose:
                 size = path.stat().st_size
                 path.unlink()

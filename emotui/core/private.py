@@ -13,6 +13,7 @@ from emotui.core.protocol import (
     FitRequest,
     GenerateRequest,
     InspectRequest,
+    LabelsFitRequest,
     Operation,
     PrefetchRequest,
     StudyRequest,
@@ -35,7 +36,7 @@ _SHORTEST_PIECE = 2
 def private_words(operation: Operation) -> Private:
     """Return the words of an operation's texts; None for one that reads texts from a file."""
     match operation:
-        case FitRequest(data=str()) | StudyRequest():
+        case FitRequest(data=str()) | LabelsFitRequest(data=str()) | StudyRequest():
             return None
         case InspectRequest(text=text, edits=edits):
             texts = (text, *edits)

@@ -29,9 +29,14 @@ class ModelSpec(msgspec.Struct, frozen=True):
     """A local folder, a hub id, or an alias."""
     revision: str | None = None
     dtype: str = "auto"
-    """`auto`: the checkpoint's own, but float32 on CPU and never float16."""
+    """`auto`: the checkpoint's own, but float32 on CPU and never float16. `int8` and `nf4`: weights
+    of that kind, everything else in bfloat16."""
     device: str = "auto"
     offline: bool = False
+    device_map: str | None = None
+    """`auto`: the layers spread over all GPUs; None: all on `device`."""
+    sae_memory: int | None = None
+    """Bytes of SAE weights held at a time, at least one SAE; None: what is free."""
 
 
 class LoadRequest(msgspec.Struct, frozen=True, tag="load"):
@@ -157,6 +162,21 @@ class StudyRequest(msgspec.Struct, frozen=True, tag="study"):
     """Only tell what it would take."""
 
 
+class LabelsFitRequest(msgspec.Struct, frozen=True, tag="fit_labels"):
+    """Measure which emotion each feature of SAEs singles out, and keep that as their labels."""
+
+    spec: ModelSpec
+    cache_dir: str
+    saes: tuple[str, ...]
+    template: str = DEFAULT_TEMPLATE
+    label_set: str = DEFAULT_LABEL_SET
+    data: str | None = None
+    """A labelled file; None means the bundled corpus."""
+    text_column: str | None = None
+    label_column: str | None = None
+    seed: int = 0
+
+
 class DoctorRequest(msgspec.Struct, frozen=True, tag="doctor"):
     """Report versions, devices and, with a model, how hooked and plain runs agree."""
 
@@ -175,6 +195,7 @@ Operation = (
     | GenerateRequest
     | WhereRequest
     | StudyRequest
+    | LabelsFitRequest
     | DoctorRequest
     | ShutdownRequest
 )
@@ -209,6 +230,8 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     done: int = 0
     total: int = 0
     """0 where the total is not known."""
+    notice: bool = False
+    """Whether `phase` is a fact to be kept in sight, such as an estimate, not a step."""
     text: str = ""
     """What was written of the text that is being written, uncleaned; "" where none is."""
     written: Written | None = None
@@ -227,6 +250,10 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     device: str
     seconds: float
     memory_bytes: int
+    estimate_bytes: int = 0
+    """The peak of memory that was estimated before the weights were read."""
+    peak_bytes: int = 0
+    """The most the engine ever held: the process, or PyTorch on an accelerator."""
 
 
 class Inspected(msgspec.Struct, frozen=True, tag="inspected"):
@@ -237,6 +264,10 @@ class Inspected(msgspec.Struct, frozen=True, tag="inspected"):
     """Whether it already stood there; then `forwards` is 0."""
     forwards: int
     seconds: float
+    estimate_bytes: int = 0
+    """The peak of memory that was estimated; 0 where nothing was computed."""
+    peak_bytes: int = 0
+    """The most the engine ever held: the process, or PyTorch on an accelerator."""
 
 
 class Prefetched(msgspec.Struct, frozen=True, tag="prefetched"):
@@ -253,6 +284,30 @@ class Fitted(msgspec.Struct, frozen=True, tag="fitted"):
     """Probes were fitted and stored; ids of the readout and the token probe."""
 
     probe_ids: tuple[str, ...]
+    forwards: int
+    seconds: float
+
+
+class LabelsOfSource(msgspec.Struct, frozen=True):
+    """What was measured of the features of one source of SAEs."""
+
+    source: str
+    saes: int
+    features: int
+    active: int
+    """Features that were active at the readout of any text: those that were measured."""
+    named: dict[str, int]
+    """By emotion, the features whose area has a family-wise p < 0.05 and was confirmed."""
+    specific: dict[str, int]
+    """Those of them that are specific to it."""
+
+
+class LabelsFitted(msgspec.Struct, frozen=True, tag="labels_fitted"):
+    """Selectivity was measured and kept; one entry for each source."""
+
+    sources: tuple[LabelsOfSource, ...]
+    texts: int
+    data: str
     forwards: int
     seconds: float
 
@@ -307,6 +362,7 @@ Outcome = (
     | Inspected
     | Prefetched
     | Fitted
+    | LabelsFitted
     | Generated
     | Located
     | StudyPlanned

@@ -15,6 +15,7 @@ import msgspec
 from emotui.cache.keys import derived_key, request_key, sae_identities, trace_id
 from emotui.cache.lineage import ancestors_of
 from emotui.cache.store import Store
+from emotui.core.agreement import agreement_of
 from emotui.core.emotions import LABEL_SETS
 from emotui.core.engine import answer as answers
 from emotui.core.engine.answer import AnswerReading, LabelTokens, label_tokens
@@ -55,7 +56,8 @@ def inspect(
         template = template_named(request.template)
         edits = canonical(request.edits, model=model, store=store, template=template)
         request = msgspec.structs.replace(request, edits=edits)
-    key = request_key(request, model.fingerprint, sae_ids=sae_identities(request.saes, store))
+    identities = sae_identities(request.saes, store, fingerprint=model.fingerprint)
+    key = request_key(request, model.fingerprint, sae_ids=identities)
     found = store.find_trace(key)
     if found is not None:
         return Inspected(
@@ -176,6 +178,7 @@ def compute(
         intervention=None if edited is None else edited.intervention,
         effects=() if edited is None else _effects(edited, parent, reading.answer, store),
     )
+    trace = msgspec.structs.replace(trace, agreement=agreement_of(trace))
     return Inspection(trace, model.forwards - before)
 
 

@@ -14,6 +14,7 @@ import msgspec
 from emotui.cache.keys import derived_key, sae_identity
 from emotui.cache.store import Store
 from emotui.core.engine.capture import Activations, Job
+from emotui.core.engine.feature_labels import FeatureLabels
 from emotui.core.engine.kept import keep_record, kept_record
 from emotui.core.engine.model import LoadedModel
 from emotui.core.records import (
@@ -50,6 +51,7 @@ class Instruments:
         self._store = store
         self._saes: dict[tuple[str, str], SaeSet] = {}
         self._probes: dict[str, Probe] = {}
+        self._labels = FeatureLabels(model, store)
 
     def saes(self, sources: Sequence[str], job: Job) -> tuple[SaeSet, ...]:
         """Return the SAEs of each source, weights read when needed; SaeError where none fit.
@@ -126,7 +128,8 @@ class Instruments:
                 if attributor is not None:
                     features = self._attributed(stored.features, sae, part, attributor)
                     stored = _FeatureReading(features, stored.reading)
-                readings.append(stored)
+                named = self._labels.named(stored.features, sae, readout=text.readout, saes=total)
+                readings.append(_FeatureReading(named, stored.reading))
         columns = joined([reading.features for reading in readings], Features)
         return columns, tuple(reading.reading for reading in readings)
 

@@ -26,6 +26,8 @@ from emotui.core.protocol import (
     GenerateRequest,
     Inspected,
     InspectRequest,
+    LabelsFitRequest,
+    LabelsFitted,
     Loaded,
     LoadRequest,
     Located,
@@ -119,6 +121,14 @@ def _fit(request: FitRequest, job: Job, session: Session) -> Fitted:
     return fit_probes(request, model, store, job)
 
 
+def _fit_labels(request: LabelsFitRequest, job: Job, session: Session) -> LabelsFitted:
+    from emotui.core.engine.feature_labels import fit_labels
+
+    store = session.store(request.cache_dir)
+    model = session.model(request.spec, job, store=store)
+    return fit_labels(request, model, store, session.instruments(model, store), job)
+
+
 def _generate(request: GenerateRequest, job: Job, session: Session) -> Generated:
     return speak(request, session.model(request.spec, job), job)
 
@@ -149,6 +159,7 @@ OPERATIONS: dict[type[Operation], Callable[[Any, Job, Session], Outcome]] = {
     InspectRequest: _inspect,
     PrefetchRequest: _prefetch,
     FitRequest: _fit,
+    LabelsFitRequest: _fit_labels,
     GenerateRequest: _generate,
     WhereRequest: _where,
     DoctorRequest: _diagnose,

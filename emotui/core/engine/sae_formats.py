@@ -81,6 +81,8 @@ class SaeConfig:
     on a model whose writing weights were centred, as TransformerLens does for LayerNorm models."""
     model_name: str | None
     """The model it was trained on; None where it does not say."""
+    neuronpedia: str | None
+    """Its id at Neuronpedia, as in `gemma-2-2b/20-gemmascope-res-16k`; None where it says none."""
     scale: float
     """The factor of `expected_average_only_in`, still to be folded in; 1 otherwise."""
     key: str
@@ -172,7 +174,7 @@ def read_config(folder: Path) -> SaeConfig:
         )
     if k is not None and not 1 <= k <= shape["W_dec"][0]:
         raise refuse(f"The SAE in {folder} cannot be used.", f"Its k is {k}, its width {width}.")
-    prepend_bos = both.get("prepend_bos")
+    prepend_bos, neuronpedia = both.get("prepend_bos"), both.get("neuronpedia_id")
     return SaeConfig(
         folder=folder,
         architecture=architecture,
@@ -187,6 +189,7 @@ def read_config(folder: Path) -> SaeConfig:
         prepend_bos=prepend_bos if isinstance(prepend_bos, bool) else None,
         centred=bool((both.get("model_from_pretrained_kwargs") or {}).get(_CENTRED)),
         model_name=both["model_name"] if isinstance(both.get("model_name"), str) else None,
+        neuronpedia=neuronpedia if isinstance(neuronpedia, str) else None,
         scale=_scale(folder, config),
         key=_key(folder),
     )

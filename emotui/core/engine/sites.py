@@ -11,7 +11,7 @@ The sum holds for parallel blocks too (GPT-NeoX, so Pythia): there the MLP reads
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -149,4 +149,29 @@ class Sites:
         logits: Tensor = self._unembed(self.final_norm(resid))
         if self.soft_cap is not None:
             logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
+        return logits
+
+    def token_logits(self, resid: Tensor, tokens: Sequence[int]) -> Tensor:
+        """Return `logits_of` for some tokens alone, [..., len(tokens)].
+
+        Where the unembedding is one matrix, only their rows of it are used.
+        """
+        if type(self._unembed) is not nn.Linear:
+            return self.logits_of(resid)[..., list(tokens)]
+        rows, bias = self._unembed.weight[list(tokens)], self._unembed.bias
+        logits = nn.functional.linear(
+            self.final_norm(resid), rows, None if bias is None else bias[list(tokens)]
+        )
+        if self.soft_cap is not None:
+            logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
+        return logits
+
+    def promotion(self, directions: Tensor) -> Tensor:
+        """Return what directions add to the logits, up to a factor and a constant for each.
+
+        `directions` is [..., d_model] in the run's dtype; the result is [..., vocabulary]. The
+        bias of the final norm and the soft-cap, which change no ranking, are left out.
+        """
+        through: Tensor = self.final_norm(directions) - self.final_norm(torch.zeros_like(directions))
+        logits: Tensor = self._unembed(through)
         return logits
