@@ -14,6 +14,7 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.driver import Driver
 from textual.theme import BUILTIN_THEMES
+from textual.widgets import Input
 
 from emotui.cache.demo import is_demo
 from emotui.cache.store import Store, default_root
@@ -155,7 +156,7 @@ class EmotuiApp(App[int]):
             await super().on_event(event)
 
     async def _take_key(self, event: events.Key) -> None:
-        if not self.gate_keys or self._in("console"):
+        if not self.gate_keys or isinstance(self.focused, Input):
             await super().on_event(event)
             return
         gates: tuple[KeyGate | EditorGate, ...] = (self._gate, self._editor_gate)
@@ -183,7 +184,7 @@ class EmotuiApp(App[int]):
         return self.screen is self.explorer and self.explorer.pane in panes
 
     async def _take_paste(self, event: events.Paste) -> None:
-        if self._in("editor", "console"):
+        if self._in("editor") or isinstance(self.focused, Input):
             await super().on_event(event)
         else:
             await self._paste_outside(event.text)

@@ -55,7 +55,7 @@ def test_list_and_show_print_clean_text(filled: Path) -> None:
 
 
 def test_json_is_one_document_and_nothing_else(filled: Path) -> None:
-    rows = json.loads(run(filled, "list", "--json", "--text", "LILY").stdout)
+    rows = json.loads(run(filled, "list", "--json", "LILY").stdout)
     assert [(row["id"], row["text"]) for row in rows] == [(key_of("a")[:16], "Lily lost her toy.")]
     facts = json.loads(run(filled, "show", key_of("b")[:16], "--json").stdout)
     assert facts["text"] == HOSTILE

@@ -78,17 +78,24 @@ def _excerpt(text: str) -> str:
 
 @app.command("list")
 def list_traces(
-    text: Annotated[str | None, typer.Option(help="Only traces with this in their text.")] = None,
-    model: Annotated[str | None, typer.Option(help="Only traces of this model.")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Words of the text, and model:NAME since:DAY until:DAY edits:WORD is:pinned "
+            "is:edited is:root."
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option(min=0, help="How many; 0 is all.")] = 50,
     as_json: AsJson = False,
     cache_dir: CacheDir = None,
 ) -> None:
     """List traces, newest first."""
+    from emotui.cache.search import found_by, parse_search
     from emotui.cache.store import Store
 
+    search = parse_search(" ".join(words or ()))
     with cache_for(cache_dir, private=False) as root, Store.open(root) as store:
-        rows = store.traces(text=text, model=model, limit=limit or None)
+        rows = found_by(search, store, limit=limit or None)
     if as_json:
         _print_json(rows)
         return

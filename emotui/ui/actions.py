@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-PaneName = Literal["text", "editor", "layers", "features", "interventions", "console"]
+PaneName = Literal["text", "editor", "layers", "features", "interventions", "console", "traces"]
 
 PANES: tuple[PaneName, ...] = (
     *("text", "editor", "layers", "features", "interventions"),
-    "console",
+    *("console", "traces"),
 )
 _LOOKING: tuple[PaneName, ...] = ("text", "layers", "features", "interventions")
 _CELLS: tuple[PaneName, ...] = ("text", "layers", "features")
@@ -259,6 +259,13 @@ ACTIONS: tuple[Action, ...] = (
         footer=False,
     ),
     Action(
+        id="trace.list",
+        keys=("t",),
+        label="traces",
+        help="All traces in the cache: search, open, pin, delete.",
+        footer=False,
+    ),
+    Action(
         id="trace.export",
         keys=("x",),
         label="export",
@@ -280,7 +287,104 @@ ACTIONS: tuple[Action, ...] = (
         panes=PANES,
         footer=False,
     ),
-    Action(id="app.help", keys=("question_mark",), label="keys", help="The keys of this pane."),
+    Action(
+        id="list.open",
+        keys=("enter",),
+        label="open",
+        help="Open this trace; its model need not be there.",
+        panes=("traces",),
+    ),
+    Action(
+        id="list.search",
+        keys=("slash",),
+        label="search",
+        help="Search: words of the text, model:NAME since:DAY until:DAY edits:WORD is:pinned, "
+        "is:edited, is:root.",
+        panes=("traces",),
+    ),
+    Action(
+        id="list.pin",
+        keys=("p",),
+        label="pin",
+        help="Keep this trace whatever the cache's budget, or no longer (* is pinned).",
+        panes=("traces",),
+    ),
+    Action(
+        id="list.delete",
+        keys=("d",),
+        label="delete",
+        help="Delete this trace; asks first.",
+        panes=("traces",),
+    ),
+    Action(
+        id="list.export",
+        keys=("x",),
+        label="export",
+        help="Write this trace as JSON into the current folder.",
+        panes=("traces",),
+    ),
+    Action(
+        id="list.up",
+        keys=("up", "k"),
+        label="up",
+        help="Trace above.",
+        panes=("traces",),
+        footer=False,
+    ),
+    Action(
+        id="list.down",
+        keys=("down", "j"),
+        label="down",
+        help="Trace below.",
+        panes=("traces",),
+        footer=False,
+    ),
+    Action(
+        id="list.page_up",
+        keys=("pageup",),
+        label="page up",
+        help="A page up.",
+        panes=("traces",),
+        footer=False,
+    ),
+    Action(
+        id="list.page_down",
+        keys=("pagedown",),
+        label="page down",
+        help="A page down.",
+        panes=("traces",),
+        footer=False,
+    ),
+    Action(
+        id="list.first",
+        keys=("home",),
+        label="first",
+        help="The first trace.",
+        panes=("traces",),
+        footer=False,
+    ),
+    Action(
+        id="list.last",
+        keys=("end",),
+        label="last",
+        help="The last trace.",
+        panes=("traces",),
+        footer=False,
+    ),
+    Action(
+        id="list.leave",
+        keys=("escape", "q"),
+        label="back",
+        help="Take the search back; without one, back to the trace.",
+        panes=("traces",),
+    ),
+    Action(
+        id="app.help",
+        keys=("question_mark",),
+        label="keys",
+        help="The keys of this pane.",
+        panes=(*_LOOKING, "traces"),
+    ),
     Action(
         id="app.close",
         keys=("q",),
@@ -299,7 +403,6 @@ ACTIONS: tuple[Action, ...] = (
     Action(id="study.consistency", keys=("b",), label="consistency", help="...", built=False),
     Action(id="trace.compare", keys=("c",), label="compare", help="Compare.", built=False),
     Action(id="text.generate", keys=("g",), label="generate", help="Generate.", built=False),
-    Action(id="trace.list", keys=("t",), label="traces", help="Traces.", built=False),
     Action(id="study.list", keys=("r",), label="studies", help="Studies.", built=False),
     Action(id="trace.copy", keys=("y",), label="copy", help="Copy.", built=False),
 )
@@ -318,6 +421,8 @@ _SHOWN_KEYS = {
     "ctrl+j": "^j",
     "ctrl+c": "^c",
     "shift+tab": "shift+tab",
+    "pageup": "pgup",
+    "pagedown": "pgdn",
 }
 
 

@@ -145,8 +145,7 @@ class Workbench:
         `edits` are in force, in their printed form; None means those the explorer opened with.
         What the screen edits was picked from what it shows of this text, so it is `selected`.
         """
-        if not edits:
-            self._foreign = None
+        self._foreign = None
         request = msgspec.structs.replace(self._base, text=text)
         if edits is not None:
             request = msgspec.structs.replace(request, edits=edits, selected=bool(edits))
@@ -155,6 +154,19 @@ class Workbench:
     def open_trace(self, trace_id: str) -> int:
         """Show a cached trace, whatever model it is of; return the request's number."""
         return self._begin(lambda number: self._open(number, trace_id))
+
+    @property
+    def foreign(self) -> str | None:
+        """The model of the trace on the screen where that is another than the explorer's."""
+        return self._foreign
+
+    def require_own(self) -> None:
+        """Raise UsageError where the trace on the screen is of another model."""
+        if self._foreign is not None:
+            raise UsageError(
+                f"This trace is of {clean(self._foreign)}, which is not loaded.",
+                todo=f"Open emotui with --model {clean(self._foreign)} to go on from it.",
+            )
 
     def with_store(
         self, work: Callable[[Store], object], failed: Callable[[EmotuiError], object]
@@ -305,17 +317,8 @@ class Workbench:
         self._show(number, trace, cached=True, seconds=time.monotonic() - started)
         self._end(number, messages.WorkFinished(number))
 
-    def _require_own(self) -> None:
-        """Raise UsageError where the trace on the screen is of another model."""
-        if self._foreign is not None:
-            raise UsageError(
-                f"This trace is of {clean(self._foreign)}, which is not loaded.",
-                todo=f"Open emotui with --model {clean(self._foreign)} to go on from it.",
-            )
-
     def _look_up(self, number: int, request: InspectRequest) -> None:
         started = time.monotonic()
-        self._require_own()
         if not request.text.strip():
             raise TextError("There is no text to read.", todo="Press i and type or paste one.")
         store = self._opened_store()
@@ -348,7 +351,7 @@ class Workbench:
         self._ask(number, request, "reading the text", answered)
 
     def _put(self, number: int, request: InspectRequest, question: Question, what: str) -> None:
-        self._require_own()
+        self.require_own()
         store = self._opened_store()
         asked = question(prepare(request, store).request, store)
         if isinstance(asked, Outcome):

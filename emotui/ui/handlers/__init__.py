@@ -8,6 +8,7 @@ from emotui.core.protocol import Outcome
 from emotui.ui.handlers.area import Answer, Area, Handler
 from emotui.ui.handlers.console import ConsoleHandlers
 from emotui.ui.handlers.edit import EditHandlers
+from emotui.ui.handlers.listed import ListHandlers
 from emotui.ui.handlers.look import LookHandlers, MoveHandlers, PaneHandlers
 from emotui.ui.handlers.program import AppHandlers, WorkHandlers
 from emotui.ui.handlers.text import TextHandlers
@@ -29,6 +30,7 @@ class Handlers:
         self.console = ConsoleHandlers(screen)
         self.probe = ProbeHandlers(screen)
         self.trace = TraceHandlers(screen)
+        self.list = ListHandlers(screen)
         self.work = WorkHandlers(screen)
         self.app = AppHandlers(screen)
         self._answers: dict[type[Outcome], Answer] = {}

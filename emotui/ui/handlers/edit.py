@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from emotui.core.errors import EditError
+from emotui.core.errors import EditError, UsageError
 from emotui.ui import edits
 from emotui.ui.handlers.area import Area
 from emotui.ui.state import Notice
@@ -53,12 +53,23 @@ class EditHandlers(Area):
         self._put_in_force((*self._edits, *printed))
         return True
 
+    def forget_undone(self) -> None:
+        """Forget what was taken back: it was so on another trace."""
+        self._undone.clear()
+
     def carried_over(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the edits that hold for another text too, and those that do not."""
-        self._undone.clear()
+        self.forget_undone()
+        if self._screen.workbench.foreign is not None:
+            return (), self._edits  # layers and features are another model's
         return edits.carried_over(self._edits)
 
     def _put_in_force(self, lines: tuple[str, ...]) -> None:
+        try:
+            self._screen.workbench.require_own()
+        except UsageError as error:
+            self._update(replace(self._state, notice=Notice.of_error(error)))
+            return
         self._update(replace(self._state, notice=None))
         self._screen.workbench.read(self._state.text, edits=lines)
 

@@ -32,8 +32,11 @@ class AppHandlers(Area):
     def do_help(self) -> None:
         """Show the keys of the focused pane."""
         from emotui.ui.screens.help import HelpScreen
+        from emotui.ui.screens.traces import TracesScreen
 
-        self._screen.app.push_screen(HelpScreen(self._screen.pane))
+        app = self._screen.app
+        pane = "traces" if isinstance(app.screen, TracesScreen) else self._screen.pane
+        app.push_screen(HelpScreen(pane))
 
     def do_close(self) -> None:
         """Close; ask first while work runs."""

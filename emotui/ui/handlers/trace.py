@@ -22,6 +22,20 @@ class ProbeHandlers(Area):
 class TraceHandlers(Area):
     """Actions on the trace."""
 
+    def do_list(self) -> None:
+        """List all cached traces, and open the one that is chosen."""
+        from emotui.ui.screens.traces import TracesScreen
+
+        def chosen(trace_id: str | None) -> None:
+            if trace_id is not None:
+                self._screen.handlers.edit.forget_undone()
+                self._screen.workbench.open_trace(trace_id)
+
+        readings = self._state.readings
+        shown = readings.trace.id if readings is not None else ""
+        screen = TracesScreen(self._screen.workbench, self._screen.handlers, shown_id=shown)
+        self._screen.app.push_screen(screen, chosen)
+
     def do_export(self) -> None:
         """Write the trace into the current folder."""
         readings = self._state.readings

@@ -12,7 +12,7 @@ from emotui.ui.paint import bar, safe, visible
 from emotui.ui.state import ScreenState, Work, place_name
 
 _HINT = "arrows move · 1 2 3 4 panes · 0 other view · ? all keys"
-_ALWAYS = ("app.help", "app.close")
+_ALWAYS = ("app.help", "app.close", "list.leave")
 
 
 class Notice(Widget):
@@ -85,8 +85,11 @@ class StatusLine(Widget):
 
     def facts(self) -> list[tuple[str, str]]:
         """Return what is in force, the most important first: in full, and short; uncleaned."""
-        name = self._model.rstrip("/").rsplit("/", 1)[-1]
         state = self._state
+        model = self._model
+        if state is not None and state.readings is not None:
+            model = state.readings.trace.run.model
+        name = model.rstrip("/").rsplit("/", 1)[-1]
         facts = [(name, name)]
         if self._private:
             facts.append(("private: nothing is kept", "private"))

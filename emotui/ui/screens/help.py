@@ -20,6 +20,8 @@ _TITLES = {
     "layers": "Layers",
     "features": "Features",
     "interventions": "Interventions",
+    "console": "Console",
+    "traces": "Traces",
 }
 _WIDTH = 70
 """Cells of a line of help."""
