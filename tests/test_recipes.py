@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from emotui.cache.prepare import private_cache
 from emotui.cache.recipes import Recipe, load_recipe, recipes, save_recipe, with_recipes
 from emotui.core.errors import CacheError, EditError
 
@@ -30,8 +31,18 @@ def test_a_recipe_stands_for_its_edits_in_their_order(cache_dir: Path) -> None:
 
 def test_a_recipe_of_another_model_is_refused(cache_dir: Path) -> None:
     save_recipe(cache_dir, RECIPE)
-    with pytest.raises(EditError, match="another model"):
-        with_recipes(["@calm"], cache_dir, "cd" * 32)
+    with pytest.raises(EditError, match="another model") as refused:
+        with_recipes(["@calm"], cache_dir, "cd" * 32, model="small")
+    assert "tiny" in refused.value.why and "small" in refused.value.why, "both are named"
+
+
+def test_a_private_session_reads_recipes_and_writes_none(cache_dir: Path) -> None:
+    save_recipe(cache_dir, RECIPE)
+    with private_cache(cache_dir) as folder:
+        assert with_recipes(["@calm"], folder, FINGERPRINT) == RECIPE.edits
+        with pytest.raises(CacheError, match="private"):
+            save_recipe(folder, msgspec.structs.replace(RECIPE, name="other"))
+    assert recipes(cache_dir) == ["calm"]
 
 
 def test_a_recipe_that_is_not_there_is_named_beside_those_that_are(cache_dir: Path) -> None:

@@ -37,7 +37,7 @@ def add_note(root: Path, trace: str, text: str, *, now: float | None = None) -> 
     `trace` is a whole id. Raises UsageError for a text that is empty or too long, CacheError
     where it cannot be written.
     """
-    said = clean(text).strip()
+    said = clean(text.strip())
     if not said:
         raise UsageError("The note has no words.", todo="Write: note and what is to be kept.")
     if len(said) > MAX_CHARACTERS:

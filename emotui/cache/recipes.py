@@ -10,6 +10,7 @@ import msgspec
 from emotui.cache import files
 from emotui.core.edits import STAYED, parse_edit, recipe_named
 from emotui.core.errors import CacheError, EditError
+from emotui.core.records import Trace
 from emotui.core.text import clean
 
 _FOLDER = "recipes"
@@ -31,19 +32,32 @@ def save_recipe(root: Path, recipe: Recipe) -> Path:
     """Write a recipe into the cache folder, over one of its name; return its path.
 
     EditError for a name or an edit that cannot be read back; CacheError where it cannot be
-    written.
+    written, in a private session for one: it reads the recipes of the cache and writes none.
     """
     if recipe_named(f"@{recipe.name}") != recipe.name or not recipe.edits:
         raise EditError("A recipe needs at least one edit.", todo="Make an edit first.")
     for line in recipe.edits:
         parse_edit(line)
     path = _path(root, recipe.name)
+    if path.parent.is_symlink():
+        raise CacheError(
+            "The recipe was not saved.",
+            why="This session is private: nothing of it is kept.",
+            todo="Open emotui without --private to save recipes.",
+        )
     try:
         files.make_folder(path.parent)
         files.write_whole(path, msgspec.json.encode(recipe, order="sorted"))
     except OSError as error:
         files.write_failed(root, error)
     return path
+
+
+def recipe_of(trace: Trace, name: str) -> Recipe:
+    """Return the edits in force in a trace as a recipe; EditError where there are none."""
+    if not trace.edits:
+        raise EditError("No edit is in force, so there is nothing to save.", todo=STAYED)
+    return Recipe(name.removeprefix("@"), trace.run.fingerprint, trace.run.model, trace.edits)
 
 
 def recipes(root: Path) -> list[str]:
@@ -78,10 +92,23 @@ def load_recipe(root: Path, name: str) -> Recipe:
     return recipe
 
 
-def with_recipes(lines: Sequence[str], root: Path, fingerprint: str) -> tuple[str, ...]:
+def remove_recipe(root: Path, name: str) -> None:
+    """Remove a recipe. Raises EditError where there is none, CacheError where it must stay."""
+    load_recipe(root, name)
+    path = _path(root, name)
+    try:
+        path.unlink()
+    except OSError as error:
+        files.write_failed(root, error)
+
+
+def with_recipes(
+    lines: Sequence[str], root: Path, fingerprint: str, *, model: str = ""
+) -> tuple[str, ...]:
     """Return edits in their printed form, with the edits of a recipe in the place of `@name`.
 
-    EditError for a line that cannot be understood, and for a recipe of another model.
+    `model` is the name of the model in use, for what is said of a recipe of another. EditError
+    for a line that cannot be understood, and for a recipe of another model.
     """
     expanded: list[str] = []
     for line in lines:
@@ -94,7 +121,7 @@ def with_recipes(lines: Sequence[str], root: Path, fingerprint: str) -> tuple[st
             raise EditError(
                 f"The recipe {name} is of another model.",
                 why=f"It was made on {clean(recipe.model)}, whose weights differ from those in "
-                "use.",
+                f"use{f' ({clean(model)})' if model else ''}.",
                 todo=STAYED,
             )
         expanded += [str(parse_edit(edit)) for edit in recipe.edits]

@@ -74,7 +74,9 @@ def _traces(
         before = _trace(request, store, client, fingerprint)
         if not lines:
             return before, None
-        edited = msgspec.structs.replace(request, edits=with_recipes(lines, root, fingerprint))
+        edited = msgspec.structs.replace(
+            request, edits=with_recipes(lines, root, fingerprint, model=request.spec.model)
+        )
         return before, _trace(edited, store, client, fingerprint)
 
 
