@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from emotui.cache.sealed import Damaged
-from emotui.core.records import Features, Lens, Readouts, TextRecord, Token, Trace, Writes
+from emotui.core.records import (
+    Features,
+    Lens,
+    LensWords,
+    Readouts,
+    TextRecord,
+    Token,
+    Trace,
+    Writes,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,15 +170,28 @@ def _write_lens(columns: _Columns, lens: Lens) -> None:
     columns.floats("lens.probability", lens.probability)
     for label, values in lens.answers.items():
         columns.floats(f"lens.answers.{label}", values)
+    if lens.words.labels:
+        columns.integers("lens.words.position", lens.words.position)
+        columns.floats("lens.words.probability", lens.words.probability)
+        columns.integers("lens.words.rank", lens.words.rank)
 
 
-def _read_lens(reader: _Reader, labels: Iterable[str]) -> Lens:
+def _read_lens(reader: _Reader, bare: Lens) -> Lens:
+    words = bare.words
+    if words.labels:
+        words = LensWords(
+            labels=words.labels,
+            position=reader.numbers("lens.words.position"),
+            probability=reader.numbers("lens.words.probability"),
+            rank=reader.numbers("lens.words.rank"),
+        )
     return Lens(
         layer=reader.numbers("lens.layer"),
         rank=reader.numbers("lens.rank"),
         token=reader.strings("lens.token"),
         probability=reader.numbers("lens.probability"),
-        answers={label: reader.numbers(f"lens.answers.{label}") for label in labels},
+        answers={label: reader.numbers(f"lens.answers.{label}") for label in bare.answers},
+        words=words,
     )
 
 
@@ -204,7 +226,10 @@ def encode_trace(trace: Trace) -> tuple[bytes, dict[str, str]]:
     lens = None
     if trace.lens is not None:
         _write_lens(columns, trace.lens)
-        lens = Lens(answers=dict.fromkeys(trace.lens.answers, ()))
+        lens = Lens(
+            answers=dict.fromkeys(trace.lens.answers, ()),
+            words=LensWords(labels=trace.lens.words.labels),
+        )
     attribution = trace.attribution
     if attribution is not None:
         _write_writes(columns, attribution.writes)
@@ -244,7 +269,7 @@ def decode_trace(payload: bytes, metadata: Mapping[str, str]) -> Trace:
             text=text,
             readouts=_read_readouts(reader),
             features=_read_features(reader),
-            lens=None if lens is None else _read_lens(reader, lens.answers),
+            lens=None if lens is None else _read_lens(reader, lens),
             attribution=attribution,
         )
     except (KeyError, IndexError, ValueError, SafetensorError, msgspec.DecodeError) as error:

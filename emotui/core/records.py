@@ -151,6 +151,22 @@ class Answer(msgspec.Struct, frozen=True):
     None where the rule reads more than the first token."""
 
 
+class LensWords(msgspec.Struct, frozen=True):
+    """How the logit lens ranks the labels' words after each token, at each layer.
+
+    Rows go by position, then layer from 0, then label. Empty where the labels are not told apart
+    by one token; the readout alone where that token is not their first.
+    """
+
+    labels: tuple[str, ...] = ()
+    position: tuple[int, ...] = ()
+    """Each once, ascending."""
+    probability: tuple[float, ...] = ()
+    """[positions, layers, labels]: among the labels alone, they add up to 1."""
+    rank: tuple[int, ...] = ()
+    """[layers, labels] at the readout: how many tokens of the whole vocabulary are likelier."""
+
+
 class Lens(msgspec.Struct, frozen=True):
     """Logit lens at the readout: final norm recomputed at each layer, soft-capping included.
 
@@ -164,6 +180,27 @@ class Lens(msgspec.Struct, frozen=True):
     answers: dict[str, tuple[float, ...]] = {}
     """Label to its probability among the labels, one value per layer from 0; empty where the
     label rule needs more than one prompt."""
+    words: LensWords = LensWords()
+
+
+class Agreement(msgspec.Struct, frozen=True):
+    """What is read, what the lens ranks first and what the model answers, layer by layer.
+
+    At the readout, residual stream, layers from 0, as columns.
+    """
+
+    layer: tuple[int, ...] = ()
+    read: tuple[str | None, ...] = ()
+    """The emotion of the readout probe's largest logit; None without one."""
+    trust: tuple[Trust | None, ...] = ()
+    """That of the probe at the layer."""
+    lens: tuple[str | None, ...] = ()
+    """The label whose word the logit lens ranks first; None where it is not read."""
+    answer: tuple[str | None, ...] = ()
+    """The label the model answers: the same at every layer."""
+    verdict: tuple[str, ...] = ()
+    """`agree`, `disagree` (of those that can be compared, two differ; a probe counts where it is
+    trusted) or `` where fewer than two can be compared."""
 
 
 class WrittenReadings(msgspec.Struct, frozen=True):
@@ -315,13 +352,19 @@ class Where(msgspec.Struct, frozen=True):
 class Control(msgspec.Struct, frozen=True):
     """The same metric under a control edit."""
 
-    name: Literal["matched_features", "random_directions", "other_emotion"]
+    name: Literal["matched_features", "random_directions", "other_emotion", "selection"]
+    """`selection`, where what was edited was picked from a ranking: the largest effect of as many
+    random directions as there were features to pick from, drawn so many times."""
     deltas: tuple[float, ...]
+    """For `selection` sizes, without sign: the largest change of any label or any emotion."""
     rank: int | None
     """1 + how many control deltas are at least as large in size; None where it cannot be said."""
     targets: tuple[str, ...]
     note: str
     """Why the control does not apply, or ""."""
+    candidates: int | None = None
+    """Of `selection`: how many features were active where the edit is, and so the random
+    directions that each maximum is the best of."""
 
 
 class Effect(msgspec.Struct, frozen=True):
@@ -373,6 +416,8 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
     features: Features = Features()
     answer: Answer | None = None
     lens: Lens | None = None
+    agreement: Agreement | None = None
+    """None in traces written before it was kept."""
     generation: Generation | None = None
     attribution: Attribution | None = None
     """None where it was not asked for."""

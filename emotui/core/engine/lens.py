@@ -1,4 +1,4 @@
-"""The logit lens: what each layer's residual at the readout would say if it were the last.
+"""The logit lens: what each layer's residual would say if it were the last.
 
 nostalgebraist (2020): the final norm is recomputed on the residual of each layer, then the
 unembedding and the soft-cap of the model are applied, so the top layer equals the logits.
@@ -11,7 +11,7 @@ import torch
 from emotui.core.engine.answer import AnswerReading
 from emotui.core.engine.capture import Activations
 from emotui.core.engine.model import LoadedModel
-from emotui.core.records import Lens
+from emotui.core.records import Lens, LensWords
 
 TOKENS_PER_LAYER = 10
 
@@ -27,7 +27,7 @@ def read_lens(
     """Return the likeliest tokens of each layer and the labels' probabilities there.
 
     Probabilities of tokens are over the whole vocabulary, in float32; those of labels over the
-    labels alone, at the position where the answer was read.
+    labels alone, at the position where the answer was read, and in `words` after every token.
     """
     layers: list[int] = []
     ranks: list[int] = []
@@ -48,6 +48,38 @@ def read_lens(
         token=tuple(strings),
         probability=tuple(values),
         answers=_answers(model, reading),
+        words=_words(model, activations, reading),
+    )
+
+
+def _words(model: LoadedModel, activations: Activations, reading: AnswerReading) -> LensWords:
+    """Return the labels' words after every token, and at the readout their rank among all tokens.
+
+    Where the labels share a prefix their deciding token means nothing without it, so only the
+    readout is read, after the prefix.
+    """
+    if reading.resid is None:
+        return LensWords()
+    tokens = reading.label_tokens
+    deciding = list(tokens.deciding)
+    earlier = activations.readout if tokens.rule == "first_token" else 0
+    parts = []
+    for position in range(earlier):
+        logits = model.sites.token_logits(activations.resid[1:, position], deciding)
+        parts.append(logits.float().softmax(dim=-1))
+    ranks: list[int] = []
+    last = []
+    for resid in reading.resid:
+        logits = model.sites.logits_of(resid).float()
+        likelier = logits.unsqueeze(0) > logits[deciding].unsqueeze(1)
+        ranks += likelier.sum(dim=1).tolist()
+        last.append(logits[deciding].softmax(dim=-1))
+    parts.append(torch.stack(last))
+    return LensWords(
+        labels=tokens.labels,
+        position=(*range(earlier), activations.readout),
+        probability=tuple(torch.stack(parts).flatten().tolist()),
+        rank=tuple(ranks),
     )
 
 

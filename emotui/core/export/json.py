@@ -12,7 +12,15 @@ from typing import Any, TypeVar
 import msgspec
 
 from emotui.core.errors import ExportError
-from emotui.core.records import Features, Note, Readouts, Trace, TraceDocument, Writes
+from emotui.core.records import (
+    Features,
+    LensWords,
+    Note,
+    Readouts,
+    Trace,
+    TraceDocument,
+    Writes,
+)
 
 DIGITS = 5
 """Significant digits of every float in an export."""
@@ -42,16 +50,27 @@ def _rows_where(columns: Columns, keep: Callable[[int], bool]) -> Columns:
 
 
 def at_readout(trace: Trace) -> Trace:
-    """Return the trace with the readouts, features and writes of the readout position only."""
+    """Return the trace with what was read at the readout position only."""
     readout, attribution = trace.text.readout, trace.attribution
     if attribution is not None:
         writes = _rows_where(attribution.writes, lambda position: position == readout)
         attribution = msgspec.structs.replace(attribution, writes=writes)
+    lens = trace.lens
+    if lens is not None and readout in lens.words.position:
+        count = len(lens.words.probability) // len(lens.words.position)
+        start = lens.words.position.index(readout) * count
+        words = msgspec.structs.replace(
+            lens.words,
+            position=(readout,),
+            probability=lens.words.probability[start : start + count],
+        )
+        lens = msgspec.structs.replace(lens, words=words)
     return msgspec.structs.replace(
         trace,
         readouts=_rows_where(trace.readouts, lambda position: position == readout),
         features=_rows_where(trace.features, lambda position: position == readout),
         attribution=attribution,
+        lens=lens,
     )
 
 
@@ -94,6 +113,8 @@ def read_document(data: bytes, *, name: str = "the document") -> TraceDocument:
             check_columns(getattr(trace, field), f"{name}: {field}")
         if trace.attribution is not None:
             check_columns(trace.attribution.writes, f"{name}: attribution.writes")
+        if trace.lens is not None:
+            _check_words(trace.lens.words, trace.run.layers, f"{name}: lens.words")
     return document
 
 
@@ -110,6 +131,19 @@ def check_columns(columns: Readouts | Features | Writes, name: str) -> None:
             raise ExportError(
                 f"{name}.{field} holds {len(getattr(columns, field))} rows.",
                 why=f"The other columns hold {length}.",
+                todo="Export it again with `emotui export TRACE --to json`.",
+            )
+
+
+def _check_words(words: LensWords, layers: int, name: str) -> None:
+    size = layers * len(words.labels)
+    for field, wanted in (("probability", len(words.position) * size), ("rank", size)):
+        found = len(getattr(words, field))
+        if found != wanted:
+            raise ExportError(
+                f"{name}.{field} holds {found} values.",
+                why=f"{len(words.position)} positions, {layers} layers and {len(words.labels)} "
+                f"labels make {wanted}.",
                 todo="Export it again with `emotui export TRACE --to json`.",
             )
 
