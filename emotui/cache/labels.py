@@ -151,40 +151,51 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
         yield database
 
 
-def _rows(path: Path, place: str) -> dict[int, str]:
+def _rows(path: Path, place: str | None) -> dict[tuple[str, int], str]:
     if not path.is_file():
         return {}
     try:
         with _opened(path) as database:
-            query = "SELECT number, row FROM features WHERE place = ?"
-            return {int(n): str(row) for n, row in database.execute(query, (place,))}
-    except sqlite3.Error as error:
-        raise SaeError(
-            f"The feature labels in {clean(path.name)} could not be read.",
-            why=f"The file is damaged ({type(error).__name__}).",
-            todo="Remove them with `emotui labels remove` and make them again.",
-        ) from error
+            query = "SELECT place, number, row FROM features WHERE ? IS NULL OR place = ?"
+            found = database.execute(query, (place, place))
+            return {(str(place), int(number)): str(row) for place, number, row in found}
+    except (sqlite3.Error, ValueError, TypeError) as error:
+        raise _unreadable(path, f"The file is damaged ({type(error).__name__}).") from error
 
 
-def _decoded(rows: dict[int, str], kind: type[_Row], path: Path) -> dict[int, _Row]:
+def _unreadable(path: Path, why: str) -> SaeError:
+    return SaeError(
+        f"The feature labels in {clean(path.name)} could not be read.",
+        why=why,
+        todo="Remove them with `emotui labels remove` and make them again.",
+    )
+
+
+def _decoded(path: Path, place: str | None, kind: type[_Row]) -> dict[tuple[str, int], _Row]:
     try:
-        return {number: msgspec.json.decode(row, type=kind) for number, row in rows.items()}
+        return {key: msgspec.json.decode(row, type=kind) for key, row in _rows(path, place).items()}
     except msgspec.DecodeError as error:
-        raise SaeError(
-            f"The feature labels in {clean(path.name)} could not be read.",
-            why="They are not what this version writes.",
-            todo="Remove them with `emotui labels remove` and make them again.",
-        ) from error
+        raise _unreadable(path, "They are not what this version writes.") from error
+
+
+def measured_of(path: Path) -> dict[tuple[str, int], Measured]:
+    """Return all rows of a file by place and index; empty without the file."""
+    return _decoded(path, None, Measured)
+
+
+def explained_of(path: Path) -> dict[tuple[str, int], Explanation]:
+    """Return all explanations of a file by place and index; empty without the file."""
+    return _decoded(path, None, Explanation)
 
 
 def read_measured(path: Path, place: str) -> dict[int, Measured]:
     """Return what was measured at a place (`resid.12`), by index; empty without the file."""
-    return _decoded(_rows(path, place), Measured, path)
+    return {index: row for (_, index), row in _decoded(path, place, Measured).items()}
 
 
 def read_explanations(path: Path, place: str) -> dict[int, Explanation]:
     """Return the explanations of a place (`resid.12`; of Neuronpedia's own, ""), by index."""
-    return _decoded(_rows(path, place), Explanation, path)
+    return {index: row for (_, index), row in _decoded(path, place, Explanation).items()}
 
 
 def label_files(root: Path) -> list[LabelFile]:

@@ -1,0 +1,290 @@
+"""`emotui labels`: what SAE features single out, measured; explanations of them, imported."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from emotui.commands.common import cache_for, say, wait_for
+from emotui.core.emotions import DEFAULT_LABEL_SET
+from emotui.core.errors import SaeError, UsageError
+from emotui.core.protocol import LabelsFitRequest, LabelsFitted, ModelSpec
+from emotui.core.text import DEFAULT_TEMPLATE, clean, template_named
+
+app = typer.Typer(
+    help="Labels of SAE features: measure (fit), import, list, show and remove them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+CacheDir = Annotated[
+    Path | None,
+    typer.Option("--cache-dir", help="Where labels are kept.", envvar="EMOTUI_CACHE_DIR"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Sae = Annotated[
+    list[str] | None, typer.Option("--sae", help="A folder, a params.npz, or RELEASE[:ID].")
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Make no connection.")]
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One feature, as `labels show` prints it."""
+
+    feature: str
+    label: str
+    emotion: str
+    """"" where none was confirmed."""
+    area: float
+    confirmed: float
+    p: float
+    specific: bool
+    explanation: str
+    origin: str
+    flag: str
+    """Where the explanation names an emotion that was not measured; else ""."""
+
+
+@app.command()
+def fit(
+    model: Annotated[
+        str | None, typer.Option("--model", help="A local folder, a hub id or an alias.")
+    ] = None,
+    sae: Sae = None,
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "auto",
+    template: Annotated[
+        str, typer.Option("--template", help="The prompt around the texts.")
+    ] = DEFAULT_TEMPLATE,
+    labels: Annotated[
+        str, typer.Option("--labels", help="The set of emotion labels.")
+    ] = DEFAULT_LABEL_SET,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Labelled texts (TSV, CSV, JSONL); else the bundled ones."),
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="The column of texts.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="The column of labels.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    offline: Offline = False,
+    as_json: AsJson = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Measure which emotion each feature singles out, at the readout, and keep it as its label."""
+    from emotui.cache.demo import demo_saes, demo_spec
+    from emotui.commands.models import sae_sources
+    from emotui.core.client import EngineClient
+
+    template_named(template)
+    if model is None:
+        spec, sae = demo_spec(dtype=dtype, device=device), sae or list(demo_saes())
+    else:
+        spec = ModelSpec(
+            model=model, revision=revision, dtype=dtype, device=device, offline=offline
+        )
+    sources = sae_sources(spec.model, sae or (), offline=offline, cache_dir=cache_dir)
+    if not sources:
+        raise UsageError(
+            "No SAEs were named, and this model has no default.",
+            todo="Name them: --sae FOLDER or RELEASE[:ID]; `emotui models QUERY` lists releases.",
+        )
+    with cache_for(cache_dir, private=False) as root:
+        request = LabelsFitRequest(
+            spec=spec,
+            cache_dir=str(root),
+            saes=sources,
+            template=template,
+            label_set=labels,
+            data=None if data is None else str(data.expanduser().absolute()),
+            text_column=text_column,
+            label_column=label_column,
+            seed=seed,
+        )
+        with EngineClient(root, offline=offline) as client:
+            done = wait_for(client.submit(request))
+    assert isinstance(done, LabelsFitted)
+    if as_json:
+        _print_json(done)
+    else:
+        for source in done.sources:
+            sys.stdout.write(
+                f"{clean(source.source)}: {source.features:,} features of {source.saes} SAEs, "
+                f"{source.active:,} active at the readout of {done.texts:,} texts "
+                f"({clean(done.data)})\n"
+                + "".join(
+                    f"  {emotion:<14} {count:>6,} confirmed, "
+                    f"{source.specific.get(emotion, 0):>5,} specific\n"
+                    for emotion, count in source.named.items()
+                )
+            )
+        sys.stdout.flush()
+    say(
+        "Confirmed: family-wise p < 0.05 on one half of the texts, above chance on the other. "
+        f"Other features have no emotion's name. Done in {done.seconds:.0f} s; traces show the "
+        "labels from now on."
+    )
+
+
+@app.command("import")
+def import_labels(
+    batches: Annotated[
+        list[Path] | None, typer.Argument(help="batch-N.jsonl.gz files of Neuronpedia's.")
+    ] = None,
+    sae: Annotated[
+        str | None,
+        typer.Option("--sae", help="The folder of SAEs they are of; else they go by their ids."),
+    ] = None,
+    from_neuronpedia: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from-neuronpedia", help="Download those of an id: gemma-2-2b/20-gemmascope-res-16k."
+        ),
+    ] = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Import explanations of features, once, into the cache."""
+    from emotui.cache.fingerprints import sae_identity
+    from emotui.cache.neuronpedia import fetched, import_files
+    from emotui.cache.store import Store
+
+    names, paths = tuple(from_neuronpedia or ()), list(batches or ())
+    if not names and not paths:
+        raise UsageError(
+            "There is nothing to import.",
+            todo="Give batch-N.jsonl.gz files, or --from-neuronpedia MODEL/SAE.",
+        )
+    if names and offline:
+        raise UsageError(
+            "Nothing was downloaded: --offline forbids it.",
+            todo="Give batch-N.jsonl.gz files that are here.",
+        )
+    with cache_for(cache_dir, private=False) as root, Store.open(root) as store:
+        identity = ""
+        if sae is not None:
+            if not Path(sae).expanduser().is_dir():
+                raise SaeError(
+                    f"There is no SAE folder {clean(sae)}.",
+                    why="SAEs of a release go by their ids at Neuronpedia, without --sae.",
+                )
+            identity = sae_identity(sae, store) or ""
+        with fetched(names, progress=say) as downloaded:
+            done = import_files(root, [*paths, *downloaded], identity=identity)
+    if as_json:
+        _print_json(done)
+    else:
+        for name, count in done.features.items():
+            typer.echo(f"{clean(name)}: {count:,} features have an explanation")
+    for why, count in done.skipped.items():
+        say(f"{count:,} lines left out: {why}.")
+
+
+@app.command("list")
+def list_labels(as_json: AsJson = False, cache_dir: CacheDir = None) -> None:
+    """List the files of labels in the cache."""
+    from emotui.cache.labels import label_files
+
+    with cache_for(cache_dir, private=False) as root:
+        found = label_files(root)
+    if as_json:
+        _print_json(found)
+        return
+    for one in found:
+        told = " · ".join(
+            clean(one.meta[name])
+            for name in ("kind", "source", "data", "label_set", "template", "created")
+            if name in one.meta
+        )
+        typer.echo(f"{one.path}\n  {one.rows:,} features · {told}")
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A measured file of `labels list`, or its start.")],
+    emotion: Annotated[str, typer.Option("--emotion", help="Only features of this one.")] = "",
+    flagged: Annotated[
+        bool, typer.Option("--flagged", help="Only those whose explanation does not match.")
+    ] = False,
+    limit: Annotated[int, typer.Option("--limit", help="Most features to print.")] = 30,
+    as_json: AsJson = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Show the features that single out an emotion, best confirmed first."""
+    with cache_for(cache_dir, private=False) as root:
+        rows = _rows(root, name)
+    rows = [
+        row
+        for row in rows
+        if (flagged or row.emotion)
+        and (not emotion or row.emotion == emotion)
+        and (not flagged or row.flag)
+    ]
+    rows = sorted(rows, key=lambda row: (-row.confirmed, row.feature))[: max(limit, 0)]
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        typer.echo(f"{row.feature:<14} area {row.area:.2f} p {row.p:.3f}  {row.label}")
+
+
+def _rows(root: Path, name: str) -> list[Row]:
+    from emotui.cache import labels as shelf
+
+    found = [
+        one.path
+        for one in shelf.label_files(root)
+        if one.path.startswith(name) and one.meta.get("kind") == "measured"
+    ]
+    if len(found) != 1:
+        raise SaeError(
+            f"{len(found)} files of measured labels begin with {clean(name)!r}.",
+            todo="`emotui labels list` shows those there are; `emotui labels fit` makes them.",
+        )
+    path = root / shelf.FOLDER / found[0]
+    explained = shelf.explained_of(path.with_name("explained.sqlite"))
+    rows = []
+    for (place, index), one in shelf.measured_of(path).items():
+        told = explained.get((place, index))
+        site, _, layer = place.rpartition(".")
+        short = "" if site == "resid" else f"{site}:"
+        rows.append(
+            Row(
+                feature=f"{short}L{layer}/{index}",
+                label=shelf.label_of(one, told),
+                emotion=one.emotion if one.named else "",
+                area=one.area,
+                confirmed=one.confirmed,
+                p=one.p,
+                specific=one.specific,
+                explanation=told.text if told else "",
+                origin=told.origin if told else "",
+                flag=shelf.mismatch(one, told.text) if told else "",
+            )
+        )
+    return rows
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="A file of `emotui labels list`.")],
+    cache_dir: CacheDir = None,
+) -> None:
+    """Remove one file of labels."""
+    from emotui.cache.labels import remove as remove_file
+
+    with cache_for(cache_dir, private=False) as root:
+        remove_file(root, name)
+    say(f"Removed {name}.")
+
+
+def _print_json(value: Sequence[Any] | msgspec.Struct) -> None:
+    document = msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=1)
+    sys.stdout.buffer.write(document + b"\n")
+    sys.stdout.buffer.flush()
