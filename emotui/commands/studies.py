@@ -1,0 +1,194 @@
+"""What the commands of studies do: estimate, run one engine after the other, show results."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import typer
+
+from emotui.commands.common import say, show_error, wait_for
+from emotui.core.client import EngineClient
+from emotui.core.errors import Cancelled, EmotuiError, UsageError
+from emotui.core.protocol import StudyDone, StudyPlanned, StudyRequest
+from emotui.core.studies.common.dataset import open_dataset
+from emotui.core.studies.common.folder import (
+    CHUNKS,
+    StudyDocument,
+    read_result,
+    read_study,
+)
+from emotui.core.studies.common.pages import markdown_of
+from emotui.core.studies.table import columns_of, settings_of, study_named
+from emotui.core.text import clean
+
+ENGINE = (sys.executable, "-P", "-m", "emotui.core.studies")
+"""The engine that also does studies."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How runs are done and shown."""
+
+    root: Path
+    """The cache."""
+    dry_run: bool
+    as_json: bool
+
+
+class SavedRun(msgspec.Struct, frozen=True):
+    """One run in the cache, as it is listed."""
+
+    folder: str
+    created: str
+    study: str
+    model: str
+    template: str
+    data: str
+    finished: bool
+
+
+def do_runs(requests: Sequence[StudyRequest], plan: Plan) -> None:
+    """Do runs one after the other, each in an engine of its own, and print the results.
+
+    One that fails does not keep the others from running; exit code 1 then.
+    """
+    for request in requests:
+        check_dataset(request)  # before any model is loaded
+    done: list[StudyDocument | StudyPlanned] = []
+    failed: list[EmotuiError] = []
+    for request in requests:
+        if len(requests) > 1:
+            say(f"{request.spec.model}, template {request.template}:")
+        try:
+            done.append(_do_run(request, plan))
+        except (Cancelled, UsageError):
+            raise
+        except EmotuiError as error:
+            if len(requests) == 1:
+                raise
+            show_error(error)
+            failed.append(error)
+    if plan.as_json:
+        print_json(done[0] if len(requests) == 1 else done)
+    else:
+        for outcome in done:
+            _print_outcome(outcome)
+    if len(done) > 1 and not plan.dry_run:
+        say("Set them side by side: emotui study compare " + " ".join(r.out for r in requests))
+    if failed:
+        raise typer.Exit(1)
+
+
+def check_dataset(request: StudyRequest) -> None:
+    """Raise UsageError where the dataset cannot be what is asked for."""
+    study = study_named(request.study)
+    open_dataset(
+        request.data,
+        label_set=request.label_set,
+        needs_labels=study.needs_labels,
+        text_column=request.text_column,
+        label_column=request.label_column,
+        label_maps=request.label_maps,
+        extra=columns_of(study, settings_of(study, request.settings)),
+        limit=request.limit,
+        seed=request.seed,
+    )
+
+
+def _do_run(request: StudyRequest, plan: Plan) -> StudyDocument | StudyPlanned:
+    folder = Path(request.out)
+    with EngineClient(plan.root, offline=request.spec.offline, command=ENGINE) as client:
+        planned = wait_for(client.submit(msgspec.structs.replace(request, plan=True)))
+        assert isinstance(planned, StudyPlanned)
+        for line in (*planned.notes, _estimate(planned)):
+            say(line)
+        if plan.dry_run:
+            return planned
+        try:
+            done = wait_for(client.submit(request))
+        except (EmotuiError, KeyboardInterrupt):
+            if any((folder / CHUNKS).glob("*/*")):
+                say(f"What is finished is kept. Go on with: emotui study resume {folder}")
+            raise
+    assert isinstance(done, StudyDone)
+    document = finished(folder)
+    say(f"Done in {done.seconds:.0f} s: {folder}")
+    say(f"Read it again: emotui study show {folder}")
+    return document
+
+
+def _estimate(planned: StudyPlanned) -> str:
+    minutes = planned.seconds / 60
+    time = f"{planned.seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min"
+    return (
+        f"Estimate: {time}, {planned.disk_bytes / 1e6:,.1f} MB on disk, "
+        f"{planned.memory_bytes / 1e6:,.1f} MB of memory beside the model's. "
+        "Ctrl+c stops and keeps what is finished."
+    )
+
+
+def _print_outcome(outcome: StudyDocument | StudyPlanned) -> None:
+    if isinstance(outcome, StudyDocument):
+        sys.stdout.write(markdown_of(outcome))
+        sys.stdout.flush()
+
+
+def finished(folder: Path) -> StudyDocument:
+    """Return the result in a folder; UsageError where the run is not finished."""
+    document = read_result(folder)
+    if document is None:
+        study = read_study(folder)
+        chunks = ", ".join(
+            f"{stage.name} {sum(1 for _ in stage.iterdir())}"
+            for stage in sorted((folder / CHUNKS).glob("*"))
+        )
+        raise UsageError(
+            f"The run in {clean(str(folder))} is not finished.",
+            why=f"It is of {study.run.study}, begun {study.created}; finished chunks: "
+            f"{chunks or 'none'}.",
+            todo=f"Go on with: emotui study resume {folder}",
+        )
+    return document
+
+
+def show_result(folder: Path, *, as_json: bool) -> None:
+    """Print a finished result."""
+    document = finished(folder)
+    if as_json:
+        print_json(document)
+    else:
+        _print_outcome(document)
+
+
+def saved_runs(folder: Path) -> list[SavedRun]:
+    """Return the runs in a folder, newest first; what cannot be read is left out."""
+    return sorted(_saved(folder), key=lambda run: (run.created, run.folder), reverse=True)
+
+
+def _saved(folder: Path) -> Iterator[SavedRun]:
+    for path in folder.glob("*/study.json"):
+        try:
+            file = read_study(path.parent)
+        except UsageError:
+            continue
+        yield SavedRun(
+            folder=str(path.parent),
+            created=file.created,
+            study=file.run.study,
+            model=file.run.model,
+            template=file.run.template.name,
+            data=file.run.dataset.name,
+            finished=(path.parent / "result.json").exists(),
+        )
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document on stdout."""
+    document = msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1)
+    sys.stdout.buffer.write(document + b"\n")
+    sys.stdout.buffer.flush()

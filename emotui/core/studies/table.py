@@ -1,0 +1,124 @@
+"""The table of studies: what each answers and what it needs; torch-free.
+
+Study NAME is implemented by `emotui.core.studies.NAME`, whose `STUDY` the runner takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from emotui.core.errors import UsageError
+from emotui.core.text import clean
+
+OptionKind = Literal["text", "number", "numbers", "column", "columns", "file", "files"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a study, given as `--set NAME=VALUE`."""
+
+    name: str
+    kind: OptionKind
+    """`column` is a column of the dataset, read along with the texts; `file` an absolute path.
+    Several are separated by commas."""
+    default: str
+    """As it would be given; "" for none."""
+    help: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """One line of the table."""
+
+    name: str
+    question: str
+    paper: str
+    """Short name of the paper it follows; "" for none."""
+    needs_labels: bool
+    options: tuple[Option, ...] = ()
+    most_texts: int | None = None
+    """How many texts are taken where no --limit is given: what the fits need, and no more than
+    fits into memory. None for all, one after the other."""
+    saes: Literal["unused", "used", "needed"] = "unused"
+
+
+STUDIES: tuple[Study, ...] = (
+    Study(
+        name="readout",
+        question="What does the model answer, and what do its probes and features read, text by "
+        "text?",
+        paper="",
+        needs_labels=False,
+        options=(
+            Option("features", "number", "10", "how many features of each text are listed"),
+            Option("texts", "text", "no", "`yes` writes the texts themselves into the rows"),
+        ),
+        saes="used",
+    ),
+    Study(
+        name="probes",
+        question="At which layers and sites can the emotion, and each appraisal, be read?",
+        paper="Tak et al.",
+        needs_labels=True,
+        options=(
+            Option("raters", "columns", "", "columns with the label each reader gave"),
+            Option("shuffles", "number", "20", "permutations of the labels"),
+        ),
+        most_texts=2000,
+    ),
+)
+
+
+def study_named(name: str) -> Study:
+    """Return the study called `name`; UsageError names those there are."""
+    for study in STUDIES:
+        if study.name == name:
+            return study
+    raise UsageError(
+        f"There is no study called {clean(name)!r}.",
+        todo=f"Use one of: {', '.join(study.name for study in STUDIES)}.",
+    )
+
+
+def without_labels() -> str:
+    """Return the names of the studies that need no labels, for a message."""
+    return ", ".join(study.name for study in STUDIES if not study.needs_labels)
+
+
+def settings_of(study: Study, given: dict[str, str]) -> dict[str, str]:
+    """Return the value of every option of a study; UsageError for one it does not have."""
+    known = {option.name: option for option in study.options}
+    for name, value in given.items():
+        if name not in known:
+            raise UsageError(
+                f"The study {study.name} has no option {clean(name)!r}.",
+                todo=f"It has: {', '.join(known) or 'none'}.",
+            )
+        if known[name].kind in ("number", "numbers"):
+            numbers(name, value)
+    return {name: given.get(name, option.default) for name, option in known.items()}
+
+
+def numbers(name: str, value: str) -> tuple[float, ...]:
+    """Return the numbers of a comma-separated value; UsageError where one is none."""
+    try:
+        found = tuple(float(part) for part in value.split(",") if part.strip())
+    except ValueError:
+        found = ()
+    if not found or any(number != number for number in found):
+        raise UsageError(
+            f"{clean(name)} cannot be {clean(value)!r}.", todo="Give numbers, as in 1,3,5."
+        )
+    return found
+
+
+def columns_of(study: Study, settings: dict[str, str]) -> tuple[str, ...]:
+    """Return the columns of the dataset that the settings name."""
+    return tuple(
+        column.strip()
+        for option in study.options
+        if option.kind in ("column", "columns")
+        for column in settings[option.name].split(",")
+        if column.strip()
+    )
