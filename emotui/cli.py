@@ -346,15 +346,17 @@ def _add_groups() -> None:
     from emotui.commands.labels import app as labels_app
     from emotui.commands.probe import app as probe_app
     from emotui.commands.recipe import app as recipe_app
+    from emotui.commands.study import app as study_app
 
     app.add_typer(cache_app, name="cache")
     app.add_typer(labels_app, name="labels")
     app.add_typer(probe_app, name="probe")
     app.add_typer(recipe_app, name="recipe")
+    app.add_typer(study_app, name="study")
     app.command()(note)
 
 
-GROUPS = ("cache", "labels", "note", "probe", "recipe")
+GROUPS = ("cache", "labels", "note", "probe", "recipe", "study")
 COMMANDS = ("open", "inspect", "generate", "where", "models", "export", "doctor", *GROUPS)
 _ROOT_OPTIONS = ("--help", "-h", "--version")
 
