@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from emotui.commands.written import changes_of, readings_of
+from emotui.core.export.written import changes_of, readings_of
 from emotui.core.records import Answer, Generation, Written, WrittenReadings
 
 

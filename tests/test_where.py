@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from support_models import LAYERS, tiny_folder, tiny_model
 
+from emotui.cache.located import kept_where
 from emotui.cache.store import Store
 from emotui.core.corpus import load_situations
 from emotui.core.emotions import emotion_words_in
@@ -29,6 +31,8 @@ from emotui.core.engine.sites import SITE_TABLES, Sites
 from emotui.core.engine.value_paths import attention_sources
 from emotui.core.engine.where import locate, longest_run, near
 from emotui.core.errors import UsageError
+from emotui.core.export.where import table_of
+from emotui.core.phases import phases_of
 from emotui.core.protocol import ModelSpec, WhereRequest
 from emotui.core.records import Where
 from emotui.core.text import template_named
@@ -214,3 +218,50 @@ def test_the_command_prints_one_document(stories: Path, cache_dir: Path) -> None
     assert document["where"]["sentence"]
     # At the top the whole margin stands at the readout.
     assert document["where"]["layers"]["moved"][-1] > 0.5
+
+
+def test_it_is_found_again_without_the_model(stories: Path, cache_dir: Path) -> None:
+    """By what was asked alone, in a process that has no torch."""
+    spec = ModelSpec(model=str(stories))
+    model = load_model(spec, QuietJob())
+    request = WhereRequest(
+        spec=spec, text=TEXT, cache_dir=str(cache_dir), emotion="joy", neutral=NEUTRAL
+    )
+    with Store.open(cache_dir) as store:
+        assert kept_where(store, request) is None
+        where = locate(request, model, Instruments(model, store), store, QuietJob()).where
+        assert kept_where(store, request) == where
+        other = msgspec.structs.replace(request, emotion="fear")
+        assert kept_where(store, other) is None
+        assert kept_where(store, msgspec.structs.replace(request, neutral=None)) is None
+    program = (
+        "import sys, msgspec\n"
+        "from pathlib import Path\n"
+        "from emotui.cache.located import kept_where\n"
+        "from emotui.cache.store import Store\n"
+        "from emotui.core.protocol import WhereRequest\n"
+        "request = msgspec.json.decode(sys.argv[1], type=WhereRequest)\n"
+        "with Store.open(Path(request.cache_dir)) as store:\n"
+        "    print(kept_where(store, request).sentence)\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, msgspec.json.encode(request).decode()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == where.sentence, done.stderr
+
+
+def test_phases_are_those_the_sentence_names(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(where_module, "near", lambda text, _emotion: [text])
+    model = planted(attn=1, mlp=None)
+    where = told(model, store, leaning(model))
+    assert [phases.letters for phases in phases_of(where)] == ["···", "·UW", "·U·", "·U·"]
+    lines = table_of(where)
+    rows = [line for line in lines if line.strip()[:1].isdigit()]
+    assert [row.split()[:2] for row in rows] == [
+        *(["3", "·U·"], ["2", "·U·"], ["1", "·UW"], ["0", "···"]),
+    ], "the top layer above, as in the Layers pane"
+    assert max(map(len, lines)) <= 110

@@ -11,9 +11,9 @@ import msgspec
 from emotui.cache.demo import is_demo
 from emotui.commands.common import cache_for, say, wait_for
 from emotui.commands.texts import text_of_argument
-from emotui.commands.written import document_of, page_of
 from emotui.core.edits import parse_edit, recipe_named
 from emotui.core.errors import UsageError
+from emotui.core.export.written import document_bytes, document_of, page_of
 from emotui.core.protocol import Inspected, InspectRequest, Loaded, LoadRequest
 from emotui.core.records import Trace
 
@@ -46,7 +46,7 @@ def generate_text(
         before, after = _traces(request, lines, root)
     document = document_of(before, after)
     if as_json:
-        sys.stdout.buffer.write(msgspec.json.encode(document, order="sorted") + b"\n")
+        sys.stdout.buffer.write(document_bytes(document))
     else:
         sys.stdout.write(page_of(document))
     sys.stdout.flush()

@@ -11,19 +11,10 @@ from emotui.cache.demo import is_demo
 from emotui.commands.common import cache_for, say, wait_for
 from emotui.commands.texts import text_of_argument
 from emotui.core.errors import UsageError
+from emotui.core.export.where import document_bytes, table_of
 from emotui.core.protocol import InspectRequest, Loaded, LoadRequest, Located, WhereRequest
 from emotui.core.records import Where
 from emotui.core.text import clean
-
-
-class WhereDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `emotui where --json` prints."""
-
-    schema: str = "emotui-where"
-    schema_version: int = 1
-    model: str
-    fingerprint: str
-    where: Where
 
 
 def tell_where(
@@ -47,8 +38,8 @@ def tell_where(
         )
         fingerprint, where = _located(request, emotion, neutral, root)
     if as_json:
-        document = WhereDocument(model=request.spec.model, fingerprint=fingerprint, where=where)
-        sys.stdout.buffer.write(msgspec.json.encode(document, order="sorted") + b"\n")
+        data = document_bytes(where, model=request.spec.model, fingerprint=fingerprint)
+        sys.stdout.buffer.write(data)
     else:
         sys.stdout.write(page_of(where))
     sys.stdout.flush()
@@ -90,44 +81,5 @@ def _located(
 
 def page_of(where: Where) -> str:
     """Return the sentence, and the columns it was made from; no colour."""
-    tokens = where.text.tokens
-    lines = [
-        clean(where.text.raw),
-        f"{where.emotion}: {where.sentence}",
-        "",
-        f"margin {where.margin:+.3f}; after {where.neutral_texts} neutral texts "
-        f"{where.neutral_margin:+.3f}; {where.same_texts} other texts of {where.emotion}",
-        "",
-        "layer       z   moved  control     attn      mlp   attention mainly from",
-    ]
-    columns = where.layers
-    for layer in columns.layer:
-        z, control = columns.z[layer], columns.control[layer]
-        lines.append(
-            f"{layer:>5}  {_or_dash(z, '6.2f')}  {columns.moved[layer]:6.0%}  "
-            f"{_or_dash(control, '7.0%')}  {columns.attn[layer]:+7.3f}  {columns.mlp[layer]:+7.3f}"
-            f"   {_main_sources(where, layer, [clean(token.string) for token in tokens])}"
-        )
-    lines += ["", "replaced by the neutral mean: fall of the margin (by texts of the emotion)"]
-    for writer in where.writers:
-        lines.append(
-            f"  {writer.site}.{writer.layer:<3} estimate {writer.write:+.3f}  exact "
-            f"{writer.exact:+.3f}  ({_or_dash(writer.control, '+.3f').strip()})"
-        )
+    lines = [clean(where.text.raw), f"{where.emotion}: {where.sentence}", "", *table_of(where)]
     return "\n".join(lines) + "\n"
-
-
-def _or_dash(value: float | None, form: str) -> str:
-    return "-".rjust(6) if value is None else format(value, form)
-
-
-def _main_sources(where: Where, layer: int, strings: list[str]) -> str:
-    rows = [
-        (value, position)
-        for at, position, value in zip(
-            where.sources.layer, where.sources.position, where.sources.value, strict=True
-        )
-        if at == layer and value > 0
-    ]
-    best = sorted(rows, reverse=True)[:2]
-    return ", ".join(f"{strings[position]!r} {value:+.2f}" for value, position in best)

@@ -21,15 +21,15 @@ import msgspec
 import torch
 from torch import Tensor
 
-from emotui.cache.keys import derived_key
+from emotui.cache.located import keep_where, kept_where
 from emotui.core.corpus import Situation, load_situations
 from emotui.core.engine.answer import LabelTokens, label_tokens
 from emotui.core.engine.attribute import Metric, answer_metric, gradients, margin
 from emotui.core.engine.capture import Activations, Hook, Job, capture, hooked
-from emotui.core.engine.kept import keep_record, kept_record
 from emotui.core.engine.runs import activations_of
 from emotui.core.engine.value_paths import attention_sources
 from emotui.core.errors import UsageError
+from emotui.core.phases import MAIN_SHARE, USED_SHARE, is_main, is_readable, is_used
 from emotui.core.protocol import Located, WhereRequest
 from emotui.core.records import TextRecord, Trust, Where, WhereLayers, WhereSources, WhereWriter
 from emotui.core.text import Template, clean, template_named
@@ -44,12 +44,6 @@ TEXTS = 8
 """Texts of the corpus to compare with, of each kind."""
 WRITERS = 4
 """Outputs that are replaced and run."""
-USED_SHARE = 0.5
-"""Least share of the margin that must move for a layer to count as used."""
-CONTROL_SHARE = 0.5
-"""Largest size of a control beside the effect, for it to count as the emotion's."""
-MAIN_SHARE = 0.1
-"""Least share of the margin above neutral that an output must carry to be named."""
 
 Component = Literal["attn", "mlp"]
 
@@ -103,14 +97,12 @@ def locate(
     text = model.reader.read(request.text, template, context_length=length)
     probe = next((p for p in instruments.probes(request.probes) if p.kind == "readout"), None)
     ids = [token.id for token in text.tokens]
-    plain = activations_of(model, store, ids, all_sites=False, job=job)
-    said = [request.emotion, labels.set, request.neutral or "", probe.id if probe else ""]
-    key = derived_key(plain.key, f"where:{msgspec.json.encode(said).decode()}")
-    where = kept_record(store, key, Where)
+    where = kept_where(store, request, fingerprint=model.fingerprint)
     if where is None:
+        plain = activations_of(model, store, ids, all_sites=False, job=job)
         compared = _compared(request, model, labels, text, template, job)
         where = _where(request, compared, text, plain, probe)
-        keep_record(store, key, where)
+        keep_where(store, request, where, fingerprint=model.fingerprint)
     return Located(where, model.forwards - before)
 
 
@@ -219,14 +211,9 @@ def _where(
         neutral_texts=len(compared.neutral),
         same_texts=len(compared.same),
         null=null,
-        readable_from=longest_run(
-            [value is not None and null is not None and value > null for value in z]
-        ),
+        readable_from=longest_run([is_readable(value, null) for value in z]),
         used_from=longest_run(
-            [
-                span > 0 and share >= USED_SHARE and _beats(share, other)
-                for share, other in zip(moved, control, strict=True)
-            ]
+            [is_used(span, share, other) for share, other in zip(moved, control, strict=True)]
         ),
         layers=layers,
         sources=_source_columns(found, len(text.tokens)),
@@ -234,10 +221,6 @@ def _where(
         sentence="",
     )
     return msgspec.structs.replace(where, sentence=sentence_of(where, text))
-
-
-def _beats(effect: float, control: float | None) -> bool:
-    return control is None or abs(control) <= CONTROL_SHARE * effect
 
 
 def _moved(compared: Compared, own: float, span: float) -> tuple[list[float], list[float | None]]:
@@ -389,11 +372,7 @@ def sentence_of(where: Where, text: TextRecord) -> str:
         )
         return "; ".join(parts)
     parts.append(_said_used(where))
-    named = [
-        writer
-        for writer in where.writers
-        if writer.exact >= MAIN_SHARE * span and _beats(writer.exact, writer.control)
-    ]
+    named = [writer for writer in where.writers if is_main(writer, span)]
     if named:
         said = " and ".join(_said_writer(writer, text) for writer in named[:2])
         parts.append(f"written mainly by {said}")

@@ -36,7 +36,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class GenerationDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `emotui generate --json` prints."""
+    """What `emotui generate --json` prints, and what the screen writes."""
 
     schema: str = "emotui-generation"
     schema_version: int = 1
@@ -64,6 +64,11 @@ def document_of(before: Trace, after: Trace | None) -> GenerationDocument:
         after=written,
         changes=changes_of(before.generation, written),
     )
+
+
+def document_bytes(document: GenerationDocument) -> bytes:
+    """Return the document as JSON: sorted keys, a newline at the end."""
+    return msgspec.json.encode(document, order="sorted") + b"\n"
 
 
 def readings_of(written: Written) -> dict[str, float]:
@@ -140,10 +145,18 @@ def page_of(document: GenerationDocument) -> str:
 def _texts(generation: Generation) -> list[str]:
     lines = []
     for sample in generation.samples:
-        fired = f", edits acted at {sample.fired} places" if sample.fired else ""
+        fired = f", {fired_of(sample)}" if sample.fired else ""
         lines.append(f"  seed {sample.seed}, {len(sample.tokens)} tokens{fired}")
         lines.append(f"    {clean(sample.text) or '(nothing)'}")
     return lines
+
+
+def fired_of(sample: Written) -> str:
+    """Return how often the edits acted while a text was written, in words."""
+    if sample.fired_in_prompt is None:
+        return f"edits acted at {sample.fired} places"
+    decoded = sample.fired - sample.fired_in_prompt
+    return f"edits acted at {sample.fired_in_prompt} places of the prompt, {decoded} written after"
 
 
 def _numbers(change: Change) -> str:
