@@ -25,37 +25,12 @@ from sae_lens import SAE
 from torch import Tensor
 from transformers import AutoTokenizer, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-_SHUFFLES = 500
+from emotui.core.engine.selectivity import Halves, SelectivityMeter
+
 _LEVEL = 0.05
 _TOKENS = 4
 _LEAST_SEEN = 50  # times a token occurs in training; the embedding of others is hardly trained
 _PER_CLASS = 250  # so that the common classes do not decide everything
-
-
-def ranks(values: Tensor) -> Tensor:
-    """Return mid-ranks (ties share their mean) of each column of `values` [text, feature]."""
-    order = values.argsort(dim=0)
-    found = torch.empty_like(values, dtype=torch.float64)
-    for column in range(values.shape[1]):
-        ordered, counts = torch.unique_consecutive(
-            values[order[:, column], column], return_counts=True
-        )
-        del ordered
-        ends = counts.cumsum(0).double()
-        middle = ends - (counts - 1) / 2
-        found[order[:, column], column] = middle.repeat_interleave(counts)
-    return found
-
-
-def areas(ranked: Tensor, members: Tensor) -> Tensor:
-    """Return areas under the curve [class, feature] of membership `members` [class, text].
-
-    Mann-Whitney: (R - n(n+1)/2) / (n (N - n)), with R the sum of the members' ranks.
-    """
-    inside = members.double()
-    count = inside.sum(1, keepdim=True)
-    total = members.shape[1]
-    return (inside @ ranked - count * (count + 1) / 2) / (count * (total - count))
 
 
 def readable(tokenizer: PreTrainedTokenizerFast, data: Path) -> Tensor:
@@ -81,34 +56,10 @@ def judged(features: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Return class, area, p, breadth and the confirming area of every feature."""
     generator = torch.Generator().manual_seed(0)
     select = torch.rand(len(labels), generator=generator) < 0.5
-    members = torch.stack([labels == label for label in range(len(EKMAN7))])
-    first = ranks(features[select])
-    area = areas(first, members[:, select])
-    # The null of the largest area over features and emotions of this layer.
-    highest = torch.stack(
-        [
-            areas(first, members[:, select][:, torch.randperm(int(select.sum()))]).max()
-            for _ in range(_SHUFFLES)
-        ]
-    )
-    best, emotion = area.max(0)
-    second = areas(ranks(features[~select]), members[:, ~select])
-    means = torch.stack([features[select][m[select]].mean(0) for m in members])
-    above = (means[:-1] - means[-1]).clamp(min=0)
-    breadth = above.sum(0).square() / above.square().sum(0).clamp(min=1e-12)
-    p = (1 + (highest[:, None] >= best).sum(0)) / (1 + _SHUFFLES)
-    confirmed = second.gather(0, emotion[None])[0]
-    # Breadth counts emotions only, so it says nothing of a feature of neutral texts.
-    narrow = (breadth <= 1.5) | (emotion == len(EKMAN7) - 1)
-    specific = (best >= 0.75) & (p < 0.05) & narrow & (confirmed >= 0.70)
-    return {
-        "emotion": emotion,
-        "area": best,
-        "p": p,
-        "breadth": breadth,
-        "confirmed": confirmed,
-        "specific": specific,
-    }
+    halves = Halves(labels, len(EKMAN7), len(EKMAN7) - 1, select, torch.arange(len(labels)))
+    meter = SelectivityMeter(halves)
+    meter.add(features)
+    return vars(meter.result())
 
 
 def label_of(words: str, emotion: str, *, confirmed: float, p: float, specific: bool) -> str:
