@@ -42,6 +42,22 @@ class Spread(msgspec.Struct, frozen=True):
     """Texts on which the change has the sign it has on the trace's own text."""
 
 
+class Rivals(msgspec.Struct, frozen=True):
+    """Random directions, of the norm of what the edit adds at each place of each text."""
+
+    name: Literal["any_way", "shaped_like_data"]
+    """`any_way`: drawn uniformly; where the edit's feature was picked, each is the best of
+    `Verification.picked_from`. `shaped_like_data`: drawn with the covariance of the activations."""
+    medians: tuple[float, ...]
+    """Medians of each direction's change over the texts on which the edit acted, times the sign
+    it had on the trace's own text: positive kept its sign."""
+    same_sign: tuple[float, ...]
+    """The share of these texts on which each direction has that sign."""
+    rank: int | None
+    """1 + how many of these medians are at least as large as the edit's own, which is counted in
+    the same way; None where the edit acted on no text."""
+
+
 class Repeated(msgspec.Struct, frozen=True):
     """One metric's change by the last edit, on this text and on others."""
 
@@ -52,14 +68,7 @@ class Repeated(msgspec.Struct, frozen=True):
     """Over the texts on which the edit changed anything."""
     every: Spread
     """Over all texts."""
-    controls: tuple[float, ...]
-    """Medians of the control directions over the texts on which the edit acted, each times the
-    sign of its change on the trace's own text: positive kept its sign."""
-    controls_same_sign: tuple[float, ...]
-    """The share of these texts on which each has that sign."""
-    rank: int | None
-    """1 + how many controls have a median at least as large as the edit's, all in the direction
-    each had on the trace's own text; None where the edit acted on no text."""
+    controls: tuple[Rivals, ...]
     verified: bool | None
     """None where it was not judged; see `verdict`."""
     verdict: str
@@ -78,8 +87,8 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     metric: str
     """What the edit is judged by, and its controls were picked by."""
     picked_from: int
-    """Random directions that each control was picked from by its change of `metric` on the
-    trace's own text: as many as there were features to pick the edit's from; 1 for not picked."""
+    """Uniform directions that each of those kept was picked from, by its change of `metric` on
+    the trace's own text: as many as there were features to pick the edit's from; 1: not picked."""
     seed: int
     others: OtherTexts
     metrics: tuple[Repeated, ...]

@@ -17,7 +17,9 @@ from emotui.core.protocol import (
     Operation,
     PrefetchRequest,
     StudyRequest,
+    VerifyRequest,
     WhereRequest,
+    WithoutRequest,
 )
 from emotui.core.text import clean
 
@@ -42,6 +44,8 @@ def private_words(operation: Operation) -> Private:
             texts = (text, *edits)
         case PrefetchRequest(like=like, texts=many):
             texts = (*many, like.text, *like.edits)
+        case VerifyRequest(inspect=read) | WithoutRequest(inspect=read):
+            texts = (read.text, *read.edits)
         case GenerateRequest(text=text):
             texts = (text,)
         case WhereRequest(text=text, neutral=neutral):

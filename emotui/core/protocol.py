@@ -13,8 +13,10 @@ import msgspec
 
 from emotui.core.emotions import DEFAULT_LABEL_SET
 from emotui.core.errors import EngineError
+from emotui.core.findings import Verification, WithoutWords
 from emotui.core.records import Where, Written
 from emotui.core.text import DEFAULT_TEMPLATE
+from emotui.core.wording import DEFAULT_PLACEHOLDER
 
 PROTOCOL = "emotui-engine"
 PROTOCOL_VERSION = 1
@@ -177,6 +179,26 @@ class LabelsFitRequest(msgspec.Struct, frozen=True, tag="fit_labels"):
     seed: int = 0
 
 
+class VerifyRequest(msgspec.Struct, frozen=True, tag="verify"):
+    """Repeat the last edit of a trace on other texts, beside controls."""
+
+    inspect: InspectRequest
+    """What gives the trace; its edits are in force."""
+    texts: int = 50
+    metric: str = ""
+    """What the edit is judged by, such as `answer.joy`; "" is its largest measurable change."""
+
+
+class WithoutRequest(msgspec.Struct, frozen=True, tag="without"):
+    """Read a text again with its emotion words masked, beside other words masked."""
+
+    inspect: InspectRequest
+    """What reads the text; its edits and SAEs play no part."""
+    emotion: str = ""
+    """One of the labels; "" is the likeliest answer but neutral."""
+    placeholder: str = DEFAULT_PLACEHOLDER
+
+
 class DoctorRequest(msgspec.Struct, frozen=True, tag="doctor"):
     """Report versions, devices and, with a model, how hooked and plain runs agree."""
 
@@ -196,6 +218,8 @@ Operation = (
     | WhereRequest
     | StudyRequest
     | LabelsFitRequest
+    | VerifyRequest
+    | WithoutRequest
     | DoctorRequest
     | ShutdownRequest
 )
@@ -347,6 +371,25 @@ class StudyDone(msgspec.Struct, frozen=True, tag="study_done"):
     seconds: float
 
 
+class Verified(msgspec.Struct, frozen=True, tag="verified"):
+    """The last edit of a trace was repeated on other texts; it is kept beside the trace."""
+
+    trace_id: str
+    verification: Verification
+    cached: bool
+    forwards: int
+    seconds: float
+
+
+class MaskedWords(msgspec.Struct, frozen=True, tag="masked_words"):
+    """A text was read again without its emotion words; it is kept beside its trace."""
+
+    without: WithoutWords
+    cached: bool
+    forwards: int
+    seconds: float
+
+
 class Diagnosed(msgspec.Struct, frozen=True, tag="diagnosed"):
     """Facts for `emotui doctor`, in the order to show them: name, value, good or not."""
 
@@ -365,6 +408,8 @@ Outcome = (
     | LabelsFitted
     | Generated
     | Located
+    | Verified
+    | MaskedWords
     | StudyPlanned
     | StudyDone
     | Diagnosed

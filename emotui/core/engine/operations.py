@@ -31,13 +31,17 @@ from emotui.core.protocol import (
     Loaded,
     LoadRequest,
     Located,
+    MaskedWords,
     ModelSpec,
     Operation,
     Outcome,
     Prefetched,
     PrefetchRequest,
     ShutdownRequest,
+    Verified,
+    VerifyRequest,
     WhereRequest,
+    WithoutRequest,
 )
 from emotui.core.text import template_named
 
@@ -141,6 +145,22 @@ def _where(request: WhereRequest, job: Job, session: Session) -> Located:
     return locate(request, model, session.instruments(model, store), store, job)
 
 
+def _verify(request: VerifyRequest, job: Job, session: Session) -> Verified:
+    from emotui.core.engine.verify import verify
+
+    store = session.store(request.inspect.cache_dir)
+    model = session.model(request.inspect.spec, job, store=store)
+    return verify(request, model, session.instruments(model, store), store, job)
+
+
+def _without(request: WithoutRequest, job: Job, session: Session) -> MaskedWords:
+    from emotui.core.engine.without import without_words
+
+    store = session.store(request.inspect.cache_dir)
+    model = session.model(request.inspect.spec, job, store=store)
+    return without_words(request, model, session.instruments(model, store), store, job)
+
+
 def _diagnose(request: DoctorRequest, job: Job, session: Session) -> Diagnosed:
     model = session.model(request.spec, job) if request.spec is not None else None
     try:
@@ -162,6 +182,8 @@ OPERATIONS: dict[type[Operation], Callable[[Any, Job, Session], Outcome]] = {
     LabelsFitRequest: _fit_labels,
     GenerateRequest: _generate,
     WhereRequest: _where,
+    VerifyRequest: _verify,
+    WithoutRequest: _without,
     DoctorRequest: _diagnose,
     ShutdownRequest: _shut_down,
 }
