@@ -92,13 +92,15 @@ def test_an_effect_stands_beside_all_its_controls(bench: Bench) -> None:
         assert effect.after == pytest.approx(trace.answer.labels[label], abs=1e-6)
         assert effect.before == effect.clean == pytest.approx(root.answer.labels[label], abs=1e-6)
         assert effect.delta == pytest.approx(effect.after - effect.before, abs=1e-7)
-        matched, random, other = effect.controls
+        matched, random, other, selection = effect.controls
         assert len(matched.deltas) == len(set(matched.targets)) <= 32
         assert (len(matched.deltas) == 32) == (matched.note == "")
         assert f"L1/{feature}" not in matched.targets
         assert matched.rank == 1 + sum(abs(d) >= abs(effect.delta) for d in matched.deltas)
         assert len(random.deltas) == 5
         assert other.deltas == () and "no probe" in other.note
+        assert selection.name == "selection" and len(selection.deltas) == 39
+        assert selection.rank == 1 + sum(d >= abs(effect.delta) for d in selection.deltas)
     kl = effect_of(trace, "kl")
     assert kl.before == pytest.approx(0, abs=1e-6)
     assert kl.after == pytest.approx(trace.intervention.kl, rel=1e-3)

@@ -52,6 +52,10 @@ def _effects(trace: Trace) -> list[str]:
             f"  {effect.metric.ljust(width)}  {effect.before:+.3f} -> {effect.after:+.3f}  "
             f"({effect.delta:+.4f})  {effect.verdict}"
         )
+    if done.selected and not any(
+        control.name == "selection" for effect in trace.effects for control in effect.controls
+    ):
+        lines.append("  what was edited was selected; it was not tested against that")
     notes = {
         f"  {control.name.replace('_', ' ')}: {control.note}"
         for effect in trace.effects

@@ -78,10 +78,30 @@ def facts_of(trace: Trace) -> tuple[str, ...]:
         f"acted at {places} · delta {done.delta_norm:.2f} of the norm",
     ]
     if done.selected:
-        facts.append("selected: picked from what this text showed")
+        facts.append(_selected(trace))
     if done.readout_layer is not None:
         facts.append(f"readout: z at the readout, resid.{done.readout_layer}")
     return (*facts, *done.notes)
+
+
+def _selected(trace: Trace) -> str:
+    """Return how the effects stand beside the best of as many random directions."""
+    found: dict[str, Control] = {}
+    for effect in trace.effects:
+        kind = effect.metric.partition(".")[0]
+        control = next((one for one in effect.controls if one.name == "selection"), None)
+        if control is None or control.rank is None:
+            continue
+        if kind not in found or control.rank < (found[kind].rank or 0):
+            found[kind] = control
+    if not found:
+        return "selected: picked from what this text showed, not tested against that"
+    said = [
+        f"{kind} beyond {len(control.deltas) + 1 - (control.rank or 0)} of {len(control.deltas)}"
+        for kind, control in found.items()
+    ]
+    number = next(iter(found.values())).candidates
+    return f"selected: {', '.join(said)} best-of-{number} random draws"
 
 
 def remarks_of(trace: Trace, emotion: str) -> tuple[str, ...]:

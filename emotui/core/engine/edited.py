@@ -134,6 +134,7 @@ def run_edited(
         rivals=_rivals(placed, materials),
         gauge=_gauge(labels, materials.probe, placed[-1].edit, model.n_layers),
         materials=materials,
+        selected=selected,
         job=job,
     )
     return EditedRun(

@@ -18,6 +18,7 @@ from emotui.core.edits import Edit, FeatureEdit, HeadEdit, KnockEdit, ProjectEdi
 from emotui.core.engine.capture import Activations, Hook, Job
 from emotui.core.engine.intervene import EditGroup, Place, hooks_of, places_of_edit
 from emotui.core.engine.rerun import Rows, arriving, rerun
+from emotui.core.engine.selection import Picking, own_norms, picking_of
 from emotui.core.engine.steps import PlacedEdit
 from emotui.core.engine.variants import (
     CONTROL_NAMES,
@@ -67,14 +68,30 @@ class Gauge:
             for column, label in enumerate(self.labels.labels):
                 metrics[f"answer.{label}"] = scores[:, column]
         if self.probe is not None:
-            row = self.probe.places.index(("resid", self.layer))
-            at = slice(row, row + 1)
-            h = rows.resid[self.layer].unsqueeze(0)
-            z = self.probe.z_of(self.probe.logits(h, at), at)[0]
+            z = self._readouts(rows.resid[self.layer])
             for column, emotion in enumerate(self.probe.emotions):
                 metrics[f"readout.{emotion}"] = z[:, column]
         metrics["kl"] = divergence(before, rows.logits)
         return metrics
+
+    def scores(self, logits: Tensor, resid: Mapping[int, Tensor]) -> Tensor:
+        """Return the label logits and the z of the probe, float32 [rows, labels + emotions].
+
+        `logits` [rows, vocabulary], `resid` by layer [rows, d_model]; differentiable in both.
+        """
+        parts: list[Tensor] = []
+        if self.labels is not None:
+            parts.append(logits[:, list(self.labels.deciding)].float())
+        if self.probe is not None:
+            parts.append(self._readouts(resid[self.layer]))
+        return torch.cat(parts, dim=-1)
+
+    def _readouts(self, resid: Tensor) -> Tensor:
+        """Return z [rows, emotions] of `resid` [rows, d_model] at the layer that is read."""
+        assert self.probe is not None
+        row = self.probe.places.index(("resid", self.layer))
+        at = slice(row, row + 1)
+        return self.probe.z_of(self.probe.logits(resid.unsqueeze(0), at), at)[0]
 
 
 def divergence(before: Tensor, after: Tensor) -> Tensor:
@@ -113,13 +130,16 @@ def compare(
     rivals: Sequence[Grouped],
     gauge: Gauge,
     materials: Materials,
+    selected: bool,
     job: Job,
 ) -> Comparison:
     """Measure the last edit against its controls.
 
     `parent` ran with the `earlier` groups (all edits but the last), `child` with `groups` (all
     edits; a full run), `clean` with none. `rivals` are further controls: other edits in the place
-    of the last. Raises EngineError where resuming does not give the full run's logits.
+    of the last. Where it is of a feature that was `selected`, it is compared with the best of as
+    many random directions too. Raises EngineError where resuming does not give the full run's
+    logits.
     """
     at = arranged(earlier, groups, last, model.n_layers)
     mine, before, start = at.mine, at.before, at.start
@@ -159,8 +179,21 @@ def compare(
     rows = run_variants(model, resid, variants, at, job)
     _check_resume(rows.logits[0], child.logits)
     measured = gauge.measure(rows, parent.logits)
+    picking: Picking | None = None
+    if selected and recorded.changed and isinstance(last.edit, FeatureEdit):
+        picking = picking_of(
+            model,
+            parent=parent,
+            earlier=earlier,
+            last=last,
+            own=own_norms(recorded, next(iter(mine.values())), last.positions),
+            gauge=gauge,
+            nothing={metric: float(values[1]) for metric, values in measured.items()},
+            materials=materials,
+            job=job,
+        )
     effects = [
-        _effect(metric, values, full, variants, notes, model.dtype, last.edit)
+        _effect(metric, values, full, variants, notes, model.dtype, last.edit, picking)
         for metric, values in measured.items()
         for full in [_full(gauge, metric, parent, child, clean)]
     ]
@@ -297,6 +330,7 @@ def _effect(
     notes: Notes,
     dtype: torch.dtype,
     edit: Edit,
+    picking: Picking | None,
 ) -> Effect:
     clean, before, after = full
     delta = after - before
@@ -306,6 +340,8 @@ def _effect(
         _control(name, delta, values, nothing, variants, notes.get(name, ""))
         for name in CONTROL_NAMES
     )
+    if picking is not None:
+        controls = (*controls, picking.control(metric, delta))
     verdict = _verdict(delta, noise, controls, edit)
     along = isinstance(edit, PromoteEdit | ProjectEdit) and metric == f"readout.{edit.emotion}"
     if along:
@@ -372,9 +408,26 @@ def _verdict(delta: float, noise: float, controls: Sequence[Control], edit: Edit
         what = "removing this alone" if removing else "this edit alone"
         return f"No measurable effect of {what}."
     parts = [
-        f"rank {control.rank} of {len(control.deltas) + 1} beside {_BESIDE[control.name]}"
-        for control in controls
+        beyond_picking(control)
+        if control.name == "selection"
+        else f"rank {control.rank} of {len(control.deltas) + 1} beside {_BESIDE[control.name]}"
+        for control in sorted(controls, key=lambda control: control.name != "selection")
         # One feature of another emotion is a number to look at, not a ranking.
         if control.rank is not None and (control.name != "other_emotion" or len(control.deltas) > 1)
     ]
-    return "; ".join(parts).capitalize() + "." if parts else "No control applies."
+    if not parts:
+        return "No control applies."
+    said = "; ".join(parts)
+    return f"{said[0].upper()}{said[1:]}."
+
+
+def beyond_picking(control: Control) -> str:
+    """Return whether an effect is more than picking the best of as many directions would give."""
+    count, number = len(control.deltas), control.candidates
+    reaching = (control.rank or 1) - 1
+    if not reaching:
+        return f"selected: beyond {count} of {count} best-of-{number} random draws"
+    return (
+        f"no effect beyond the selection: the best of {number} random directions does as much in "
+        f"{reaching} of {count} draws"
+    )

@@ -64,7 +64,7 @@ class Materials:
         """The readout probe; None where none is in force."""
         self._store = store
         self._template = template
-        self._saes = saes
+        self.saes = saes
         self._other = other
         self._others: dict[Source, Other] = {}
         self._job = job
@@ -104,9 +104,9 @@ class Materials:
     def sae_of(self, edit: FeatureEdit) -> Sae:
         """Return the SAE of an edit's feature; EditError where there is none so wide."""
         place = (edit.site, edit.layer)
-        sae = next((one for one in self._saes if (one.site, one.layer) == place), None)
+        sae = next((one for one in self.saes if (one.site, one.layer) == place), None)
         if sae is None:
-            there = ", ".join(f"{one.site}.{one.layer}" for one in self._saes)
+            there = ", ".join(f"{one.site}.{one.layer}" for one in self.saes)
             raise EditError(
                 f"{edit.feature} cannot be edited: there is no SAE for {edit.site}.{edit.layer}.",
                 why=f"SAEs are loaded for: {there}." if there else "No SAE is loaded.",

@@ -8,7 +8,7 @@ those of a full run up to rounding.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from emotui.core.engine.capture import Hook, Job, hooked
 from emotui.core.engine.sites import HookSite
+from emotui.core.records import Site
 
 if TYPE_CHECKING:
     from emotui.core.engine.model import LoadedModel
@@ -26,6 +27,8 @@ TOKENS_AT_ONCE = 8192
 """Most tokens of one forward pass: rows times the tokens that are run."""
 KEYS_AT_ONCE = 16384
 """Most tokens whose keys and values are held at once: rows times the length of the prompt."""
+_SLOPES_AT_ONCE = 2048
+"""Most tokens of one backward pass: rows times the tokens that are run."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,103 @@ def rerun(
         resid={kept: torch.cat([part.resid[kept] for part in parts]) for kept in parts[0].resid},
         logits=torch.cat([part.logits for part in parts]),
     )
+
+
+Values = Callable[[Tensor, Mapping[int, Tensor]], Tensor]
+"""Gets the logits [rows, vocabulary] and `resid` by layer, [rows, d_model], at the readout, both in
+the run's dtype; returns numbers of each row, float32 or wider [rows, numbers]."""
+
+
+def slopes(
+    model: LoadedModel,
+    resid: Tensor,
+    *,
+    start: int,
+    places: Sequence[tuple[Site, int]],
+    value: Values,
+    hooks: Sequence[Hook] = (),
+    first: int = 0,
+    job: Job | None = None,
+) -> dict[tuple[Site, int], Tensor]:
+    """Return how numbers at the readout depend on what stands at places: d value / d h.
+
+    [numbers, tokens from `first` on, width] of each place, float32 or wider; zero where nothing
+    depends on it. As `rerun`: from block `start` on, whose input is `resid`; the places must lie
+    there. `hooks` (edits) are in force and differentiated through. As many copies of the prompt
+    as there are numbers are run, and one backward pass is made of all. Raises
+    torch.OutOfMemoryError where the graph does not fit.
+    """
+    model.hf.requires_grad_(False)
+    past = _prefix(model, resid[:first], start=start, job=job) if first else None
+    parts: list[dict[tuple[Site, int], Tensor]] = []
+    done, total = 0, 1
+    while done < total:
+        n_rows = max(1, min(_SLOPES_AT_ONCE // (len(resid) - first), total - done))
+        total, part = _slopes_part(
+            model,
+            resid[first:],
+            done,
+            n_rows,
+            start=start,
+            places=places,
+            value=value,
+            hooks=hooks,
+            past=past,
+            job=job,
+        )
+        parts.append(part)
+        done += n_rows
+    return {place: torch.cat([part[place] for part in parts]) for place in places}
+
+
+def _slopes_part(
+    model: LoadedModel,
+    resid: Tensor,
+    begin: int,
+    n_rows: int,
+    *,
+    start: int,
+    places: Sequence[tuple[Site, int]],
+    value: Values,
+    hooks: Sequence[Hook],
+    past: Any,
+    job: Job | None,
+) -> tuple[int, dict[tuple[Site, int], Tensor]]:
+    """Return how many numbers there are, and the slopes of those from `begin` on."""
+    kept: dict[tuple[Site, int], Tensor] = {}
+
+    def keep(place: tuple[Site, int]) -> Hook:
+        def function(tensor: Tensor) -> None:
+            kept[place] = tensor
+
+        return Hook(place[0], place[1], function)
+
+    stream: list[tuple[Site, int]] = [("resid", layer) for layer in range(start, model.n_layers)]
+    rows = resid.detach().expand(n_rows, -1, -1).clone().requires_grad_()
+    own = None if past is None else copy.deepcopy(past)
+    if own is not None:
+        own.batch_repeat_interleave(n_rows)
+    model.forwards += 1
+    keeping = [keep(place) for place in dict.fromkeys((*stream, *places))]
+    with torch.enable_grad():
+        # A copy goes on: a leaf must not be written to, and a block may do that.
+        entering = rows.clone()
+        with hooked(model, (*hooks, *keeping), job=job), resumed(model, start, entering):
+            output = model.hf(
+                inputs_embeds=entering,
+                past_key_values=own,
+                use_cache=own is not None,
+                logits_to_keep=1,
+            )
+        last = {layer: kept["resid", layer][:, -1] for _, layer in stream}
+        values = value(output.logits[:, -1], last)
+        mine = range(begin, min(begin + n_rows, values.shape[1]))
+        wanted = torch.stack([values[row - begin, row] for row in mine]).sum()
+        found = torch.autograd.grad(wanted, [kept[place] for place in places], allow_unused=True)
+    return values.shape[1], {
+        place: (torch.zeros_like(kept[place]) if slope is None else slope)[: len(mine)].to(values)
+        for place, slope in zip(places, found, strict=True)
+    }
 
 
 def adding(deltas: Tensor, site: HookSite, layer: int) -> RowHooks:

@@ -17,6 +17,7 @@ _CONTROLS: dict[str, str] = {
     "matched_features": "matched features",
     "random_directions": "random directions",
     "other_emotion": "other emotion",
+    "selection": "best of random directions",
 }
 _RULES = {
     "first_token": "the softmax over the logits of the labels' first tokens at the readout",
@@ -129,7 +130,7 @@ def _intervention(trace: Trace, ancestors: Sequence[Trace]) -> Iterable[str]:
     done = trace.intervention
     assert done is not None
     chosen = (
-        "It was picked from a ranking on this same text, which favours it."
+        f"It was picked from a ranking on this same text, which favours it{_paid_for(trace)}."
         if done.selected
         else "It was not picked from a ranking on this text."
     )
@@ -144,8 +145,9 @@ def _intervention(trace: Trace, ancestors: Sequence[Trace]) -> Iterable[str]:
     if done.readout_layer is not None:
         yield f"Readout metrics are z of the readout probe at resid.{done.readout_layer}."
     first = trace.effects[0].controls if trace.effects else ()
-    stand = [f"{len(one.deltas)} {_CONTROLS[one.name]}" for one in first if one.deltas]
-    absent = [_CONTROLS[one.name] for one in first if not one.deltas]
+    replaced = [one for one in first if one.name != "selection"]
+    stand = [f"{len(one.deltas)} {_CONTROLS[one.name]}" for one in replaced if one.deltas]
+    absent = [_CONTROLS[one.name] for one in replaced if not one.deltas]
     if stand:
         yield f"Controls, the same edit in their place: {', '.join(stand)}."
     if absent:
@@ -159,6 +161,20 @@ def _intervention(trace: Trace, ancestors: Sequence[Trace]) -> Iterable[str]:
         yield "The traces before the edits were not at hand for this document."
 
 
+def _paid_for(trace: Trace) -> str:
+    """Return what the picking was compared with."""
+    controls = (control for effect in trace.effects for control in effect.controls)
+    tested = next((one for one in controls if one.name == "selection" and one.deltas), None)
+    if tested is None:
+        return "; it was not tested against that"
+    return (
+        f": its effects are compared with the best of {tested.candidates} random directions, as "
+        f"many as there were active features at the edited positions, drawn {len(tested.deltas)} "
+        "times, each of the norm of what the same edit of that feature would add (largest change "
+        "of any label, or of any emotion's readout)"
+    )
+
+
 def _edits(trace: Trace) -> list[str]:
     if not trace.edits:
         return []
@@ -169,17 +185,21 @@ def _edits(trace: Trace) -> list[str]:
 def _effects(trace: Trace) -> list[str]:
     if not trace.effects:
         return []
-    head = ["metric", "clean", "before", "after", "change", *_CONTROLS.values(), "noise", "verdict"]
-    return ["## Effects of the last edit", _table(head, map(_effect, trace.effects))]
+    there = {control.name for effect in trace.effects for control in effect.controls}
+    names = [name for name in _CONTROLS if name in there or name != "selection"]
+    titles = [_CONTROLS[name] for name in names]
+    head = ["metric", "clean", "before", "after", "change", *titles, "noise", "verdict"]
+    rows = (_effect(effect, names) for effect in trace.effects)
+    return ["## Effects of the last edit", _table(head, rows)]
 
 
-def _effect(effect: Effect) -> list[str]:
+def _effect(effect: Effect, names: Sequence[str]) -> list[str]:
     by_name: dict[str, Control] = {control.name: control for control in effect.controls}
     return [
         _said(effect.metric),
         *(f"{value:.4g}" for value in (effect.clean, effect.before, effect.after)),
         f"{effect.delta:+.4g}",
-        *(_control(by_name.get(name)) for name in _CONTROLS),
+        *(_control(by_name.get(name)) for name in names),
         f"{effect.noise:.1g}",
         _said(effect.verdict),
     ]
