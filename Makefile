@@ -51,7 +51,7 @@ wheel: $(STAMP_TEST)
 	$(BIN)/python scripts/check_wheel.py
 
 unit: $(STAMP_TEST)
-	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 soak: $(STAMP_TEST)
 	$(BIN)/python -m pytest -m soak
