@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from emotui.commands.common import cache_for, say
+from emotui.core.findings import Verification
 from emotui.core.records import Note, Site, Trace
 
 FORMATS = ("json", "py", "md")
@@ -33,7 +34,9 @@ def export_trace(
     if Path(name).is_file():
         document = read_document(Path(name).read_bytes(), name=name)
         trace, ancestors, notes = trace_of(document), document.ancestors, document.notes
+        verification = document.verification
     else:
+        from emotui.cache.findings import verification_of
         from emotui.cache.lineage import ancestors_of
         from emotui.cache.notes import notes_of
         from emotui.cache.store import Store
@@ -42,11 +45,20 @@ def export_trace(
             trace = store.get_trace(name)
             ancestors = tuple(ancestors_of(trace, store))
             notes = notes_of(root, (one.id for one in (trace, *ancestors)))
+            verification = verification_of(store, trace.id)
             if to == "py" and trace.edits:
                 from emotui.core.export.strengths import mean_norms
 
                 norms = mean_norms(trace, store)
-    data = _document(trace, ancestors, notes, to=to, all_tokens=all_tokens, norms=norms)
+    data = _document(
+        trace,
+        ancestors,
+        notes,
+        to=to,
+        all_tokens=all_tokens,
+        norms=norms,
+        verification=verification,
+    )
     if out is None:
         sys.stdout.buffer.write(data)
     else:
@@ -61,6 +73,7 @@ def _document(
     to: str,
     all_tokens: bool,
     norms: Mapping[tuple[Site, int], float],
+    verification: Verification | None,
 ) -> bytes:
     if to == "py":
         from emotui.core.export.python import script_bytes
@@ -72,4 +85,10 @@ def _document(
         return markdown_bytes(trace, ancestors=ancestors, notes=notes)
     from emotui.core.export.json import document_bytes
 
-    return document_bytes(trace, ancestors=ancestors, notes=notes, all_tokens=all_tokens)
+    return document_bytes(
+        trace,
+        ancestors=ancestors,
+        notes=notes,
+        verification=verification,
+        all_tokens=all_tokens,
+    )

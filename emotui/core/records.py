@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from emotui.core.findings import Verification
+
 SCHEMA: Literal["emotui-trace"] = "emotui-trace"
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -442,3 +444,5 @@ class TraceDocument(Trace, frozen=True, kw_only=True):
 
     ancestors: tuple[Trace, ...] = ()
     notes: tuple[Note, ...] = ()
+    verification: Verification | None = None
+    """The last edit repeated on other texts; None where that was not asked for."""

@@ -443,13 +443,20 @@ def export_trace(store: Store, trace: Trace, folder: Path) -> tuple[Path, bool]:
     Returns the path, and whether the same document stood there already. Where another file has
     the name, a number is added to it. Raises ExportError, CacheError.
     """
+    from emotui.cache.findings import verification_of
     from emotui.cache.lineage import ancestors_of
     from emotui.cache.notes import notes_of
     from emotui.core.export.json import document_bytes, write_file
 
     ancestors = ancestors_of(trace, store)
     notes = notes_of(store.root, (one.id for one in (trace, *ancestors)))
-    data = document_bytes(trace, ancestors=ancestors, notes=notes, all_tokens=False)
+    data = document_bytes(
+        trace,
+        ancestors=ancestors,
+        notes=notes,
+        verification=verification_of(store, trace.id),
+        all_tokens=False,
+    )
     for number in itertools.count(1):
         ending = "" if number == 1 else f"-{number}"
         path = folder / f"emotui-{trace.id}{ending}.json"

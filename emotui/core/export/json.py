@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from emotui.core.errors import ExportError
+from emotui.core.findings import Verification
 from emotui.core.records import (
     Features,
     LensWords,
@@ -79,6 +80,7 @@ def document_bytes(
     *,
     ancestors: Sequence[Trace] = (),
     notes: Sequence[Note] = (),
+    verification: Verification | None = None,
     all_tokens: bool,
 ) -> bytes:
     """Return the JSON document of a trace: sorted keys, five digits, no NaN, newline at the end.
@@ -90,6 +92,8 @@ def document_bytes(
     plain = msgspec.to_builtins(select(trace))
     plain["ancestors"] = [msgspec.to_builtins(select(ancestor)) for ancestor in ancestors]
     plain["notes"] = msgspec.to_builtins(tuple(notes))
+    if verification is not None:
+        plain["verification"] = msgspec.to_builtins(verification)
     plain = _rounded(plain)
     return msgspec.json.encode(plain, order="sorted") + b"\n"
 
