@@ -13,21 +13,21 @@ from textual import events
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.driver import Driver
-from textual.theme import BUILTIN_THEMES
 from textual.widgets import Input
 
 from emotui.cache.demo import is_demo
 from emotui.cache.store import Store, default_root
 from emotui.core.client import EngineClient
-from emotui.core.errors import Cancelled, EngineError, UsageError
+from emotui.core.errors import Cancelled, EngineError
 from emotui.core.private import traceback_without_private
 from emotui.core.protocol import InspectRequest
-from emotui.core.text import clean
-from emotui.themes import DARK, MONO, STYLE_SHEET, THEMES, VARIABLE_DEFAULTS
+from emotui.themes import STYLE_SHEET, THEMES, VARIABLE_DEFAULTS
 from emotui.ui import messages
 from emotui.ui import state as states
 from emotui.ui.actions import PaneName, action_for
+from emotui.ui.appearance import load_appearance, theme_at_start
 from emotui.ui.driver import PasteAwareDriver
+from emotui.ui.keymap import as_textual
 from emotui.ui.keys import EditorGate, KeyGate, Release, Stroke
 from emotui.ui.screens.explore import ExploreScreen
 from emotui.ui.state import Notice, OpenOptions, Work
@@ -62,9 +62,10 @@ class EmotuiApp(App[int]):
         self.options = options
         self.log_file: Path | None = None
         """Where the traceback of an unexpected error goes."""
-        for theme in THEMES:
+        for theme in (*THEMES, *options.themes):
             self.register_theme(theme)
-        self.theme = _theme_of(options)
+        self.theme = options.theme
+        self.set_keymap(as_textual(options.actions))
         self.workbench = Workbench(
             options.request,
             self.post_message,
@@ -195,7 +196,7 @@ class EmotuiApp(App[int]):
         await self.explorer.handlers.text.take_paste(text)
 
     def _is_careful(self, key: str) -> bool:
-        action = action_for(self.explorer.pane, key)
+        action = action_for(self.explorer.pane, key, actions=self.options.actions)
         return action is not None and action.careful
 
     def action_interrupt(self) -> None:
@@ -231,19 +232,6 @@ def _without_alt(event: events.Key) -> tuple[events.Key, ...]:
     return (event,)
 
 
-def _theme_of(options: OpenOptions) -> str:
-    return MONO if not options.coloured else options.theme or DARK
-
-
-def _check_theme(name: str | None) -> None:
-    known = {theme.name for theme in THEMES} | set(BUILTIN_THEMES)
-    if name is not None and name not in known:
-        raise UsageError(
-            f"There is no theme called {clean(name)!r}.",
-            todo=f"Use one of: {', '.join(sorted(known))}.",
-        )
-
-
 def _folder(options: OpenOptions) -> Path | None:
     return Path(options.request.cache_dir) if options.request.cache_dir else None
 
@@ -261,17 +249,23 @@ def run_explorer(
 ) -> None:
     """Open the explorer on a request's text and model, and return when it is closed.
 
-    Raises UsageError for a theme that does not exist, EngineError where the screen stopped on an
-    unexpected error. The terminal is as it was before, in every case.
+    Raises UsageError for a theme that does not exist or a file of the user's that is wrong,
+    EngineError where the screen stopped on an unexpected error. The terminal is as it was
+    before, in every case.
     """
+    appearance = load_appearance()
+    themes, coloured = appearance.themes, terminal.coloured
     options = OpenOptions(
         request=request,
-        theme=theme,
+        theme=theme_at_start(
+            theme, themes=themes, coloured=coloured, few_colours=terminal.few_colours
+        ),
+        themes=themes,
         mouse=terminal.mouse,
-        coloured=terminal.coloured,
+        coloured=coloured,
         private=private,
+        actions=appearance.actions,
     )
-    _check_theme(theme)
     log = (_folder(options) or default_root()) / "logs" / "screen.log"
     with shielded(log) as screen:
         app = EmotuiApp(options, driver_class=PasteAwareDriver)

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.color import ColorSystem
 from textual.color import Color
 
-from emotui.themes import DARK, LIGHT, STEPS, THEMES, ramp_variable
+from emotui.themes import CONTRAST, DARK, LIGHT, SIXTEEN, STEPS, THEMES, ramp_variable
 from emotui.ui.paint import bar, contrast, fit, glyph_of, number, palette_of, safe, step_of, visible
 from emotui.ui.panes.layers import cell_text
 from emotui.ui.readings import Cell
@@ -102,7 +102,7 @@ def _variables(name: str) -> dict[str, str]:
     return {**theme.to_color_system().generate(), **theme.variables}
 
 
-@pytest.mark.parametrize("name", [DARK, LIGHT])
+@pytest.mark.parametrize("name", [DARK, LIGHT, CONTRAST])
 def test_what_is_written_can_be_read(name: str) -> None:
     palette = palette_of(_variables(name), coloured=True)
     for style in (palette.base, palette.quiet, *palette.fills.values(), *palette.inks.values()):
@@ -112,7 +112,27 @@ def test_what_is_written_can_be_read(name: str) -> None:
         assert contrast(ink, paper) >= 4.5, style
 
 
-@pytest.mark.parametrize("name", [DARK, LIGHT])
+@pytest.mark.parametrize("name", [DARK, LIGHT, CONTRAST])
+def test_names_of_the_screen_can_be_read(name: str) -> None:
+    variables = _variables(name)
+    inks = ("foreground", "primary", "error", "quiet", "warm", "cool")
+    for ink in inks:
+        for paper in ("background", "surface", "panel"):
+            ratio = contrast(Color.parse(variables[ink]), Color.parse(variables[paper]))
+            assert ratio >= (7 if name == CONTRAST else 4.5), (ink, paper, ratio)
+
+
+def test_the_terminals_own_colours_are_not_painted_over() -> None:
+    palette = palette_of(_variables(SIXTEEN), coloured=True)
+    styles = (palette.base, palette.quiet, palette.cursor, *palette.fills.values())
+    assert all(style.bgcolor is None for style in styles)
+    colours = {style.color.number for style in palette.fills.values() if style.color is not None}
+    assert colours == {3, 6}  # yellow and cyan, whatever the terminal makes of them
+    assert len({str(palette.fills[step]) for step in range(-4, 5)}) == 7
+    assert palette.fills[4] != palette.fills[-4]
+
+
+@pytest.mark.parametrize("name", [DARK, LIGHT, CONTRAST])
 def test_nine_steps_stay_apart_in_256_colours(name: str) -> None:
     variables = _variables(name)
     seen = {

@@ -15,6 +15,7 @@ from emotui.app import EmotuiApp
 from emotui.core.errors import EngineError, ExportError, ModelError
 from emotui.core.protocol import FitRequest, Fitted, InspectRequest
 from emotui.core.records import Trace
+from emotui.themes import MONO
 from emotui.ui import state as states
 from emotui.ui.screens.help import AskScreen, HelpScreen
 
@@ -449,7 +450,7 @@ async def test_export_into_a_folder_that_cannot_be_written(
 
 
 async def test_no_colour_leaves_nothing_to_colour(cached: Scene) -> None:
-    async with cached.open(coloured=False) as (app, pilot):
+    async with cached.open(coloured=False, theme=MONO) as (app, pilot):
         await until(pilot, lambda: app.explorer.state.readings)
         for strip in app.screen._compositor.render_strips():
             for segment in strip:

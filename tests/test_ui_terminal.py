@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from support_screen import TEXT, Scene
 from support_terminal import PseudoTerminal, explorer, painted
 
 from emotui.core.errors import UsageError
-from emotui.ui.terminal import prepare_environment, prepare_terminal, shielded
+from emotui.ui.appearance import theme_at_start
+from emotui.ui.terminal import has_few_colours, prepare_environment, prepare_terminal, shielded
 
 COLOURS = re.compile(rb"\x1b\[(?:[0-9;:]*;)?(?:[34][0-7]|9[0-7]|10[0-7]|[34]8[;:])[0-9;:]*m")
 
@@ -248,3 +250,32 @@ def test_the_shield_is_lifted_after_an_error(
     assert (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__) == before
     os.write(1, b"seen")
     assert "seen" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("environ", "few"),
+    [
+        ({"TERM": "xterm"}, True),
+        ({"TERM": "linux"}, True),
+        ({"TERM": "xterm", "COLORTERM": "truecolor"}, False),
+        ({"TERM": "tmux-256color"}, False),
+        ({"TERM": "xterm-kitty"}, False),
+    ],
+)
+def test_sixteen_colours_are_told_as_rich_tells_them(environ: dict[str, str], few: bool) -> None:
+    assert has_few_colours(environ) is few
+    console = Console(force_terminal=True, _environ=environ)
+    assert (console.color_system == "standard") is few
+
+
+@pytest.mark.parametrize(
+    ("wanted", "coloured", "few", "theme"),
+    [
+        (None, True, False, "emotui-dark"),
+        (None, True, True, "emotui-16"),
+        ("nord", True, True, "nord"),
+        ("nord", False, False, "emotui-mono"),
+    ],
+)
+def test_the_theme_at_the_start(wanted: str | None, coloured: bool, few: bool, theme: str) -> None:
+    assert theme_at_start(wanted, themes=(), coloured=coloured, few_colours=few) == theme

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from emotui.themes.palettes import (
+    CONTRAST,
     DARK,
     LIGHT,
     MONO,
+    SIXTEEN,
     STEPS,
     THEMES,
     VARIABLE_DEFAULTS,
@@ -15,9 +17,11 @@ from emotui.themes.palettes import (
 )
 
 __all__ = [
+    "CONTRAST",
     "DARK",
     "LIGHT",
     "MONO",
+    "SIXTEEN",
     "STEPS",
     "STYLE_SHEET",
     "THEMES",

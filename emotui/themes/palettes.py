@@ -1,4 +1,4 @@
-"""The colours: two themes, one without colours, and the nine steps of the diverging ramp."""
+"""The colours: the project's themes, and the nine steps of the diverging ramp."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ STEPS = 4
 
 DARK = "emotui-dark"
 LIGHT = "emotui-light"
+CONTRAST = "emotui-contrast"
+"""Black ground, white text, contrast of 7 and more."""
+SIXTEEN = "emotui-16"
+"""The terminal's own sixteen colours."""
 MONO = "emotui-mono"
 
 
@@ -54,11 +58,16 @@ _LIGHT_RAMP = _ramp(
     "#fafaf7",
     ("#fae3c6", "#f3bd7c", "#d98324", "#985200"),
 )
+_CONTRAST_RAMP = _ramp(
+    ("#0a2a52", "#0e56a8", "#4fa8ff", "#b5dcff"),
+    "#000000",
+    ("#472a00", "#8a5200", "#ff9d1f", "#ffdc9e"),
+)
 _MONO_RAMP = _ramp(("ansi_default",) * STEPS, "ansi_default", ("ansi_default",) * STEPS)
 
 _DARK_VARIABLES = {
     **_DARK_RAMP,
-    "quiet": "#7d8694",
+    "quiet": "#858e9c",
     "warm": "#f5ad4e",
     "cool": "#6fb9f2",
     **_scrollbar("#16191f", "#2c323d", "#3b4452", "#556070"),
@@ -95,10 +104,55 @@ THEMES = (
         dark=False,
         variables={
             **_LIGHT_RAMP,
-            "quiet": "#666b73",
+            "quiet": "#5f646c",
             "warm": "#985200",
             "cool": "#1d5f9f",
             **_scrollbar("#fafaf7", "#cfcfc6", "#b4b4a9", "#97978b"),
+        },
+    ),
+    Theme(
+        name=CONTRAST,
+        primary="#9fd0ff",
+        secondary="#c0c0c0",
+        accent="#ffb347",
+        warning="#ffd75f",
+        error="#ff9a8f",
+        success="#8fe89a",
+        foreground="#ffffff",
+        background="#000000",
+        surface="#000000",
+        panel="#1c1c1c",
+        dark=True,
+        variables={
+            **_CONTRAST_RAMP,
+            "quiet": "#c8c8c8",
+            "warm": "#ffb347",
+            "cool": "#8cc8ff",
+            **_scrollbar("#000000", "#808080", "#b0b0b0", "#ffffff"),
+        },
+    ),
+    Theme(
+        name=SIXTEEN,
+        ansi=True,
+        primary="ansi_blue",
+        secondary="ansi_default",
+        accent="ansi_yellow",
+        warning="ansi_yellow",
+        error="ansi_red",
+        success="ansi_green",
+        foreground="ansi_default",
+        background="ansi_default",
+        surface="ansi_default",
+        panel="ansi_default",
+        boost="ansi_default",
+        variables={
+            **dict.fromkeys(BUILTIN_THEMES["ansi-dark"].variables, "ansi_default"),
+            **_MONO_RAMP,
+            "quiet": "ansi_default",
+            "warm": "ansi_yellow",
+            "cool": "ansi_cyan",
+            **dict.fromkeys(_SCROLLBAR, "ansi_default"),
+            "input-cursor-text-style": "reverse",
         },
     ),
     Theme(
@@ -126,9 +180,10 @@ THEMES = (
         },
     ),
 )
-"""Registered with the app; `emotui-mono` is taken where NO_COLOR is set."""
+"""Registered with the app; `emotui-mono` is taken where NO_COLOR is set, `emotui-16` where the
+terminal has no more colours."""
 
 VARIABLE_DEFAULTS: Mapping[str, str] = MappingProxyType(
-    {**_DARK_RAMP, "quiet": "#7d8694", "warm": "#f5ad4e", "cool": "#6fb9f2"}
+    {**_DARK_RAMP, "quiet": "#858e9c", "warm": "#f5ad4e", "cool": "#6fb9f2"}
 )
 """The project's own variables, for themes that do not define them."""

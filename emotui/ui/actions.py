@@ -386,6 +386,13 @@ ACTIONS: tuple[Action, ...] = (
         panes=(*_LOOKING, "traces"),
     ),
     Action(
+        id="app.theme",
+        keys=("ctrl+t",),
+        label="theme",
+        help="Next theme: dark, light, high contrast, the terminal's 16 colours, none, your own.",
+        footer=False,
+    ),
+    Action(
         id="app.close",
         keys=("q",),
         label="close",
@@ -419,6 +426,7 @@ _SHOWN_KEYS = {
     "up": "↑",
     "down": "↓",
     "ctrl+j": "^j",
+    "ctrl+t": "^t",
     "ctrl+c": "^c",
     "shift+tab": "shift+tab",
     "pageup": "pgup",
@@ -431,14 +439,20 @@ def shown_key(key: str) -> str:
     return _SHOWN_KEYS.get(key, key)
 
 
+def named_key(shown: str) -> str:
+    """Return a key as Textual names it, from how footer and help write it."""
+    return next((name for name, written in _SHOWN_KEYS.items() if written == shown), shown)
+
+
 def actions_of(pane: PaneName, *, actions: Iterable[Action] = ACTIONS) -> list[Action]:
     """Return the built actions whose keys a pane hears, in the table's order."""
     return [action for action in actions if action.built and pane in action.panes]
 
 
-def action_for(pane: PaneName, key: str) -> Action | None:
+def action_for(pane: PaneName, key: str, *, actions: Iterable[Action] = ACTIONS) -> Action | None:
     """Return the built action a key means in a pane; None where it means nothing."""
-    return next((action for action in actions_of(pane) if key in action.keys), None)
+    found = (action for action in actions_of(pane, actions=actions) if key in action.keys)
+    return next(found, None)
 
 
 def clashes(actions: Iterable[Action] = ACTIONS) -> list[str]:

@@ -179,16 +179,16 @@ def palette_of(variables: Mapping[str, str], *, coloured: bool) -> Palette:
             glyphs=plain,
         )
     surface = Color.parse(variables["surface"])
+    if Color.parse(variables["background"]).ansi is not None:
+        return _palette_of_the_terminal(variables)
     text, quiet = Color.parse(variables["foreground"]), Color.parse(variables["quiet"])
-    if surface.ansi is not None:
-        surface = Color.parse(variables["ramp-zero"])
     background = surface.rich_color
     fills, inks, glyphs = {}, {}, {}
     for step in steps:
         colour = Color.parse(variables[ramp_variable(step)])
         digits = _ink(colour)
         fills[step] = Style(color=digits.rich_color, bgcolor=colour.rich_color)
-        shade = colour.blend(digits, _GLYPH_SHARE) if colour.ansi is None else digits
+        shade = colour.blend(digits, _GLYPH_SHARE)
         glyphs[step] = Style(color=shade.rich_color, bgcolor=colour.rich_color)
         ink = quiet
         if abs(step) >= STEPS - 1:
@@ -205,4 +205,33 @@ def palette_of(variables: Mapping[str, str], *, coloured: bool) -> Palette:
         fills=fills,
         inks=inks,
         glyphs=glyphs,
+    )
+
+
+def _palette_of_the_terminal(variables: Mapping[str, str]) -> Palette:
+    """Return styles on the terminal's own ground, whose colours are not known.
+
+    Only what is written is coloured, and the largest steps are reversed: the ground is then what
+    is written with, and what could be read before can be read so too.
+    """
+
+    def style(step: int) -> Style:
+        ink = Color.parse(variables["warm" if step > 0 else "cool"]).rich_color
+        distance = abs(step)
+        return Style(
+            color=ink if distance >= STEPS - 2 else None,
+            bold=distance >= STEPS - 1 or None,
+            reverse=distance == STEPS or None,
+        )
+
+    styles = {step: style(step) for step in range(-STEPS, STEPS + 1)}
+    return Palette(
+        coloured=True,
+        base=Style(),
+        quiet=Style(dim=True),
+        strong=Style(bold=True),
+        cursor=Style(reverse=True, bold=True),
+        fills=styles,
+        inks=styles,
+        glyphs=styles,
     )

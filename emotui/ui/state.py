@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from textual.theme import Theme
+
 from emotui.core.errors import EmotuiError
 from emotui.core.protocol import InspectRequest
-from emotui.core.records import Site, Token
+from emotui.core.records import Note, Site, Token, Trace
+from emotui.themes import DARK
+from emotui.ui.actions import ACTIONS, Action
 from emotui.ui.readings import FeatureRow, Readings
 
 MapView = Literal["emotions", "tokens"]
@@ -23,11 +27,15 @@ class OpenOptions:
 
     request: InspectRequest
     """The text ("" opens the editor), the model, SAEs, template, label set, and the cache."""
-    theme: str | None = None
+    theme: str = DARK
+    themes: tuple[Theme, ...] = ()
+    """The user's own."""
     mouse: bool = True
     coloured: bool = True
     """False where NO_COLOR is set."""
     private: bool = False
+    actions: tuple[Action, ...] = ACTIONS
+    """The table in force, with the user's keys."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,19 @@ class Notice:
     def of_error(cls, error: EmotuiError) -> Notice:
         """Return an error as a notice."""
         return cls("error", tuple(part for part in (error.what, error.why, error.todo) if part))
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A trace that was on the screen in this session."""
+
+    name: str
+    """As the edit language calls it: `t1`, `t2` ..."""
+    id: str
+    fingerprint: str
+    """Of its model."""
+    what: str
+    """Its edits and its text, uncleaned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +103,12 @@ class ScreenState:
     """Whether the editor holds another text than the one on the screen."""
     features: tuple[FeatureRow, ...] = field(default=())
     """Those at the cursor, sorted."""
+    marks: tuple[str, ...] = ()
+    """Features that are edited together, as the edit language writes them, in order of marking."""
+    notes: tuple[Note, ...] = ()
+    """What the user wrote beside the trace on the screen, the oldest first."""
+    visits: tuple[Visit, ...] = ()
+    """The traces of this session, the first one first."""
 
 
 def _clamped(index: int, count: int) -> int:
@@ -108,8 +135,18 @@ def _settled(state: ScreenState) -> ScreenState:
     return replace(state, features=tuple(rows), feature=_clamped(state.feature, len(rows)))
 
 
-def shown(state: ScreenState, readings: Readings, *, cached: bool, seconds: float) -> ScreenState:
-    """Return the state with another trace; the place is kept where the trace has it."""
+def shown(
+    state: ScreenState,
+    readings: Readings,
+    *,
+    cached: bool,
+    seconds: float,
+    notes: Sequence[Note] = (),
+) -> ScreenState:
+    """Return the state with another trace; the place is kept where the trace has it.
+
+    Marks of features stay on the same text. `notes` are those on this trace.
+    """
     former, tokens = state.readings, readings.tokens
     layer, emotion = readings.start()
     text = readings.trace.text
@@ -135,8 +172,43 @@ def shown(state: ScreenState, readings: Readings, *, cached: bool, seconds: floa
         cached=cached,
         seconds=seconds,
         notice=None,
+        marks=state.marks if former is not None and _same_run(former, readings) else (),
+        notes=tuple(notes),
+        visits=_visited(state.visits, readings.trace),
     )
     return _settled(fresh)
+
+
+def _same_run(one: Readings, other: Readings) -> bool:
+    """Return whether features of one are features of the other, at the same tokens."""
+    same_model = one.trace.run.fingerprint == other.trace.run.fingerprint
+    return same_model and one.trace.text.raw == other.trace.text.raw
+
+
+def _visited(visits: tuple[Visit, ...], trace: Trace) -> tuple[Visit, ...]:
+    """Return the visits with this trace; read again with other probes it keeps its name."""
+    edits = f"{'; '.join(trace.edits)} · " if trace.edits else ""
+    what = f"{edits}{trace.text.raw}"
+    place = next(
+        (
+            index
+            for index, visit in enumerate(visits)
+            if (visit.fingerprint, visit.what) == (trace.run.fingerprint, what)
+        ),
+        len(visits),
+    )
+    visit = Visit(f"t{place + 1}", trace.id, trace.run.fingerprint, what)
+    return (*visits[:place], visit, *visits[place + 1 :])
+
+
+def with_mark(state: ScreenState) -> ScreenState:
+    """Return the state with the feature under the cursor marked, or no longer."""
+    if not state.features:
+        return state
+    name = state.features[state.feature].name
+    if name in state.marks:
+        return replace(state, marks=tuple(mark for mark in state.marks if mark != name))
+    return replace(state, marks=(*state.marks, name))
 
 
 def at_token(state: ScreenState, position: int) -> ScreenState:

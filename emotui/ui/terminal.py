@@ -60,12 +60,25 @@ def wants_no_colour(environ: MutableMapping[str, str] | None = None) -> bool:
     return "NO_COLOR" in environ
 
 
+def has_few_colours(environ: MutableMapping[str, str] | None = None) -> bool:
+    """Return whether a terminal says of itself that it has sixteen colours or fewer.
+
+    By COLORTERM and the end of TERM's name, as Rich, which writes the colours, tells it.
+    """
+    environ = os.environ if environ is None else environ
+    if environ.get("COLORTERM", "").strip().lower() in ("truecolor", "24bit"):
+        return False
+    return environ.get("TERM", "").lower().rsplit("-")[-1] not in ("256color", "kitty")
+
+
 @dataclass(frozen=True)
 class Terminal:
     """What was found out about the terminal before Textual was imported."""
 
     mouse: bool
     coloured: bool
+    few_colours: bool = False
+    """Whether it has sixteen colours or fewer."""
 
 
 def prepare_terminal(*, mouse: bool | None = None) -> Terminal:
@@ -76,7 +89,7 @@ def prepare_terminal(*, mouse: bool | None = None) -> Terminal:
     check_terminal()
     prepare_environment()
     wanted = not over_ssh() if mouse is None else mouse
-    return Terminal(mouse=wanted, coloured=not wants_no_colour())
+    return Terminal(mouse=wanted, coloured=not wants_no_colour(), few_colours=has_few_colours())
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from emotui.ui.appearance import own_names
 from emotui.ui.handlers.area import Area
 
 
@@ -29,6 +30,13 @@ class AppHandlers(Area):
         self._update(replace(self._state, notice=None))
         self._screen.open_console()
 
+    def do_theme(self) -> None:
+        """Take the next of the project's and the user's themes."""
+        app, themes = self._screen.app, own_names(self._screen.options.themes)
+        place = themes.index(app.theme) + 1 if app.theme in themes else 0
+        app.theme = themes[place % len(themes)]
+        self.say("hint", f"Theme {app.theme}.")
+
     def do_help(self) -> None:
         """Show the keys of the focused pane."""
         from emotui.ui.screens.help import HelpScreen
@@ -36,7 +44,7 @@ class AppHandlers(Area):
 
         app = self._screen.app
         pane = "traces" if isinstance(app.screen, TracesScreen) else self._screen.pane
-        app.push_screen(HelpScreen(pane))
+        app.push_screen(HelpScreen(pane, table=self._screen.options.actions))
 
     def do_close(self) -> None:
         """Close; ask first while work runs."""

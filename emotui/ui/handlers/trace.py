@@ -33,7 +33,12 @@ class TraceHandlers(Area):
 
         readings = self._state.readings
         shown = readings.trace.id if readings is not None else ""
-        screen = TracesScreen(self._screen.workbench, self._screen.handlers, shown_id=shown)
+        screen = TracesScreen(
+            self._screen.workbench,
+            self._screen.handlers,
+            shown_id=shown,
+            actions=self._screen.options.actions,
+        )
         self._screen.app.push_screen(screen, chosen)
 
     def do_export(self) -> None:

@@ -21,15 +21,14 @@ def bindings_of(pane: PaneName, *, priority: bool = False) -> list[BindingType]:
     """Return the bindings of a pane from the table of actions."""
     return [
         Binding(
-            key,
+            ",".join(action.keys),
             f"screen.do('{action.id}')",
             action.label,
             show=False,
             priority=priority,
-            id=f"{pane}.{action.id}.{key}",
+            id=f"{pane}.{action.id}",
         )
         for action in actions_of(pane)
-        for key in action.keys
     ]
 
 

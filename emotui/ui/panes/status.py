@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.cells import cell_len
 from textual.content import Content
 from textual.widget import Widget
 
 from emotui.core.records import ProbeSummary
-from emotui.ui.actions import PaneName, actions_of, shown_key
+from emotui.ui.actions import ACTIONS, Action, PaneName, actions_of, shown_key
 from emotui.ui.paint import bar, safe, visible
 from emotui.ui.state import ScreenState, Work, place_name
 
@@ -129,8 +131,9 @@ def _origin(state: ScreenState) -> tuple[str, str]:
 class KeyBar(Widget):
     """The keys of the focused pane, from the table of actions."""
 
-    def __init__(self) -> None:
+    def __init__(self, actions: Sequence[Action] = ACTIONS) -> None:
         super().__init__(id="keys")
+        self._actions = actions
         self._pane: PaneName = "text"
 
     def show(self, pane: PaneName) -> None:
@@ -141,7 +144,9 @@ class KeyBar(Widget):
 
     def render(self) -> Content:
         """Return as many keys as fit; help and close always."""
-        shown = [action for action in actions_of(self._pane) if action.footer]
+        shown = [
+            action for action in actions_of(self._pane, actions=self._actions) if action.footer
+        ]
         entries = [f"{shown_key(action.keys[0])} {action.label}" for action in shown]
         fixed = [
             entry for entry, action in zip(entries, shown, strict=True) if action.id in _ALWAYS

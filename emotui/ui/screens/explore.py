@@ -75,7 +75,7 @@ class ExploreScreen(Screen[None]):
             template=options.request.template,
             private=options.private,
         )
-        self.key_bar = KeyBar()
+        self.key_bar = KeyBar(options.actions)
         self.handlers = Handlers(self)
         self._open_pane: PaneName = "layers"
         self._before_console: PaneName = "text"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -12,7 +13,7 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widget import Widget
 
-from emotui.ui.actions import PaneName, actions_of, shown_key
+from emotui.ui.actions import ACTIONS, Action, PaneName, actions_of, shown_key
 
 _TITLES = {
     "text": "Text",
@@ -54,9 +55,9 @@ class Lines(Widget):
         return self._content
 
 
-def help_lines(pane: PaneName) -> list[str]:
+def help_lines(pane: PaneName, *, table: Sequence[Action] = ACTIONS) -> list[str]:
     """Return the help of a pane: its built actions from the table, and how to read it."""
-    actions = actions_of(pane)
+    actions = actions_of(pane, actions=table)
     keys = {action.id: " ".join(shown_key(key) for key in action.keys) for action in actions}
     width = max(len(shown) for shown in keys.values())
     lines = [
@@ -82,13 +83,14 @@ class HelpScreen(ModalScreen[None]):
         Binding("up,k", "scroll(-1)", show=False),
     ]
 
-    def __init__(self, pane: PaneName) -> None:
+    def __init__(self, pane: PaneName, *, table: Sequence[Action] = ACTIONS) -> None:
         super().__init__()
         self._pane: PaneName = pane
+        self._table = table
 
     def compose(self) -> ComposeResult:
         """Compose the list of keys."""
-        body = VerticalScroll(Lines(help_lines(self._pane)), id="help")
+        body = VerticalScroll(Lines(help_lines(self._pane, table=self._table)), id="help")
         body.border_title = f"Keys: {_TITLES[self._pane]}"
         body.border_subtitle = "esc closes this"
         yield body

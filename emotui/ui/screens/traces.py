@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from textual.app import ComposeResult
 from textual.message import Message
@@ -13,6 +13,7 @@ from textual.widgets import Input, Static
 from emotui.cache.search import as_tree, found_by, parse_search
 from emotui.cache.store import Store
 from emotui.core.errors import EmotuiError
+from emotui.ui.actions import Action
 from emotui.ui.handlers import Handlers
 from emotui.ui.paint import safe
 from emotui.ui.panes.status import KeyBar
@@ -49,7 +50,14 @@ class TracesScreen(Screen[str | None]):
 
     AUTO_FOCUS = "TraceList"
 
-    def __init__(self, workbench: Workbench, handlers: Handlers, *, shown_id: str) -> None:
+    def __init__(
+        self,
+        workbench: Workbench,
+        handlers: Handlers,
+        *,
+        shown_id: str,
+        actions: Sequence[Action],
+    ) -> None:
         super().__init__()
         self._workbench = workbench
         self._handlers = handlers
@@ -60,7 +68,7 @@ class TracesScreen(Screen[str | None]):
         self.facts = TraceFacts()
         self.search = Input(placeholder=_HINT, id="trace-search", select_on_focus=False)
         self.said = Static("", id="trace-notice", markup=False)
-        self.key_bar = KeyBar()
+        self.key_bar = KeyBar(actions)
 
     def compose(self) -> ComposeResult:
         """Compose the search line, the list, the facts and the keys."""
