@@ -108,6 +108,11 @@ class EmotuiApp(App[int]):
             work = replace(state.work, phase=fact.phase, done=fact.done, total=fact.total)
             self.explorer.update(replace(state, work=work))
 
+    def on_text_written(self, fact: messages.TextWritten) -> None:
+        """Show what is being written."""
+        if self._is_current(fact):
+            self.explorer.handlers.progressed(fact.progress)
+
     def on_trace_ready(self, fact: messages.TraceReady) -> None:
         """Show a trace."""
         if self._is_current(fact):
@@ -128,6 +133,7 @@ class EmotuiApp(App[int]):
             hint = Notice("hint", ("Cancelled. What was finished is kept.",))
             notice = hint if isinstance(error, Cancelled) else Notice.of_error(error)
             self.explorer.update(replace(self.explorer.state, work=None, notice=notice))
+            self.explorer.handlers.failed(error)
 
     def on_answered(self, fact: messages.Answered) -> None:
         """Show the answer to a question."""

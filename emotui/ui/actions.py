@@ -399,6 +399,13 @@ ACTIONS: tuple[Action, ...] = (
         help="Close emotui; asks first while work runs.",
         careful=True,
     ),
+    Action(
+        id="generate.open",
+        keys=("g",),
+        label="generate",
+        help="Write on from the text, without edits and with them, side by side.",
+        careful=True,
+    ),
     # Kept for what comes next (DESIGN 7).
     Action(id="search.open", keys=("slash",), label="search", help="Search.", built=False),
     Action(id="look.mark", keys=("space",), label="mark", help="Mark.", built=False),
@@ -409,7 +416,6 @@ ACTIONS: tuple[Action, ...] = (
     Action(id="study.without", keys=("d",), label="without words", help="...", built=False),
     Action(id="study.consistency", keys=("b",), label="consistency", help="...", built=False),
     Action(id="trace.compare", keys=("c",), label="compare", help="Compare.", built=False),
-    Action(id="text.generate", keys=("g",), label="generate", help="Generate.", built=False),
     Action(id="study.list", keys=("r",), label="studies", help="Studies.", built=False),
     Action(id="trace.copy", keys=("y",), label="copy", help="Copy.", built=False),
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from textual.message import Message
 
 from emotui.core.errors import EmotuiError
-from emotui.core.protocol import Outcome
+from emotui.core.protocol import Outcome, Progress
 from emotui.ui.readings import Readings
 
 
@@ -42,6 +42,22 @@ class WorkProgressed(Fact):
     def can_replace(self, message: Message) -> bool:
         """Collapse what piles up."""
         return isinstance(message, WorkProgressed) and message.number == self.number
+
+
+class TextWritten(Fact):
+    """A text that is being written grew, or is finished."""
+
+    def __init__(self, number: int, progress: Progress) -> None:
+        super().__init__(number)
+        self.progress = progress
+
+    def can_replace(self, message: Message) -> bool:
+        """Collapse what piles up, but no text that is finished."""
+        return (
+            isinstance(message, TextWritten)
+            and message.number == self.number
+            and message.progress.written is None
+        )
 
 
 class TraceReady(Fact):

@@ -411,6 +411,8 @@ class Workbench:
                 self._post(
                     messages.WorkProgressed(number, progress.phase, progress.done, progress.total)
                 )
+                if progress.text or progress.written is not None:
+                    self._post(messages.TextWritten(number, progress))
 
         def done(pending: Asked) -> None:
             self._shelf.do(
@@ -446,7 +448,7 @@ def export_trace(store: Store, trace: Trace, folder: Path) -> tuple[Path, bool]:
     from emotui.cache.findings import verification_of
     from emotui.cache.lineage import ancestors_of
     from emotui.cache.notes import notes_of
-    from emotui.core.export.json import document_bytes, write_file
+    from emotui.core.export.json import document_bytes, write_numbered
 
     ancestors = ancestors_of(trace, store)
     notes = notes_of(store.root, (one.id for one in (trace, *ancestors)))
@@ -457,12 +459,4 @@ def export_trace(store: Store, trace: Trace, folder: Path) -> tuple[Path, bool]:
         verification=verification_of(store, trace.id),
         all_tokens=False,
     )
-    for number in itertools.count(1):
-        ending = "" if number == 1 else f"-{number}"
-        path = folder / f"emotui-{trace.id}{ending}.json"
-        with contextlib.suppress(OSError):
-            if path.is_file() and path.read_bytes() == data:
-                return path.absolute(), True
-        if not path.exists() and not path.is_symlink():
-            return write_file(path, data), False
-    raise AssertionError("unreachable")
+    return write_numbered(folder, f"emotui-{trace.id}", data)

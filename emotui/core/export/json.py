@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import os
 import tempfile
@@ -183,6 +185,23 @@ def write_file(path: Path, data: bytes, *, overwrite: bool = False) -> Path:
             todo="Name a file in a folder that exists and that you may write to.",
         ) from error
     return target
+
+
+def write_numbered(folder: Path, stem: str, data: bytes) -> tuple[Path, bool]:
+    """Write `data` to `STEM.json` in a folder, never over another file.
+
+    Returns the path, and whether the same bytes stood there already. Where another file has the
+    name, a number is added to it. Raises ExportError.
+    """
+    for number in itertools.count(1):
+        ending = "" if number == 1 else f"-{number}"
+        path = folder / f"{stem}{ending}.json"
+        with contextlib.suppress(OSError):
+            if path.is_file() and path.read_bytes() == data:
+                return path.absolute(), True
+        if not path.exists() and not path.is_symlink():
+            return write_file(path, data), False
+    raise AssertionError("unreachable")
 
 
 def write_document(

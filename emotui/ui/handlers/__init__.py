@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from emotui.core.protocol import Outcome
+from emotui.core.errors import EmotuiError
+from emotui.core.protocol import Outcome, Progress
 from emotui.ui.handlers.area import Answer, Area, Handler
 from emotui.ui.handlers.console import ConsoleHandlers
 from emotui.ui.handlers.edit import EditHandlers
+from emotui.ui.handlers.generate import GenerateHandlers
 from emotui.ui.handlers.listed import ListHandlers
 from emotui.ui.handlers.look import LookHandlers, MoveHandlers, PaneHandlers
 from emotui.ui.handlers.program import AppHandlers, WorkHandlers
@@ -31,6 +33,7 @@ class Handlers:
         self.probe = ProbeHandlers(screen)
         self.trace = TraceHandlers(screen)
         self.list = ListHandlers(screen)
+        self.generate = GenerateHandlers(screen)
         self.work = WorkHandlers(screen)
         self.app = AppHandlers(screen)
         self._answers: dict[type[Outcome], Answer] = {}
@@ -47,3 +50,11 @@ class Handlers:
     def answered(self, outcome: Outcome) -> None:
         """Show the answer to a question that was asked of the engine."""
         self._answers[type(outcome)](outcome)
+
+    def progressed(self, progress: Progress) -> None:
+        """Show a text that is being written."""
+        self.generate.progressed(progress)
+
+    def failed(self, error: EmotuiError) -> None:
+        """Tell those who wait for an answer that there will be none."""
+        self.generate.failed(error)

@@ -1,0 +1,221 @@
+"""What the model writes, before and after edits, as the screen shows it. No widgets here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from emotui.core.export.written import Change, changes_of
+from emotui.core.protocol import GenerationSpec, Progress
+from emotui.core.records import Generation, Written
+from emotui.ui.paint import visible
+
+NEW_TOKENS = 40
+MORE_SAMPLES = 8
+TEMPERATURE = 0.8
+"""Of samples, where the text was written greedily before."""
+_KINDS = (
+    ("answer", "answer"),
+    ("readout", "readout z"),
+    ("token", "tokens z"),
+    ("while_written", "in writing z"),
+)
+_EMOTION = 10
+_CELL = 16
+
+
+@dataclass(frozen=True)
+class Side:
+    """The texts written without edits, or with them."""
+
+    finished: tuple[Written, ...] = ()
+    growing: str | None = None
+    """The text that is being written; None where none is."""
+    done: int = 0
+    """Its tokens."""
+    generation: Generation | None = None
+    """All of them, once they are written and kept."""
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What the Generate screen shows."""
+
+    text: str
+    """The text that is continued, uncleaned."""
+    edits: tuple[str, ...]
+    emotion: str
+    """The chosen one."""
+    spec: GenerationSpec
+    before: Side = Side()
+    after: Side = Side()
+    running: bool = True
+    phase: str = ""
+    notice: tuple[str, ...] = ()
+
+    def side(self, *, edited: bool) -> Side:
+        """Return one side."""
+        return self.after if edited else self.before
+
+    def with_side(self, side: Side, *, edited: bool) -> Writing:
+        """Return the same with another side."""
+        return replace(self, after=side) if edited else replace(self, before=side)
+
+
+def begun(writing: Writing, spec: GenerationSpec) -> Writing:
+    """Return what is shown when a specification is asked for: nothing written yet."""
+    return Writing(writing.text, writing.edits, writing.emotion, spec)
+
+
+def progressed(writing: Writing, progress: Progress, *, edited: bool) -> Writing:
+    """Return what is shown after a progress event: the text grown, or one more finished."""
+    side = writing.side(edited=edited)
+    if progress.written is not None:
+        side = replace(side, finished=(*side.finished, progress.written), growing=None, done=0)
+        phase = ""
+    elif progress.text:
+        side, phase = replace(side, growing=progress.text, done=progress.done), ""
+    else:
+        phase = progress.phase
+    return replace(writing.with_side(side, edited=edited), phase=phase)
+
+
+def finished(writing: Writing, generation: Generation, *, edited: bool) -> Writing:
+    """Return what is shown once one side is written; more may follow."""
+    side = Side(finished=generation.samples, generation=generation)
+    left = bool(writing.edits) and not edited
+    return replace(writing.with_side(side, edited=edited), phase="", running=left)
+
+
+def stopped(writing: Writing, *notice: str) -> Writing:
+    """Return what is shown after an error or a cancel: what was finished stays."""
+    return replace(writing, running=False, phase="", notice=notice)
+
+
+def more(spec: GenerationSpec) -> GenerationSpec:
+    """Return the specification with more samples; the first of them are those there are."""
+    if spec.temperature == 0:
+        return GenerationSpec(spec.new_tokens, TEMPERATURE, MORE_SAMPLES)
+    return GenerationSpec(spec.new_tokens, spec.temperature, spec.samples + MORE_SAMPLES)
+
+
+def longer(spec: GenerationSpec) -> GenerationSpec:
+    """Return the specification with twice as many tokens."""
+    return GenerationSpec(2 * spec.new_tokens, spec.temperature, spec.samples)
+
+
+def how(spec: GenerationSpec) -> str:
+    """Return a specification in words."""
+    if spec.temperature == 0:
+        return f"{spec.new_tokens} tokens, greedy"
+    texts = "1 text" if spec.samples == 1 else f"{spec.samples} texts"
+    return f"{texts} of {spec.new_tokens} tokens, temperature {spec.temperature:g}"
+
+
+def parse_spec(words: str, spec: GenerationSpec) -> GenerationSpec | None:
+    """Return the specification that words as `60 x8 t0.8` ask for; None for others.
+
+    What is not said is as in `spec`, but several samples are drawn above temperature 0.
+    """
+    tokens, samples, temperature = spec.new_tokens, 1, 0.0
+    heat = False
+    try:
+        for word in words.split():
+            if word.startswith("x"):
+                samples = int(word[1:])
+            elif word.startswith("t"):
+                temperature, heat = float(word[1:]), True
+            else:
+                tokens = int(word)
+    except ValueError:
+        return None
+    if samples > 1 and not heat:
+        temperature = TEMPERATURE
+    return GenerationSpec(tokens, temperature, samples)
+
+
+def counts_of(written: Written) -> str:
+    """Return seed, length, and how often the edits acted in prefill and while decoding."""
+    said = f"seed {written.seed} · {len(written.tokens)} tokens"
+    if written.fired_in_prompt is not None and written.fired:
+        decoded = written.fired - written.fired_in_prompt
+        said += f" · acted {written.fired_in_prompt} in prompt, {decoded} after"
+    return said
+
+
+def paragraphs(side: Side, spec: GenerationSpec) -> list[tuple[str, str]]:
+    """Return a heading and a text, cleaned, for each text of a side."""
+    found = [(counts_of(one), _shown(one.text) or "(nothing)") for one in side.finished]
+    if side.growing is not None:
+        found.append((f"writing · {side.done} of {spec.new_tokens}", f"{_shown(side.growing)}▌"))
+    return found
+
+
+def _shown(text: str) -> str:
+    return "\n".join(visible(line) for line in text.strip().splitlines())
+
+
+def reading_lines(writing: Writing) -> list[str]:
+    """Return what was read in the texts: an emotion a row, the chosen one first; [] before that."""
+    before, after = writing.before.generation, writing.after.generation
+    if before is None or (writing.edits and after is None):
+        return []
+    changes = {change.metric: change for change in changes_of(before, after)}
+    emotions = dict.fromkeys(metric.partition(".")[2] for metric in changes)
+    ranked = sorted(
+        emotions,
+        key=lambda emotion: (emotion != writing.emotion, -_size(changes, emotion)),
+    )
+    kinds = [kind for kind in _KINDS if any(m.startswith(f"{kind[0]}.") for m in changes)]
+    head = "".join(f"{_heading(before, kind, name):>{_CELL}}" for kind, name in kinds)
+    lines = [f"{'':{_EMOTION}}{head}"]
+    for emotion in ranked:
+        cells = [_cell(changes.get(f"{kind}.{emotion}"), kind) for kind, _ in kinds]
+        lines.append(f"{visible(emotion):<{_EMOTION}}" + "".join(f"{c:>{_CELL}}" for c in cells))
+    lines.append("answer, readout, tokens: what was written, read again alone without edits;")
+    lines.append("in writing: its tokens as they were written, edits in force")
+    if after is not None:
+        pairs = zip(before.samples, after.samples, strict=True)
+        same = sum(one.tokens == other.tokens for one, other in pairs)
+        if same == len(before.samples):
+            lines.append("The edits changed no token of what was written.")
+        elif same:
+            lines.append(f"{same} of {len(before.samples)} texts are the same with the edits.")
+    chosen = [
+        changes[f"{kind}.{ranked[0]}"] for kind, _ in kinds if f"{kind}.{ranked[0]}" in changes
+    ]
+    intervals = [
+        f"{change.metric} {_interval(change)}" for change in chosen if change.low is not None
+    ]
+    if intervals:
+        lines.append(f"change, 95 % over {chosen[0].n} pairs: " + " · ".join(intervals))
+    return lines
+
+
+def _size(changes: dict[str, Change], emotion: str) -> float:
+    change = changes.get(f"answer.{emotion}")
+    if change is None:
+        return 0.0
+    return abs(change.before if change.after is None else change.after - change.before)
+
+
+def _heading(generation: Generation, kind: str, name: str) -> str:
+    """Return a column's name, with the layer that the probe is read at."""
+    wanted = ("token", "while_written") if kind == "while_written" else (kind, "read_again")
+    for sample in generation.samples:
+        columns = sample.readings
+        for probe, read, layer in zip(columns.kind, columns.how, columns.layer, strict=True):
+            if (probe, read) == wanted:
+                return f"{name} L{layer}"
+    return name
+
+
+def _cell(change: Change | None, kind: str) -> str:
+    if change is None:
+        return "-"
+    form = ".2f" if kind == "answer" else "+.1f"
+    before = format(change.before, form)
+    return before if change.after is None else f"{before} → {format(change.after, form)}"
+
+
+def _interval(change: Change) -> str:
+    return f"{change.low:+.2f} to {change.high:+.2f}"
