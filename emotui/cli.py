@@ -106,6 +106,12 @@ def inspect(
     do: Annotated[
         list[str] | None, typer.Option("--do", help="An edit, as 'ablate L5/12 at all', or @name.")
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Repeat the last edit on other texts.")
+    ] = False,
+    verify_texts: Annotated[
+        int, typer.Option("--verify-texts", min=1, help="How many of them.")
+    ] = 50,
     file: Annotated[
         Path | None, typer.Option("--file", help="Texts: .jsonl, .csv, .tsv, or one a line.")
     ] = None,
@@ -162,6 +168,7 @@ def inspect(
             force=force,
             stats=stats is not None and bool(_choice("--stats", stats, ("json",))),
             seed=seed,
+            verify=verify_texts if verify else 0,
         ),
         cache_dir=cache_dir,
         private=private,
@@ -347,6 +354,7 @@ def _add_groups() -> None:
     from emotui.commands.probe import app as probe_app
     from emotui.commands.recipe import app as recipe_app
     from emotui.commands.study import app as study_app
+    from emotui.commands.without import without
 
     app.add_typer(cache_app, name="cache")
     app.add_typer(labels_app, name="labels")
@@ -354,9 +362,10 @@ def _add_groups() -> None:
     app.add_typer(recipe_app, name="recipe")
     app.add_typer(study_app, name="study")
     app.command()(note)
+    app.command()(without)
 
 
-GROUPS = ("cache", "labels", "note", "probe", "recipe", "study")
+GROUPS = ("cache", "labels", "note", "probe", "recipe", "study", "without")
 COMMANDS = ("open", "inspect", "generate", "where", "models", "export", "doctor", *GROUPS)
 _ROOT_OPTIONS = ("--help", "-h", "--version")
 

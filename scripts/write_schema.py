@@ -1,13 +1,15 @@
-"""Write docs/trace.schema.json from the records; a test checks that it is up to date."""
+"""Write docs/*.schema.json from the records; tests check that they are up to date."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from emotui.core.export.schema import schema_bytes
+from emotui.core.export.schema import schema_bytes, without_schema
 
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "trace.schema.json"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+TARGETS = {"trace.schema.json": None, "without.schema.json": without_schema()}
 
 if __name__ == "__main__":
-    TARGET.write_bytes(schema_bytes())
-    print(f"Wrote {TARGET}")
+    for name, schema in TARGETS.items():
+        (DOCS / name).write_bytes(schema_bytes(schema))
+        print(f"Wrote {DOCS / name}")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from emotui.cache.store import Store
+    from emotui.core.protocol import VerifyRequest
 
 VERSION = 1
 """Raised whenever the same question would be answered by other numbers."""
@@ -77,3 +78,20 @@ def verification_of(store: Store, trace: str) -> Verification | None:
     """
     found = find(store, trace, VERIFICATION, Verification)
     return None if found is None else found[0]
+
+
+def answers(kept: Verification, request: VerifyRequest) -> bool:
+    """Return whether what is kept answers a request whole."""
+    return same_question(kept, request) and kept.complete and kept.asked == request.texts
+
+
+def same_question(kept: Verification, request: VerifyRequest) -> bool:
+    """Return whether what is kept is of the same metric and draws, whatever the count."""
+    asked = request.metric or kept.metric
+    return (kept.metric, kept.seed) == (asked, request.inspect.seed)
+
+
+def kept_verification(store: Store, trace: str, request: VerifyRequest) -> Verification | None:
+    """Return what answers a request whole; None where the engine must be asked."""
+    found = verification_of(store, trace)
+    return found if found is not None and answers(found, request) else None

@@ -12,6 +12,7 @@ import msgspec
 from emotui.cache.demo import is_demo
 from emotui.commands.common import cache_for, say, show_error, wait_for
 from emotui.commands.texts import text_of_argument, texts_of_file
+from emotui.commands.verify import check_edits, verified
 from emotui.core.edits import parse_edit, recipe_named
 from emotui.core.errors import EmotuiError, UsageError
 from emotui.core.protocol import FitRequest, Inspected, InspectRequest, Loaded, LoadRequest
@@ -39,6 +40,8 @@ class InspectOptions(msgspec.Struct, frozen=True, kw_only=True):
     force: bool = False
     stats: bool = False
     seed: int = 0
+    verify: int = 0
+    """Other texts to repeat the last edit on; 0 for not."""
 
 
 class Tally(msgspec.Struct):
@@ -76,6 +79,8 @@ def inspect_texts(
         raise UsageError(
             f"--json prints one document; there are {len(texts)} texts.", todo="Use --jsonl."
         )
+    if options.verify:
+        check_edits(edits)
     started = time.monotonic()
     tally = Tally()
     with cache_for(cache_dir, private=private, demo=is_demo(request.spec)) as root:
@@ -142,6 +147,8 @@ def _inspect_all(
                 if ready is None or ready.trace_id is not None:
                     ready = prepared_for(text)
                 trace = _trace_of(ready, store, client, tally)
+                if options.verify:
+                    verified(ready.request, trace, options.verify, store, client)
             except EmotuiError as error:
                 if len(texts) == 1:
                     raise
@@ -209,14 +216,27 @@ def _trace_of(prepared: Prepared, store: Store, client: EngineClient, tally: Tal
 
 
 def _output(trace: Trace, store: Store, options: InspectOptions) -> bytes:
+    from emotui.cache.findings import verification_of
+
+    verification = verification_of(store, trace.id)
     if options.form == "text":
         from emotui.commands.report import report_of
+        from emotui.core.export.verification import lines_of
 
-        return report_of(trace).encode()
+        page = report_of(trace)
+        if options.verify and verification is not None:
+            page += "\n" + "\n".join(lines_of(verification)) + "\n"
+        return page.encode()
     from emotui.cache.lineage import ancestors_of
     from emotui.cache.notes import notes_of
     from emotui.core.export.json import document_bytes
 
     ancestors = ancestors_of(trace, store)
     notes = notes_of(store.root, (one.id for one in (trace, *ancestors)))
-    return document_bytes(trace, ancestors=ancestors, notes=notes, all_tokens=options.all_tokens)
+    return document_bytes(
+        trace,
+        ancestors=ancestors,
+        notes=notes,
+        verification=verification,
+        all_tokens=options.all_tokens,
+    )

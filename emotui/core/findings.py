@@ -83,7 +83,9 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     positions: str
     """How the positions of the edits carry to other texts, in words."""
     asked: int
-    """How many texts were asked for; fewer were done where it was cancelled."""
+    """How many texts were asked for."""
+    complete: bool
+    """Whether all of them, or all there are, were done; False where it was cancelled."""
     metric: str
     """What the edit is judged by, and its controls were picked by."""
     picked_from: int

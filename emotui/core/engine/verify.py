@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emotui.cache.findings import VERIFICATION, find, keep
+from emotui.cache.findings import VERIFICATION, answers, find, keep, same_question
 from emotui.core.corpus import Situation, load_situations
 from emotui.core.edits import Edit, FeatureEdit, HeadEdit, parse_edit
 from emotui.core.engine.answer import label_tokens
@@ -126,16 +126,6 @@ def verify(
     bench = _bench(request, trace, model, instruments, store, job)
     done = _run(request, bench, store, found)
     return Verified(trace.id, done, False, model.forwards - before, time.monotonic() - started)
-
-
-def answers(kept: Verification, request: VerifyRequest) -> bool:
-    """Return whether what is kept answers a request whole."""
-    return _same(kept, request) and len(kept.others.id) >= kept.asked == request.texts
-
-
-def _same(kept: Verification, request: VerifyRequest) -> bool:
-    asked = request.metric or kept.metric
-    return (kept.metric, kept.seed) == (asked, request.inspect.seed)
 
 
 def _bench(
@@ -271,7 +261,7 @@ def _resumed(
     controls_here: np.ndarray[Any, Any],
 ) -> _Done:
     """Return what was finished before with the same directions and texts."""
-    if found is None or not _same(found[0], request):
+    if found is None or not same_question(found[0], request):
         return _Done()
     kept, arrays = found
     before = arrays.get("here")
@@ -474,6 +464,7 @@ def _verification(
         source=_SOURCE,
         positions=check_portable(bench.edits, bench.trace.text),
         asked=request.texts,
+        complete=len(done.ids) == len(texts),
         metric=metric,
         picked_from=picked_from,
         seed=request.inspect.seed,

@@ -1,4 +1,4 @@
-"""The JSON Schema of the exported document, generated from the records."""
+"""The JSON Schema of the exported documents, generated from the records."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from emotui.core.export.without import WithoutDocument
 from emotui.core.records import SCHEMA_VERSION, TraceDocument
 
 
@@ -22,7 +23,23 @@ def trace_schema() -> dict[str, Any]:
     }
 
 
-def schema_bytes() -> bytes:
-    """Return the schema as it is kept in docs: sorted keys, indented, newline at the end."""
-    compact = msgspec.json.encode(trace_schema(), order="sorted")
+def without_schema() -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of what `emotui without --json` prints."""
+    (schema,), components = msgspec.json.schema_components(
+        [WithoutDocument], ref_template="#/$defs/{name}"
+    )
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "emotui without document, schema version 1",
+        **schema,
+        "$defs": components,
+    }
+
+
+def schema_bytes(schema: dict[str, Any] | None = None) -> bytes:
+    """Return a schema as it is kept in docs: sorted keys, indented, newline at the end.
+
+    None is that of the trace.
+    """
+    compact = msgspec.json.encode(trace_schema() if schema is None else schema, order="sorted")
     return msgspec.json.format(compact, indent=2) + b"\n"

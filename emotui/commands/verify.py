@@ -1,0 +1,39 @@
+"""The last edit of a trace on other texts, for `emotui inspect --verify`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from emotui.commands.common import say, wait_for
+from emotui.core.errors import UsageError
+from emotui.core.protocol import InspectRequest, Verified, VerifyRequest
+
+if TYPE_CHECKING:
+    from emotui.cache.store import Store
+    from emotui.core.client import EngineClient
+    from emotui.core.findings import Verification
+    from emotui.core.records import Trace
+
+
+def check_edits(edits: tuple[str, ...]) -> None:
+    """Raise UsageError where there is no edit to verify."""
+    if not edits:
+        raise UsageError(
+            "There is no edit to verify.", todo="Name one with --do, or leave --verify out."
+        )
+
+
+def verified(
+    request: InspectRequest, trace: Trace, texts: int, store: Store, client: EngineClient
+) -> Verification:
+    """Return what the last edit of a trace does on other texts; no engine where it is kept."""
+    from emotui.cache.findings import kept_verification
+
+    asked = VerifyRequest(request, texts=texts)
+    kept = kept_verification(store, trace.id, asked)
+    if kept is not None:
+        return kept
+    say(f"Repeating the edit on {texts} other texts; ctrl+c keeps those that are done.")
+    done = wait_for(client.submit(asked))
+    assert isinstance(done, Verified)
+    return done.verification
