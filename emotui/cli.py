@@ -350,6 +350,7 @@ def _add_groups() -> None:
     """Add the commands of modules of their own; the others start quicker without them."""
     from emotui.commands.cache import app as cache_app
     from emotui.commands.note import note
+    from emotui.commands.emotion import app as emotion_app
     from emotui.commands.labels import app as labels_app
     from emotui.commands.probe import app as probe_app
     from emotui.commands.recipe import app as recipe_app
@@ -357,6 +358,7 @@ def _add_groups() -> None:
     from emotui.commands.without import without
 
     app.add_typer(cache_app, name="cache")
+    app.add_typer(emotion_app, name="emotion")
     app.add_typer(labels_app, name="labels")
     app.add_typer(probe_app, name="probe")
     app.add_typer(recipe_app, name="recipe")
@@ -365,7 +367,7 @@ def _add_groups() -> None:
     app.command()(without)
 
 
-GROUPS = ("cache", "labels", "note", "probe", "recipe", "study", "without")
+GROUPS = ("cache", "emotion", "labels", "note", "probe", "recipe", "study", "without")
 COMMANDS = ("open", "inspect", "generate", "where", "models", "export", "doctor", *GROUPS)
 _ROOT_OPTIONS = ("--help", "-h", "--version")
 

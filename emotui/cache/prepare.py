@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from emotui.cache.keys import known_fingerprint, known_request_key
+from emotui.cache.probes import DEFINED
+from emotui.core.emotions import LABEL_SETS
 from emotui.core.protocol import InspectRequest
 
 if TYPE_CHECKING:
@@ -33,13 +35,16 @@ def probes_in_force(
 ) -> tuple[str, ...]:
     """Return the ids of the newest probe of each kind fitted for this model, template and set.
 
-    Readout probe first; () where none was fitted.
+    Readout probe first, then those of emotions that the user defined, by name; () where none was
+    fitted.
     """
-    newest: dict[str, str] = {}
+    newest: dict[tuple[str, str], str] = {}
     for card in store.probes(fingerprint):
-        if (card.template, card.label_set) == (template, label_set):
-            newest.setdefault(card.kind, card.id)
-    return tuple(newest[kind] for kind in ("readout", "token") if kind in newest)
+        name = card.label_set.removeprefix(DEFINED)
+        own = card.label_set.startswith(DEFINED) and name not in LABEL_SETS.get(label_set, ())
+        if card.template == template and (own or card.label_set == label_set):
+            newest.setdefault(("" if card.label_set == label_set else name, card.kind), card.id)
+    return tuple(newest[place] for place in sorted(newest))
 
 
 def prepare(request: InspectRequest, store: Store, *, fingerprint: str | None = None) -> Prepared:

@@ -19,6 +19,9 @@ from emotui.core.errors import ProbeError
 from emotui.core.records import ProbeKind, Site, Trust
 from emotui.core.text import clean
 
+DEFINED = "defined-"
+"""What the label set of an emotion that was defined by the user begins with; its name follows."""
+
 _CARD = "emotui_probe_card"
 _SUFFIX = ".safetensors"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
@@ -132,6 +135,17 @@ def paths(root: Path, fingerprint: str | None = None) -> Iterator[Path]:
         for path in sorted((root / "probes").glob(f"{folder}/*{_SUFFIX}"))
         if not path.name.startswith(files.TEMPORARY)
     )
+
+
+def remove_probe(root: Path, fingerprint: str, probe_id: str) -> None:
+    """Remove a probe's file. ProbeError where there is none, OSError where it cannot be removed."""
+    path = _path(root, fingerprint, probe_id)
+    if not path.is_file():
+        raise ProbeError(
+            f"There is no probe {probe_id} in the cache.",
+            todo="`emotui probe list` shows those there are.",
+        )
+    path.unlink()
 
 
 def _card_of(metadata: dict[str, str]) -> ProbeCard:

@@ -10,6 +10,8 @@ import re
 import traceback
 
 from emotui.core.protocol import (
+    ActivationsRequest,
+    DefineRequest,
     FitRequest,
     GenerateRequest,
     InspectRequest,
@@ -40,11 +42,17 @@ def private_words(operation: Operation) -> Private:
     match operation:
         case FitRequest(data=str()) | LabelsFitRequest(data=str()) | StudyRequest():
             return None
+        case DefineRequest(texts=many, other=other, word=word):
+            texts = (*many, *other, word or "")
         case InspectRequest(text=text, edits=edits):
             texts = (text, *edits)
         case PrefetchRequest(like=like, texts=many):
             texts = (*many, like.text, *like.edits)
-        case VerifyRequest(inspect=read) | WithoutRequest(inspect=read):
+        case (
+            VerifyRequest(inspect=read)
+            | WithoutRequest(inspect=read)
+            | ActivationsRequest(inspect=read)
+        ):
             texts = (read.text, *read.edits)
         case GenerateRequest(text=text):
             texts = (text,)

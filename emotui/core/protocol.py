@@ -199,6 +199,31 @@ class WithoutRequest(msgspec.Struct, frozen=True, tag="without"):
     placeholder: str = DEFAULT_PLACEHOLDER
 
 
+class DefineRequest(msgspec.Struct, frozen=True, tag="define"):
+    """Define an emotion from texts, or from a word: a direction that is read as any probe."""
+
+    spec: ModelSpec
+    cache_dir: str
+    name: str
+    texts: tuple[str, ...] = ()
+    """At least five that show it; () with `word`."""
+    other: tuple[str, ...] = ()
+    """Texts of another source that show it, to judge it on: without any it is never trusted, unless
+    the corpus has situations of its name."""
+    word: str | None = None
+    template: str = DEFAULT_TEMPLATE
+    label_set: str = DEFAULT_LABEL_SET
+    """The set in force, whose labels it may not share."""
+    seed: int = 0
+
+
+class ActivationsRequest(msgspec.Struct, frozen=True, tag="activations"):
+    """Put the activations of a run into the cache, all sites of every token, its edits in force."""
+
+    inspect: InspectRequest
+    """Of which run."""
+
+
 class DoctorRequest(msgspec.Struct, frozen=True, tag="doctor"):
     """Report versions, devices and, with a model, how hooked and plain runs agree."""
 
@@ -218,8 +243,10 @@ Operation = (
     | WhereRequest
     | StudyRequest
     | LabelsFitRequest
+    | DefineRequest
     | VerifyRequest
     | WithoutRequest
+    | ActivationsRequest
     | DoctorRequest
     | ShutdownRequest
 )
@@ -254,12 +281,12 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     done: int = 0
     total: int = 0
     """0 where the total is not known."""
-    notice: bool = False
-    """Whether `phase` is a fact to be kept in sight, such as an estimate, not a step."""
     text: str = ""
     """What was written of the text that is being written, uncleaned; "" where none is."""
     written: Written | None = None
     """A text that was just finished; such an event is always sent, at once."""
+    notice: bool = False
+    """Whether `phase` is a fact to be kept in sight, such as an estimate, not a step."""
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
@@ -336,6 +363,22 @@ class LabelsFitted(msgspec.Struct, frozen=True, tag="labels_fitted"):
     seconds: float
 
 
+class Defined(msgspec.Struct, frozen=True, tag="defined"):
+    """An emotion was defined and stored as a readout and a token probe."""
+
+    name: str
+    probe_ids: tuple[str, ...]
+    best: tuple[tuple[int, float, str], ...]
+    """By kind: the layer of the residual stream with the best balanced accuracy on texts left out
+    in turn, that accuracy, and the trust there."""
+    texts: int
+    data: str
+    """What it was defined from, and for a word how the tokenizer reads it."""
+    judged_on: str
+    forwards: int
+    seconds: float
+
+
 class Generated(msgspec.Struct, frozen=True, tag="generated"):
     """What the model wrote after the prompt."""
 
@@ -390,6 +433,14 @@ class MaskedWords(msgspec.Struct, frozen=True, tag="masked_words"):
     seconds: float
 
 
+class Activated(msgspec.Struct, frozen=True, tag="activated"):
+    """The activations are in the cache, a safetensors entry: `resid` [layers + 1, tokens, width]
+    from layer -1 on, `attn` and `mlp` [layers, tokens, width]."""
+
+    key: str
+    forwards: int
+
+
 class Diagnosed(msgspec.Struct, frozen=True, tag="diagnosed"):
     """Facts for `emotui doctor`, in the order to show them: name, value, good or not."""
 
@@ -406,12 +457,14 @@ Outcome = (
     | Prefetched
     | Fitted
     | LabelsFitted
+    | Defined
     | Generated
     | Located
     | Verified
     | MaskedWords
     | StudyPlanned
     | StudyDone
+    | Activated
     | Diagnosed
     | Done
 )

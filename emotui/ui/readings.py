@@ -101,15 +101,25 @@ class Readings:
         has_row = any(layer == EMBEDDING_LAYER for layer in self.trace.readouts.layer)
         return (*layers, EMBEDDING_LAYER) if has_row else tuple(layers)
 
-    def probe_at(self, site: Site, position: int) -> ProbeSummary | None:
-        """Return the probe to read a position with: of the kind fitted there where there is one."""
+    def probe_at(
+        self, site: Site, position: int, emotion: str | None = None
+    ) -> ProbeSummary | None:
+        """Return the probe to read a position with: of the kind fitted there where there is one.
+
+        `emotion` names one that it must tell: those that a user defined have probes of their own.
+        """
         wanted: ProbeKind = "readout" if position == self.trace.text.readout else "token"
-        here = [probe for probe in self.trace.probes if (probe.id, site, position) in self._rows]
+        here = [
+            probe
+            for probe in self.trace.probes
+            if (probe.id, site, position) in self._rows
+            and (emotion is None or emotion in probe.emotions)
+        ]
         return next((probe for probe in here if probe.kind == wanted), next(iter(here), None))
 
     def cell(self, site: Site, position: int, layer: int, emotion: str) -> Cell | None:
         """Return one readout; None where there is none."""
-        probe = self.probe_at(site, position)
+        probe = self.probe_at(site, position, emotion)
         row = self._rows[probe.id, site, position].get((layer, emotion)) if probe else None
         if probe is None or row is None:
             return None

@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 FIT_VERSION = 1
 """Raised whenever the same fit would give another probe."""
-_LEAST_NEUTRAL = 20  # texts below which there is no z
+LEAST_NEUTRAL = 20  # texts below which there is no z
 _LEAST_SPREAD = 1e-6  # relative sd below which a place says nothing of neutral texts
 
 
-def _readout_logits(fits: PlaceFits, design: Design, inputs: Tensor) -> list[Tensor]:
+def readout_logits(fits: PlaceFits, design: Design, inputs: Tensor) -> list[Tensor]:
     """Return, for each neutral text, out-of-fold logits [P, 1, K] at the readout."""
     return [
         torch.stack(
@@ -54,7 +54,7 @@ def _readout_logits(fits: PlaceFits, design: Design, inputs: Tensor) -> list[Ten
     ]
 
 
-def _token_logits(
+def token_logits(
     fits: PlaceFits, design: Design, texts: list[TextRecord], model: LoadedModel, job: Job
 ) -> list[Tensor]:
     """Run the neutral texts again; for each, out-of-fold logits [P, text tokens, K]."""
@@ -72,7 +72,7 @@ def _token_logits(
     return found
 
 
-def _neutral_scale(logits: list[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+def neutral_scale(logits: list[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and sd over all positions of the neutral texts, both of the shape of `like`.
 
     `like` is [P, K], `logits` a [P, positions, K] for each text. NaN where sd is 0, and without
@@ -87,7 +87,7 @@ def _neutral_scale(logits: list[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(seen, mean.float(), nothing), torch.where(seen, sd.float(), nothing)
 
 
-def _thresholds(
+def thresholds_of(
     logits: list[Tensor],
     mean: Tensor,
     sd: Tensor,
@@ -152,20 +152,20 @@ def fit_probes(request: FitRequest, model: LoadedModel, store: Store, job: Job) 
     for kind in ("readout", "token"):
         job.check()
         fitted = fits[kind]
-        if len(design.neutral) < _LEAST_NEUTRAL:
+        if len(design.neutral) < LEAST_NEUTRAL:
             logits, lengths = [], None
         elif kind == "readout":
-            logits, lengths = _readout_logits(fitted, design, collected.readout), None
+            logits, lengths = readout_logits(fitted, design, collected.readout), None
         else:
-            logits = _token_logits(fitted, design, texts, model, job)
+            logits = token_logits(fitted, design, texts, model, job)
             lengths = [len(texts[row].tokens) for row in design.neutral.tolist()]
-        mean, sd = _neutral_scale(logits, fitted.bias)
+        mean, sd = neutral_scale(logits, fitted.bias)
         card = msgspec.structs.replace(
             _card(request, model, data, kind),
             scores=scores_of(fitted, bag, collected.places, design),
             judged_on=design.judged_on,
         )
-        thresholds = _thresholds(logits, mean, sd, collected.places, lengths)
+        thresholds = thresholds_of(logits, mean, sd, collected.places, lengths)
         file = ProbeFile(card, tuple(fitted.strength.tolist()), thresholds)
         made.append(Probe(file, fitted.weight, fitted.center, fitted.bias, mean, sd))
     job.check()

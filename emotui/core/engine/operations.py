@@ -17,6 +17,8 @@ from emotui.core.engine.prefetch import prefetch
 from emotui.core.engine.speak import speak
 from emotui.core.engine.statistics import corpus_statistics
 from emotui.core.protocol import (
+    Defined,
+    DefineRequest,
     Diagnosed,
     DoctorRequest,
     Done,
@@ -133,6 +135,13 @@ def _fit_labels(request: LabelsFitRequest, job: Job, session: Session) -> Labels
     return fit_labels(request, model, store, session.instruments(model, store), job)
 
 
+def _define(request: DefineRequest, job: Job, session: Session) -> Defined:
+    from emotui.core.engine.define import define_emotion
+
+    store = session.store(request.cache_dir)
+    return define_emotion(request, session.model(request.spec, job, store=store), store, job)
+
+
 def _generate(request: GenerateRequest, job: Job, session: Session) -> Generated:
     return speak(request, session.model(request.spec, job), job)
 
@@ -180,6 +189,7 @@ OPERATIONS: dict[type[Operation], Callable[[Any, Job, Session], Outcome]] = {
     PrefetchRequest: _prefetch,
     FitRequest: _fit,
     LabelsFitRequest: _fit_labels,
+    DefineRequest: _define,
     GenerateRequest: _generate,
     WhereRequest: _where,
     VerifyRequest: _verify,

@@ -1,0 +1,219 @@
+"""`emotui emotion`: define an emotion of one's own, list those there are, remove one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from emotui.cache.demo import demo_spec, is_demo
+from emotui.commands.common import cache_for, say, wait_for
+from emotui.core.emotions import DEFAULT_LABEL_SET
+from emotui.core.errors import UsageError
+from emotui.core.protocol import Defined, DefineRequest, ModelSpec
+from emotui.core.text import DEFAULT_TEMPLATE, clean, template_named
+
+app = typer.Typer(
+    help="Emotions of one's own, from a word or a few texts: define, list and remove them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+CacheDir = Annotated[
+    Path | None,
+    typer.Option("--cache-dir", help="Where they are kept.", envvar="EMOTUI_CACHE_DIR"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+class DefinedEmotion(msgspec.Struct, frozen=True):
+    """One defined emotion of one model, as `emotion list` prints it."""
+
+    name: str
+    model: str
+    template: str
+    data: str
+    judged_on: str
+    created: str
+    probe_ids: tuple[str, ...]
+    layer: int
+    """The residual layer where leaving texts out tells best, at the readout."""
+    accuracy: float
+    trust: str
+
+
+@app.command()
+def define(
+    name: Annotated[str, typer.Argument(help="What its row is called.")],
+    from_file: Annotated[
+        Path | None, typer.Option("--from", help="A file with a text on each line, at least five.")
+    ] = None,
+    word: Annotated[str | None, typer.Option("--word", help="A word instead of texts.")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Option("--text", help="One text; give it at least five times.")
+    ] = None,
+    other: Annotated[
+        Path | None,
+        typer.Option("--other", help="Texts of another source that show it, to judge it on."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A local folder, a hub id or an alias.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "auto",
+    template: Annotated[
+        str, typer.Option("--template", help="The prompt around the texts.")
+    ] = DEFAULT_TEMPLATE,
+    labels: Annotated[
+        str, typer.Option("--labels", help="The set of emotion labels beside it.")
+    ] = DEFAULT_LABEL_SET,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    offline: Annotated[bool, typer.Option("--offline", help="Make no connection.")] = False,
+    as_json: AsJson = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Define an emotion; it is a row of every trace of this model and template from then on."""
+    from emotui.core.client import EngineClient
+
+    template_named(template)
+    given = (*(lines_of(from_file) if from_file is not None else ()), *(texts or ()))
+    if given and word is not None:
+        raise UsageError(
+            "An emotion is defined from a word or from texts, not from both.",
+            todo="Leave --word or the texts out.",
+        )
+    spec = (
+        demo_spec(dtype=dtype, device=device)
+        if model is None
+        else ModelSpec(model=model, revision=revision, dtype=dtype, device=device, offline=offline)
+    )
+    with cache_for(cache_dir, private=False, demo=is_demo(spec)) as root:
+        request = DefineRequest(
+            spec=spec,
+            cache_dir=str(root),
+            name=name,
+            texts=given,
+            other=lines_of(other) if other is not None else (),
+            word=word,
+            template=template,
+            label_set=labels,
+            seed=seed,
+        )
+        with EngineClient(root, offline=offline) as client:
+            done = wait_for(client.submit(request))
+    assert isinstance(done, Defined)
+    if as_json:
+        _print_json(done)
+    else:
+        typer.echo("\n".join(page_of(done)))
+    say(f"Layer by layer: emotui probe show {done.probe_ids[0]}")
+
+
+def lines_of(path: Path) -> tuple[str, ...]:
+    """Return the texts of a file, one on each line. UsageError where it cannot be read."""
+    try:
+        content = path.expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{clean(str(path))} could not be read.",
+            why=getattr(error, "strerror", None) or "It is no UTF-8 text.",
+            todo="Give a text file with one text on each line.",
+        ) from error
+    return tuple(line.strip() for line in content.splitlines() if line.strip())
+
+
+def page_of(done: Defined) -> list[str]:
+    """Return what is said of a new emotion, line by line; also on the screen."""
+    lines = [f"{done.name}: {clean(done.data)}", f"judged on {done.judged_on}"]
+    for kind, (layer, accuracy, trust) in zip(("readout", "token"), done.best, strict=True):
+        place = "emb" if layer < 0 else f"layer {layer}"
+        lines.append(
+            f"{kind}: texts left out in turn are told at {accuracy:.2f} balanced accuracy, best at "
+            f"{place}: {trust}"
+        )
+    if all(trust != "trusted" for _, _, trust in done.best):
+        lines.append("Not trusted at either: the row says little beyond the words of the texts.")
+    return lines
+
+
+@app.command("list")
+def list_emotions(as_json: AsJson = False, cache_dir: CacheDir = None) -> None:
+    """List the emotions that were defined, newest first."""
+    found = defined_emotions(cache_dir)
+    if as_json:
+        _print_json(found)
+        return
+    for one in found:
+        place = "emb" if one.layer < 0 else f"layer {one.layer}"
+        typer.echo(
+            f"{one.name} · {clean(one.model)} · {one.template} · {clean(one.data)}\n"
+            f"  readout: {one.accuracy:.2f} at {place}, {one.trust}; {', '.join(one.probe_ids)}"
+        )
+
+
+def defined_emotions(cache_dir: Path | None) -> list[DefinedEmotion]:
+    """Return the defined emotions of all models, newest first."""
+    from emotui.cache.probes import DEFINED, ProbeCard
+    from emotui.cache.store import Store
+
+    with cache_for(cache_dir, private=False) as root, Store.open(root) as store:
+        cards = [card for card in store.probes() if card.label_set.startswith(DEFINED)]
+    groups: dict[tuple[str, ...], list[ProbeCard]] = {}
+    for card in cards:
+        groups.setdefault((card.emotions[0], card.fingerprint, card.template), []).append(card)
+    found = []
+    for members in groups.values():
+        readout = next((card for card in members if card.kind == "readout"), members[0])
+        resid = [score for score in readout.scores if score.site == "resid"]
+        best = max(resid, key=lambda score: (score.dev_accuracy or 0.0, -score.layer))
+        found.append(
+            DefinedEmotion(
+                name=readout.emotions[0],
+                model=readout.model,
+                template=readout.template,
+                data=readout.data,
+                judged_on=readout.judged_on,
+                created=readout.created,
+                probe_ids=tuple(card.id for card in members),
+                layer=best.layer,
+                accuracy=best.dev_accuracy or 0.0,
+                trust=best.trust,
+            )
+        )
+    return found
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="Its name, as in `emotion list`.")],
+    cache_dir: CacheDir = None,
+) -> None:
+    """Remove a defined emotion, of every model and template."""
+    from emotui.cache import files
+    from emotui.cache.probes import DEFINED, remove_probe
+    from emotui.cache.store import Store
+
+    wanted = f"{DEFINED}{name.strip().lower()}"
+    with cache_for(cache_dir, private=False) as root, Store.open(root) as store:
+        cards = [card for card in store.probes() if card.label_set == wanted]
+        if not cards:
+            raise UsageError(
+                f"No emotion called {clean(name)!r} was defined.",
+                todo="`emotui emotion list` shows those that were.",
+            )
+        try:
+            for card in cards:
+                remove_probe(root, card.fingerprint, card.id)
+        except OSError as error:
+            files.write_failed(root, error)
+    say(f"Removed {clean(name)}: {len(cards)} probes.")
+
+
+def _print_json(value: Any) -> None:
+    document = msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=1)
+    sys.stdout.buffer.write(document + b"\n")
+    sys.stdout.buffer.flush()
