@@ -63,7 +63,7 @@ STUDIES: tuple[Study, ...] = (
         needs_labels=True,
         options=(
             Option("raters", "columns", "", "columns with the label each reader gave"),
-            Option("shuffles", "number", "20", "permutations of the labels"),
+            Option("random", "text", "yes", "`no` leaves out the model with random weights"),
         ),
         most_texts=2000,
     ),

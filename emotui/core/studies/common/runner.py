@@ -87,6 +87,9 @@ def _document(running: Running, implementation: Implementation) -> StudyDocument
     running.job.progress("writing the results")
     report = implementation.report(result)
     document = StudyDocument(run=running.run, result=msgspec.to_builtins(result), report=report)
+    # As it will be read back: mappings in the order of the file, NaN as null.
+    content = msgspec.json.encode(document, order="sorted")
+    document = msgspec.json.decode(content, type=StudyDocument)
     rows = implementation.rows(running) if implementation.rows is not None else None
     write_pages(running.folder, document, rows, result_type=type(result), html=running.request.html)
     return document

@@ -1,0 +1,640 @@
+"""At which layers and sites the emotion, and each appraisal, can be read (Tak et al.; METHODS 1.3,
+3), with every number beside what it must beat.
+
+One logistic regression at each layer and site, on standardised activations of the readout, its
+penalty chosen on held-out groups and judged on others. Two targets, because they answer different
+questions: the label of the dataset on all texts (`gold`), and what the model answered (`answer`),
+which late layers must hold, since the answer is a linear function of the last residual. Appraisals
+by ridge regression. Attention and MLP outputs are the tensors added to the residual, after Gemma's
+post-norms; Tak et al. read them before, and keep only texts that the model answered rightly, which
+makes late accuracy partly a tautology.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+import torch
+from torch import Tensor
+
+from emotui.cache.probes import ProbeScore
+from emotui.core.engine import controls
+from emotui.core.engine.appraisals import ridge
+from emotui.core.engine.capture import Job, QuietJob
+from emotui.core.engine.collect import Place, places_of
+from emotui.core.engine.design import Design, design_of
+from emotui.core.engine.labelled import Labelled, LabelledText, Row, Split, split_rows
+from emotui.core.engine.place_fits import PlaceFits, fit_places, scores_of
+from emotui.core.errors import UsageError
+from emotui.core.records import EMBEDDING_LAYER, Site
+from emotui.core.studies.common.chunks import Chunks
+from emotui.core.studies.common.dataset import Item
+from emotui.core.studies.common.readings import Readings, readings, readings_bytes
+from emotui.core.studies.common.report import Cell, Heat, Line, Plot, Report, Table
+from emotui.core.studies.common.running import Cost, Implementation, Running
+from emotui.core.studies.common.statistics import balanced, bootstrap, cohen_kappa, pearson
+from emotui.core.studies.probe_controls import projected, random_weights, text_probe
+
+LEAST_OF_A_LABEL = 34
+"""Texts of a label below which 15 % held out are fewer than five."""
+_LEAST_RATED = 20  # texts with all appraisals
+_SITES: tuple[Site, ...] = ("resid", "attn", "mlp")
+_KEPT = ("strength", "center", "weight", "bias", "predicted", "shuffled")
+
+
+class TargetResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How well one target can be read, place by place."""
+
+    target: str
+    """`gold`, `answer`, `first word` (a random label for each first word, METHODS 3.2), or one of
+    these at a model with random weights."""
+    labels: dict[str, int]
+    """Label to texts used."""
+    left_out: dict[str, int]
+    """Labels with fewer than 34 texts."""
+    judged_on: str
+    judged: int
+    scores: tuple[ProbeScore, ...]
+    low: tuple[float, ...]
+    """95 % bootstrap interval of the balanced accuracy over judged texts, of each score."""
+    high: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    """Plain accuracy on the same texts, as Tak et al. report it."""
+
+
+class ProjectedResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What is left of `gold` in a few dimensions of the residual, layer by layer."""
+
+    layer: tuple[int, ...]
+    random: tuple[float, ...]
+    """Balanced accuracy from as many random directions as there are labels."""
+    without: tuple[float, ...]
+    """The same with random directions orthogonal to all of the probe's."""
+
+
+class AppraisalResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How well one appraisal can be read, on held-out groups."""
+
+    name: str
+    site: Site
+    layer: tuple[int, ...]
+    r_squared: tuple[float, ...]
+    pearson: tuple[float | None, ...]
+    """None where the appraisal, or what is predicted, is constant."""
+
+
+class Cosines(msgspec.Struct, frozen=True, kw_only=True):
+    """Cosine of each emotion's probe row with each appraisal's regression row, residual stream."""
+
+    layer: tuple[int, ...]
+    emotions: tuple[str, ...]
+    appraisals: tuple[str, ...]
+    values: tuple[tuple[tuple[float, ...], ...], ...]
+    """[layers, emotions, appraisals]."""
+    means: tuple[tuple[float, ...], ...]
+    """[layers, emotions]: of the probe row with the difference of means."""
+
+
+class Agreement(msgspec.Struct, frozen=True, kw_only=True):
+    """How far readers agree with each other: what a probe cannot be expected to beat."""
+
+    raters: int
+    pairs: int
+    """Pairs of labels compared."""
+    accuracy: float
+    """Mean balanced accuracy of one reader against another."""
+    kappa: float | None
+
+
+class ProbesResult(msgspec.Struct, frozen=True, kw_only=True):
+    """All of it."""
+
+    texts: int
+    unreadable: int
+    model_accuracy: float
+    """Balanced accuracy of the model's own answers, all texts, over the labels of the dataset."""
+    chance: float
+    targets: tuple[TargetResult, ...]
+    words: float | None
+    """Balanced accuracy of a probe on the counts of words, judged on the same texts as `gold`."""
+    projections: ProjectedResult
+    appraisal_source: str
+    appraisals: tuple[AppraisalResult, ...]
+    cosines: Cosines | None
+    agreement: Agreement | None
+
+
+def run(study: Running) -> ProbesResult:
+    """Read all texts, fit every target at every place, with its controls."""
+    places = places_of(study.model.n_layers)
+    found = readings(study, places)
+    items = study.dataset.items(found.index.tolist())
+    splits = _splits(items, study.dataset.labels, study.run.seed)
+    labels = study.dataset.labels
+    answers = _answers(study, found)
+    gold = _Target("gold", found.gold, labels, items, splits)
+    words = _first_words(study, items, found.gold)
+    targets = [
+        gold,
+        _Target("answer", answers, study.tokens.labels, items, splits),
+        # Split by text: a word that is not among the training texts has nothing to be read from.
+        _Target("first word", words, labels, items, _splits_of(words, items, study.run.seed)),
+    ]
+    results, fits = [], {}
+    for target in targets:
+        if target.design is None:
+            continue
+        fits[target.name] = _fitted(study, found, target, target.name)
+        results.append(_judged(study, found, target, target.name, fits[target.name]))
+    if "gold" not in fits:
+        raise UsageError(
+            "There are too few texts to judge probes on.",
+            why=f"Fewer than two labels have {LEAST_OF_A_LABEL} texts: {_counts(gold)}.",
+            todo="Give more texts, or raise --limit.",
+        )
+    if study.text("random") == "yes":
+        with random_weights(study):
+            empty = readings(study, places, stage="texts-random")
+        name = "gold, random weights"
+        results.append(_judged(study, empty, gold, name, _fitted(study, empty, gold, name)))
+    appraisals, rows = _appraisals(study, found, items, splits)
+    named = [study.tokens.labels.index(label) for label in labels]
+    return ProbesResult(
+        texts=len(items),
+        unreadable=study.run.dataset.texts - len(items),
+        model_accuracy=float(
+            balanced(torch.tensor(named)[found.gold] == answers, found.gold, classes=len(labels))
+        ),
+        chance=1 / len(gold.kept),
+        targets=tuple(results),
+        words=text_probe([item.text for item in gold.items], gold.must_design, study),
+        projections=_projections(study, found, gold, fits["gold"]),
+        appraisal_source="author-assigned" if study.request.data == "bundled" else "the dataset",
+        appraisals=appraisals,
+        cosines=_cosines(study, found, gold, fits["gold"], rows),
+        agreement=_agreement(items, study.tokens.labels),
+    )
+
+
+class _Target:
+    """A label for each text that was read; texts of rare labels are left out."""
+
+    def __init__(
+        self,
+        name: str,
+        labels: Tensor,
+        names: Sequence[str],
+        items: Sequence[Item],
+        splits: Sequence[Split],
+    ) -> None:
+        counts = Counter(label for label in labels.tolist() if label >= 0)
+        self.name = name
+        kept = [n for n in range(len(names)) if counts[n] >= LEAST_OF_A_LABEL]
+        self.kept = tuple(names[n] for n in kept)
+        self.counts = {names[n]: counts[n] for n in range(len(names)) if counts[n]}
+        number = {label: position for position, label in enumerate(kept)}
+        self.rows = torch.tensor(
+            [row for row, label in enumerate(labels.tolist()) if label in number], dtype=torch.long
+        )
+        self.items = [items[row] for row in self.rows.tolist()]
+        self.design = self._design(labels, number, splits) if len(kept) > 1 else None
+
+    def _design(
+        self, labels: Tensor, number: dict[int, int], splits: Sequence[Split]
+    ) -> Design | None:
+        texts = tuple(
+            LabelledText("", number[int(labels[row])], splits[row], item.named, item.group)
+            for row, item in zip(self.rows.tolist(), self.items, strict=True)
+        )
+        try:
+            return design_of(Labelled(texts, self.kept, self.name), seed=0)
+        except UsageError:
+            return None  # of some label no text was held out
+
+    @property
+    def must_design(self) -> Design:
+        """The design of a target that has one."""
+        assert self.design is not None
+        return self.design
+
+
+def _counts(target: _Target) -> str:
+    return ", ".join(f"{label} {count}" for label, count in target.counts.items()) or "none"
+
+
+def _splits(items: Sequence[Item], labels: Sequence[str], seed: int) -> list[Split]:
+    """Return the split of each text: the corpus's own, else by group (METHODS 3)."""
+    if all(item.split for item in items):
+        return [item.split for item in items]  # type: ignore[misc]
+    rows = [Row("", labels[item.label], item.group, item.named, None) for item in items]
+    return [row.split or "train" for row in split_rows(rows, seed)]
+
+
+def _splits_of(labels: Tensor, items: Sequence[Item], seed: int) -> list[Split]:
+    rows = [
+        Row("", str(label), item.id, item.named, None)
+        for label, item in zip(labels.tolist(), items, strict=True)
+    ]
+    return [row.split or "train" for row in split_rows(rows, seed)]
+
+
+def _answers(study: Running, found: Readings) -> Tensor:
+    """Return the model's answer among the labels of the dataset, as an index of the label set."""
+    named = torch.tensor([study.tokens.labels.index(label) for label in study.dataset.labels])
+    return named[found.scores[:, named].argmax(dim=1)]
+
+
+def _first_words(study: Running, items: Sequence[Item], gold: Tensor) -> Tensor:
+    """Return a label for each text that follows from its first word alone (Hewitt and Liang).
+
+    Each word draws its label once, by the frequencies of the gold labels.
+    """
+    words = [(item.text.lower().split() or [""])[0] for item in items]
+    kinds = {word: number for number, word in enumerate(sorted(set(words)))}
+    shares = torch.bincount(gold, minlength=len(study.dataset.labels)).double()
+    drawn = torch.multinomial(
+        shares, len(kinds), replacement=True, generator=study.generator("first words")
+    )
+    return drawn[torch.tensor([kinds[word] for word in words])]
+
+
+def _fitted(study: Running, found: Readings, target: _Target, name: str) -> Chunks:
+    """Fit a target at every place, one chunk a place."""
+    design = target.must_design
+    stage = f"fits {name}".replace(", ", "-").replace(" ", "-")
+
+    def work(number: int) -> dict[str, Tensor]:
+        inputs = found.at(found.places[number])[target.rows]
+        fits = fit_places(
+            inputs[None],
+            design,
+            seed=study.run.seed,
+            job=_Within(study.job),
+            phase="",
+            device=study.model.device,
+        )
+        return {field: getattr(fits, field) for field in _KEPT}
+
+    return study.stage(stage, len(found.places), work, phase=f"fitting {name}")
+
+
+class _Within(QuietJob):
+    """The job of a part of a stage: it can be cancelled, and leaves progress to the stage."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def check(self) -> None:
+        """Raise Cancelled where the user cancelled."""
+        self._job.check()
+
+
+def _places_fits(chunks: Chunks) -> PlaceFits:
+    columns = {field: chunks.joined(field) for field in _KEPT}
+    none = torch.empty(0)
+    return PlaceFits(**columns, fold_weight=none, fold_bias=none)
+
+
+def _judged(
+    study: Running, found: Readings, target: _Target, name: str, chunks: Chunks
+) -> TargetResult:
+    design, fits = target.must_design, _places_fits(chunks)
+    bag = fit_places(
+        found.bag[target.rows][None],
+        design,
+        seed=study.run.seed,
+        job=_Within(study.job),
+        phase="",
+        device=study.model.device,
+    )
+    correct = fits.predicted[:, design.judged] == design.labels[design.judged]
+    truth = design.labels[design.judged]
+    low, high = bootstrap(
+        lambda rows: balanced(correct[:, rows], truth[rows], classes=design.classes),
+        len(truth),
+        study.generator(f"intervals {name}"),
+    )
+    return TargetResult(
+        target=name,
+        labels={label: target.counts[label] for label in target.kept},
+        left_out={label: n for label, n in target.counts.items() if label not in target.kept},
+        judged_on=design.judged_on,
+        judged=len(truth),
+        scores=scores_of(fits, bag.predicted[0], found.places, design),
+        low=tuple(low.tolist()),
+        high=tuple(high.tolist()),
+        accuracy=tuple(correct.double().mean(dim=1).tolist()),
+    )
+
+
+def _projections(
+    study: Running, found: Readings, target: _Target, chunks: Chunks
+) -> ProjectedResult:
+    """Read the target from random directions, free ones and ones orthogonal to the probe's."""
+    design, layers = target.must_design, range(EMBEDDING_LAYER, study.model.n_layers)
+    judged = design.labels[design.judged]
+    weights = chunks.joined("weight")
+    accuracy: dict[bool, list[float]] = {False: [], True: []}
+    for layer in layers:
+        place: Place = ("resid", layer)
+        h = found.at(place)[target.rows].float()
+        for orthogonal, column in accuracy.items():
+            inputs = projected(
+                h,
+                weights[found.places.index(place)] if orthogonal else None,
+                count=design.classes,
+                generator=study.generator(f"directions {layer}"),
+            )
+            fits = fit_places(
+                inputs[None],
+                design,
+                seed=study.run.seed,
+                job=_Within(study.job),
+                phase="",
+                device=study.model.device,
+            )
+            column.append(
+                float(
+                    controls.balanced_accuracy(
+                        fits.predicted[0, design.judged], judged, classes=design.classes
+                    )
+                )
+            )
+    return ProjectedResult(
+        layer=tuple(layers), random=tuple(accuracy[False]), without=tuple(accuracy[True])
+    )
+
+
+def _appraisals(
+    study: Running, found: Readings, items: Sequence[Item], splits: Sequence[Split]
+) -> tuple[tuple[AppraisalResult, ...], dict[int, Tensor]]:
+    """Fit each appraisal at every place; also the rows of each layer of the residual stream."""
+    names = study.dataset.appraisals
+    targets = torch.tensor([item.appraisals for item in items], dtype=torch.float64)
+    rated = [n for n in range(len(items)) if names and not bool(targets[n].isnan().any())]
+    parts = {
+        split: torch.tensor([k for k, n in enumerate(rated) if splits[n] == split])
+        for split in ("train", "dev", "test")
+    }
+    if len(rated) < _LEAST_RATED or any(len(rows) < 2 for rows in parts.values()):
+        return (), {}
+    wanted = targets[rated]
+
+    def work(number: int) -> dict[str, Tensor]:
+        inputs = found.at(found.places[number])[rated]
+        rows, score = ridge(inputs, wanted, parts)
+        read = inputs[parts["test"]].double() @ rows.T
+        return {
+            "rows": rows[None],
+            "score": score[None],
+            "pearson": pearson(read, wanted[parts["test"]])[None],
+        }
+
+    chunks = study.stage("appraisals", len(found.places), work, phase="fitting the appraisals")
+    score, r = chunks.joined("score"), chunks.joined("pearson")
+    results = []
+    for site in _SITES:
+        at = [n for n, place in enumerate(found.places) if place[0] == site]
+        results += [
+            AppraisalResult(
+                name=name,
+                site=site,
+                layer=tuple(found.places[n][1] for n in at),
+                r_squared=tuple(score[at, column].tolist()),
+                pearson=tuple(_or_none(v) for v in r[at, column].tolist()),
+            )
+            for column, name in enumerate(names)
+        ]
+    rows = chunks.joined("rows")
+    return tuple(results), {
+        layer: rows[n] for n, (site, layer) in enumerate(found.places) if site == "resid"
+    }
+
+
+def _or_none(value: float) -> float | None:
+    return value if value == value else None
+
+
+def _cosines(
+    study: Running, found: Readings, target: _Target, chunks: Chunks, rows: dict[int, Tensor]
+) -> Cosines | None:
+    if not rows:
+        return None
+    design, weights = target.must_design, chunks.joined("weight")
+    values, means = [], []
+    for layer, appraisals in rows.items():
+        place: Place = ("resid", layer)
+        w = weights[found.places.index(place)].T.double()
+        w = _unit(w - w.mean(dim=0))  # softmax leaves what all rows share undetermined
+        values.append(tuple(map(tuple, (w @ _unit(appraisals.double()).T).tolist())))
+        h = found.at(place)[target.rows][design.train].double()
+        truth = design.labels[design.train]
+        apart = torch.stack(
+            [h[truth == k].mean(0) - h[truth != k].mean(0) for k in range(design.classes)]
+        )
+        means.append(tuple((w * _unit(apart)).sum(dim=1).tolist()))
+    return Cosines(
+        layer=tuple(rows),
+        emotions=target.kept,
+        appraisals=study.dataset.appraisals,
+        values=tuple(values),
+        means=tuple(means),
+    )
+
+
+def _unit(rows: Tensor) -> Tensor:
+    unit: Tensor = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    return unit
+
+
+def _agreement(items: Sequence[Item], labels: Sequence[str]) -> Agreement | None:
+    """Compare every two readers' labels, text by text; None where there are fewer than two."""
+    raters = len(items[0].extra) if items else 0
+    number = {label: n for n, label in enumerate(labels)}
+    first, second = [], []
+    for item in items:
+        given = [number.get(word.lower(), -1) for word in item.extra]
+        pairs = [(a, b) for a in range(raters) for b in range(raters) if a != b]
+        first += [given[a] for a, b in pairs if given[a] >= 0 and given[b] >= 0]
+        second += [given[b] for a, b in pairs if given[a] >= 0 and given[b] >= 0]
+    if not first:
+        return None
+    one, other = torch.tensor(first), torch.tensor(second)
+    return Agreement(
+        raters=raters,
+        pairs=len(first) // 2,
+        accuracy=float(balanced(one == other, one, classes=len(labels))),
+        kappa=_or_none(cohen_kappa(one, other, classes=len(labels))),
+    )
+
+
+def report(result: ProbesResult) -> Report:
+    """Say from where each target can be read, and lay every curve beside its controls."""
+    table = Table(
+        "Accuracy by layer and site",
+        (
+            *("target", "site", "layer", "balanced_accuracy", "low", "high", "accuracy"),
+            *("trust", "shuffled_95", "bag_of_embeddings", "named", "unnamed"),
+        ),
+        tuple(_rows(result)),
+    )
+    appraisals = Table(
+        "Appraisals by layer and site",
+        ("appraisal", "site", "layer", "r_squared", "pearson"),
+        tuple(
+            (one.name, one.site, layer, r2, r)
+            for one in result.appraisals
+            for layer, r2, r in zip(one.layer, one.r_squared, one.pearson, strict=True)
+        ),
+    )
+    tables = (table, appraisals) if result.appraisals else (table,)
+    plots = [_accuracy_plot(result, target) for target in result.targets]
+    plots += _appraisal_plots(result)
+    return Report(tuple(_sentences(result)), tables, tuple(plots), tuple(_cosine_heats(result)))
+
+
+def _rows(result: ProbesResult) -> list[tuple[Cell, ...]]:
+    return [
+        (
+            *(target.target, score.site, score.layer, score.balanced_accuracy, low, high),
+            *(accuracy, score.trust, score.shuffled_95, score.bag_accuracy),
+            *(score.named_accuracy, score.unnamed_accuracy),
+        )
+        for target in result.targets
+        for score, low, high, accuracy in zip(
+            target.scores, target.low, target.high, target.accuracy, strict=True
+        )
+    ]
+
+
+def _best(target: TargetResult) -> ProbeScore:
+    """Return the layer of the residual stream that was best on dev: judged texts choose nothing."""
+    resid = [score for score in target.scores if score.site == "resid" and score.layer >= 0]
+    return max(resid, key=lambda score: (score.dev_accuracy or 0.0, -score.layer))
+
+
+def _sentences(result: ProbesResult) -> list[str]:
+    found = [
+        f"{result.texts:,} texts; the model's own answers have a balanced accuracy of "
+        f"{result.model_accuracy:.2f}, guessing {result.chance:.2f}."
+    ]
+    for target in result.targets:
+        best = _best(target)
+        trusted = [s.layer for s in target.scores if s.site == "resid" and s.trust == "trusted"]
+        where = f"trusted from layer {min(trusted)} on" if trusted else "trusted at no layer"
+        if trusted and sorted(trusted) != list(range(min(trusted), max(trusted) + 1)):
+            where = "trusted at layers " + ", ".join(map(str, sorted(trusted)))
+        counts = ", ".join(f"{label} {n}" for label, n in target.labels.items())
+        left_out = ", ".join(f"{label} {n}" for label, n in target.left_out.items())
+        found.append(
+            f"Target {target.target}: {best.balanced_accuracy:.2f} at layer {best.layer} (chosen "
+            f"on dev), on {target.judged} {target.judged_on}; shuffled labels reach "
+            f"{best.shuffled_95:.2f} at their best layer, the mean embedding "
+            f"{best.bag_accuracy:.2f}; {where}. Texts: {counts}"
+            + (f"; left out as too few: {left_out}." if left_out else ".")
+        )
+    named = {target.target: _best(target) for target in result.targets}
+    if "gold" in named and "first word" in named:
+        apart = named["gold"].balanced_accuracy - named["first word"].balanced_accuracy
+        found.append(f"Selectivity (gold less a random label of each first word): {apart:+.2f}.")
+    if result.words is not None:
+        gold = [s.balanced_accuracy for s in result.targets[0].scores if s.site == "resid"]
+        verdict = "beats" if max(gold) > result.words else "does not beat"
+        found.append(
+            f"A probe on the words alone (TF-IDF): {result.words:.2f}, which the best layer of the "
+            f"residual stream {verdict}."
+        )
+    if result.agreement is not None:
+        found.append(
+            f"Readers against each other: {result.agreement.accuracy:.2f} over "
+            f"{result.agreement.pairs:,} pairs; no probe can be expected above it."
+        )
+    if result.appraisals:
+        found.append(f"Appraisal values: {result.appraisal_source}.")
+    if result.unreadable:
+        found.append(f"{result.unreadable:,} texts are too long for the model with the prompt.")
+    return found
+
+
+def _accuracy_plot(result: ProbesResult, target: TargetResult) -> Plot:
+    def of(site: Site) -> list[int]:
+        return [n for n, score in enumerate(target.scores) if score.site == site]
+
+    lines = [
+        Line(
+            name=site,
+            x=tuple(float(target.scores[n].layer) for n in of(site)),
+            y=tuple(target.scores[n].balanced_accuracy for n in of(site)),
+            low=tuple(target.low[n] for n in of(site)),
+            high=tuple(target.high[n] for n in of(site)),
+        )
+        for site in _SITES
+    ]
+    resid = [target.scores[n] for n in of("resid")]
+    x = tuple(float(score.layer) for score in resid)
+    lines.append(_control("shuffled, 95 %", x, tuple(score.shuffled_95 for score in resid)))
+    lines.append(_control("mean embedding", x, tuple(score.bag_accuracy for score in resid)))
+    if target.target == "gold":
+        layers = tuple(float(layer) for layer in result.projections.layer)
+        lines.append(_control("random directions", layers, result.projections.random))
+        lines.append(_control("without the probe", layers, result.projections.without))
+        if result.words is not None:
+            lines.append(_control("words (TF-IDF)", x, (result.words,) * len(x)))
+        if result.agreement is not None:
+            lines.append(_control("readers", x, (result.agreement.accuracy,) * len(x)))
+    return Plot(f"Accuracy, {target.target}", "layer", "balanced accuracy", tuple(lines))
+
+
+def _control(name: str, x: tuple[float, ...], y: tuple[float, ...]) -> Line:
+    return Line(name=name, x=x, y=y, control=True)
+
+
+def _appraisal_plots(result: ProbesResult) -> list[Plot]:
+    plots = []
+    for site in _SITES:
+        lines = tuple(
+            Line(name=one.name, x=tuple(map(float, one.layer)), y=one.r_squared)
+            for one in result.appraisals
+            if one.site == site
+        )
+        if lines:
+            plots.append(Plot(f"Appraisals, {site}", "layer", "R² on held-out groups", lines))
+    return plots
+
+
+def _cosine_heats(result: ProbesResult) -> list[Heat]:
+    if result.cosines is None:
+        return []
+    found = result.cosines
+    layers = sorted({0, found.layer[len(found.layer) // 2], found.layer[-1]})
+    return [
+        Heat(
+            f"Cosine of emotions and appraisals, residual stream, layer {layer}",
+            found.emotions,
+            found.appraisals,
+            found.values[found.layer.index(layer)],
+        )
+        for layer in layers
+    ]
+
+
+def cost(study: Running) -> Cost:
+    """Return one forward a text (two with random weights) and the fits of three targets."""
+    model, texts = study.model, study.run.dataset.texts
+    places = places_of(model.n_layers)
+    runs = 2 if study.text("random") == "yes" else 1
+    labels = len(study.dataset.labels)
+    # A fit is about this many passes over its inputs: replicates times Newton steps times solver.
+    passes = 3 * 30 * 40
+    seconds = runs * len(places) * passes * texts * model.d_model * labels / 5e9
+    return Cost(
+        forwards=runs * texts,
+        disk_bytes=runs * readings_bytes(study, len(places)),
+        memory_bytes=40 * texts * model.d_model,
+        seconds=seconds,
+    )
+
+
+STUDY = Implementation(run=run, report=report, cost=cost)
