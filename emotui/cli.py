@@ -15,6 +15,7 @@ from emotui import __version__
 from emotui.core.emotions import DEFAULT_LABEL_SET
 from emotui.core.errors import Cancelled, EmotuiError, UsageError
 from emotui.core.protocol import GenerationSpec, InspectRequest, ModelSpec
+from emotui.core.sizes import bytes_of
 from emotui.core.text import DEFAULT_TEMPLATE, clean
 
 app = typer.Typer(
@@ -33,7 +34,14 @@ Sae = Annotated[
     list[str] | None, typer.Option("--sae", help="A folder, a params.npz, RELEASE[:ID], or none.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or auto.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, int8, nf4 or auto.")]
+DeviceMap = Annotated[
+    str | None, typer.Option("--device-map", help="auto: the layers spread over all GPUs.")
+]
+SaeMemoryLimit = Annotated[
+    str | None,
+    typer.Option("--sae-memory", help="SAE weights held at a time, as 8GiB; what is free."),
+]
 TemplateName = Annotated[str, typer.Option("--template", help="The prompt around the text.")]
 LabelSet = Annotated[str, typer.Option("--labels", help="The set of emotion labels.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Make no connection.")]
@@ -70,6 +78,8 @@ def open_explorer(
     revision: Revision = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    sae_memory: SaeMemoryLimit = None,
     template: TemplateName = DEFAULT_TEMPLATE,
     labels: LabelSet = DEFAULT_LABEL_SET,
     offline: Offline = False,
@@ -85,7 +95,20 @@ def open_explorer(
 
     explore(
         text,
-        _request(text, model, sae, revision, device, dtype, template, labels, offline, cache_dir),
+        _request(
+            text,
+            model,
+            sae,
+            revision,
+            device,
+            dtype,
+            template,
+            labels,
+            offline,
+            cache_dir,
+            device_map=device_map,
+            sae_memory=sae_memory,
+        ),
         cache_dir=cache_dir,
         private=private,
         theme=theme,
@@ -101,6 +124,8 @@ def inspect(
     revision: Revision = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    sae_memory: SaeMemoryLimit = None,
     template: TemplateName = DEFAULT_TEMPLATE,
     labels: LabelSet = DEFAULT_LABEL_SET,
     do: Annotated[
@@ -150,7 +175,18 @@ def inspect(
     from emotui.commands.inspect import InspectOptions, inspect_texts
 
     request = _request(
-        text, model, sae, revision, device, dtype, template, labels, offline, cache_dir
+        text,
+        model,
+        sae,
+        revision,
+        device,
+        dtype,
+        template,
+        labels,
+        offline,
+        cache_dir,
+        device_map=device_map,
+        sae_memory=sae_memory,
     )
     inspect_texts(
         text,
@@ -183,6 +219,8 @@ def generate(
     revision: Revision = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    sae_memory: SaeMemoryLimit = None,
     template: TemplateName = DEFAULT_TEMPLATE,
     labels: LabelSet = DEFAULT_LABEL_SET,
     do: Annotated[
@@ -205,7 +243,18 @@ def generate(
     from emotui.commands.generate import generate_text
 
     request = _request(
-        text, model, sae, revision, device, dtype, template, labels, offline, cache_dir
+        text,
+        model,
+        sae,
+        revision,
+        device,
+        dtype,
+        template,
+        labels,
+        offline,
+        cache_dir,
+        device_map=device_map,
+        sae_memory=sae_memory,
     )
     generate_text(
         text,
@@ -291,6 +340,7 @@ def doctor(
     revision: Revision = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
     offline: Offline = False,
     cache_dir: CacheDir = None,
 ) -> None:
@@ -300,7 +350,12 @@ def doctor(
     spec = None
     if model is not None:
         spec = ModelSpec(
-            model=model, revision=revision, dtype=dtype, device=device, offline=offline
+            model=model,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            offline=offline,
+            device_map=_device_map(device_map),
         )
     diagnose(spec, cache_dir=cache_dir)
 
@@ -316,6 +371,9 @@ def _request(
     labels: str,
     offline: bool,
     cache_dir: Path | None,
+    *,
+    device_map: str | None = None,
+    sae_memory: str | None = None,
 ) -> InspectRequest:
     from emotui.cache.demo import demo_saes, demo_spec
     from emotui.commands.models import sae_sources
@@ -327,6 +385,11 @@ def _request(
         spec = ModelSpec(
             model=model, revision=revision, dtype=dtype, device=device, offline=offline
         )
+    spec = msgspec.structs.replace(
+        spec,
+        device_map=_device_map(device_map),
+        sae_memory=None if sae_memory is None else bytes_of(sae_memory),
+    )
     sae = sae_sources(spec.model, sae or (), offline=offline, cache_dir=cache_dir)
     return InspectRequest(
         spec=spec,
@@ -336,6 +399,10 @@ def _request(
         label_set=labels,
         saes=sae,
     )
+
+
+def _device_map(value: str | None) -> str | None:
+    return None if value is None else _choice("--device-map", value, ("auto",))
 
 
 def _choice(option: str, value: str, allowed: Sequence[str]) -> str:

@@ -18,13 +18,14 @@ from support_hub import COMMIT, Hub, Repository, files_of, serving
 from support_models import GEMMA_OF_26_LAYERS, tiny_folder
 
 from emotui.core.engine.capture import QuietJob
-from emotui.core.engine.hub import fetch, in_bytes
+from emotui.core.engine.hub import fetch
 from emotui.core.engine.model import load_model
 from emotui.core.engine.model_files import find_model, wanted_files
 from emotui.core.engine.saes import load_saes
 from emotui.core.errors import Cancelled, ModelError, SaeError
 from emotui.core.protocol import ModelSpec
 from emotui.core.sae_directory import directory
+from emotui.core.sizes import in_bytes
 
 MODEL, SAES = "google/gemma-2-2b", "google/gemma-scope-2b-pt-res"
 DEFAULT = "gemma-scope-2b-pt-res-canonical"
@@ -338,7 +339,7 @@ def test_a_disk_without_room(in_process: Hub, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("shutil.disk_usage", lambda _path: Usage)
     with pytest.raises(ModelError) as caught:
         fetch(MODEL, revision=None, choose=lambda names: list(names), job=QuietJob())
-    assert "1.0 kB free" in caught.value.why
+    assert "1000 bytes free" in caught.value.why
     assert in_process.gets() == []
 
 

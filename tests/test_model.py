@@ -93,7 +93,7 @@ def test_auto_dtype() -> None:
     assert resolve_dtype("auto", cuda, half_checkpoint=False) is torch.float32
 
 
-@pytest.mark.parametrize("dtype", ["float16", "fp16", "int8", "float32; rm"])
+@pytest.mark.parametrize("dtype", ["float16", "fp16", "int4", "float32; rm"])
 def test_refused_dtypes(dtype: str) -> None:
     with pytest.raises(UsageError) as caught:
         resolve_dtype(dtype, torch.device("cpu"), half_checkpoint=False)

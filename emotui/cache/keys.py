@@ -18,7 +18,7 @@ from emotui.cache.fingerprints import (
 )
 from emotui.core.emotions import LABEL_SETS
 from emotui.core.errors import UsageError
-from emotui.core.protocol import InspectRequest
+from emotui.core.protocol import InspectRequest, ModelSpec
 from emotui.core.records import SCHEMA, SCHEMA_VERSION
 from emotui.core.text import clean, template_named
 
@@ -78,7 +78,7 @@ def request_key(
             "template": msgspec.to_builtins(template_named(request.template)),
             "label_set": [request.label_set, *labels],
             "dtype": request.spec.dtype,
-            "device": request.spec.device,
+            "device": _device_of(request.spec),
             "saes": list(request.saes if sae_ids is None else sae_ids),
             "probes": list(request.probes),
             "edits": list(request.edits),
@@ -89,6 +89,10 @@ def request_key(
             "seed": request.seed,
         },
     )
+
+
+def _device_of(spec: ModelSpec) -> str:
+    return spec.device if spec.device_map is None else f"{spec.device} map {spec.device_map}"
 
 
 def sae_identities(

@@ -56,14 +56,18 @@ def cache_for(cache_dir: Path | None, *, private: bool, demo: bool = False) -> I
 
 
 class ProgressLine:
-    """One line on stderr that says how far the work is; silent where stderr is no terminal."""
+    """One line on stderr that says how far the work is, where stderr is a terminal; and notices."""
 
     def __init__(self) -> None:
         self._shown = 0.0
         self._width = 0
 
     def __call__(self, progress: Progress) -> None:
-        """Show a progress event, at most ten a second."""
+        """Show a progress event, at most ten a second; a notice as a line that stays."""
+        if progress.notice:
+            self.clear()
+            say(progress.phase)
+            return
         now = time.monotonic()
         if not sys.stderr.isatty() or now - self._shown < _SECONDS_BETWEEN_LINES:
             return

@@ -55,6 +55,12 @@ class Tally(msgspec.Struct):
     batched: int = 0
     """Texts that went through the model in batches."""
     seconds: float = 0.0
+    engine_seconds: float = 0.0
+    """Of them, in the engine, inspecting."""
+    estimate_bytes: int = 0
+    """The largest peak of memory that was estimated; 0 where nothing was computed."""
+    peak_bytes: int = 0
+    """The most the engine held: the process, or PyTorch on an accelerator."""
 
 
 def inspect_texts(
@@ -212,6 +218,9 @@ def _trace_of(prepared: Prepared, store: Store, client: EngineClient, tally: Tal
     assert isinstance(done, Inspected)
     tally.forwards += done.forwards
     tally.cache_hits += done.cached
+    tally.engine_seconds = round(tally.engine_seconds + done.seconds, 3)
+    tally.estimate_bytes = max(tally.estimate_bytes, done.estimate_bytes)
+    tally.peak_bytes = max(tally.peak_bytes, done.peak_bytes)
     return store.get_trace(done.trace_id)
 
 

@@ -87,6 +87,10 @@ class EngineError(EmotuiError):
     """The engine did not start, broke the protocol, or ended."""
 
 
+class OutOfMemory(EngineError):
+    """Something did not fit into memory; the engine goes on with what it had before."""
+
+
 class Cancelled(EmotuiError):
     """The user cancelled the work; nothing half-done was kept."""
 
@@ -97,7 +101,7 @@ _KINDS: dict[str, type[EmotuiError]] = {
     kind.__name__: kind
     for kind in (
         *(EmotuiError, UsageError, TextError, EditError, ModelError, SaeError, ProbeError),
-        *(CacheError, ExportError, EngineError, Cancelled),
+        *(CacheError, ExportError, EngineError, OutOfMemory, Cancelled),
     )
 }
 

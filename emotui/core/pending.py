@@ -30,6 +30,7 @@ class Pending:
         self._outcome: Outcome | None = None
         self._error: EmotuiError | None = None
         self._progress: Progress | None = None
+        self._notices: list[Progress] = []
         self._on_done: list[Callable[[Pending], None]] = []
         self._on_progress: list[Callable[[Progress], None]] = []
         self.child: Child | None = None
@@ -73,17 +74,20 @@ class Pending:
         call_back(callback, self)
 
     def on_progress(self, callback: Callable[[Progress], None]) -> None:
-        """Call `callback` with every progress event from the latest on."""
+        """Call `callback` with every progress event from the latest on, and every notice."""
         with self._lock:
             self._on_progress.append(callback)
-            latest = self._progress
-        if latest is not None:
-            call_back(callback, latest)
+            earlier = [*self._notices, *([] if self._progress is None else [self._progress])]
+        for progress in earlier:
+            call_back(callback, progress)
 
     def tell(self, progress: Progress) -> None:
         """Hand on a progress event. For the client."""
         with self._lock:
-            self._progress = progress
+            if progress.notice:
+                self._notices.append(progress)
+            else:
+                self._progress = progress
             callbacks = tuple(self._on_progress)
         for callback in callbacks:
             call_back(callback, progress)

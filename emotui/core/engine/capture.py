@@ -32,6 +32,9 @@ class Job(Protocol):
     def wrote(self, written: Written, done: int, total: int, /) -> None:
         """Show a text that is finished."""
 
+    def notice(self, line: str, /) -> None:
+        """Tell the user a fact that stays in sight."""
+
     def check(self) -> None:
         """Raise Cancelled where the user cancelled."""
 
@@ -47,6 +50,9 @@ class QuietJob:
         self.progress(phase, done, total)
 
     def wrote(self, _written: Written, _done: int, _total: int, /) -> None:
+        """Do nothing."""
+
+    def notice(self, line: str, /) -> None:
         """Do nothing."""
 
     def check(self) -> None:

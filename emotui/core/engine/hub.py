@@ -19,6 +19,7 @@ from emotui.cache.fingerprints import hub_commit, hub_folder
 from emotui.core.engine.capture import Job
 from emotui.core.errors import ModelError
 from emotui.core.model_names import ALIASES, near_names
+from emotui.core.sizes import in_bytes, in_time
 from emotui.core.text import clean
 
 Choose = Callable[[Sequence[str]], Sequence[str]]
@@ -104,21 +105,6 @@ def _check_room(repo: str, needed: int) -> None:
         )
 
 
-def in_bytes(count: float) -> str:
-    """Return a size as people read it: 302 MB, 5.2 GB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            number = count / size
-            return f"{number:.1f} {unit}" if number < 10 else f"{number:.0f} {unit}"
-    return f"{count:.0f} bytes"
-
-
-def _in_time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 class Meter:
     """Counts the bytes of a download and reports them, with the time left, to a job."""
 
@@ -135,6 +121,7 @@ class Meter:
         self._repo, self.total, self._job = repo, total, job
         self._started = time.monotonic()
         if total:
+            job.notice(f"Downloading {clean(repo)}: {in_bytes(total)}.")
             job.progress(f"downloading {clean(repo)}: {in_bytes(total)}", 0, 100)
 
     def advance(self, count: int) -> None:
@@ -145,7 +132,7 @@ class Meter:
         self._job.check()
         share = min(self.done / self.total, 1.0) if self.total else 1.0
         seconds = time.monotonic() - self._started
-        left = f", {_in_time(seconds * (1 - share) / share)} left" if 0 < share < 1 else ""
+        left = f", {in_time(seconds * (1 - share) / share)} left" if 0 < share < 1 else ""
         what = f"{in_bytes(self.done)} of {in_bytes(self.total)}{left}"
         self._job.progress(f"downloading {clean(self._repo)}: {what}", int(100 * share), 100)
 

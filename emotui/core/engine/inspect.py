@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -22,15 +23,21 @@ from emotui.core.engine.answer import AnswerReading, LabelTokens, label_tokens
 from emotui.core.engine.attributor import NONE, Attributor, metric_of
 from emotui.core.engine.capture import Activations, Job, hooked
 from emotui.core.engine.edited import EditedRun, answer_effects, canonical, marked, run_edited
+from emotui.core.engine.estimate import announce, estimate_run, too_much
 from emotui.core.engine.generate import continuation
 from emotui.core.engine.instruments import Instruments
 from emotui.core.engine.lens import read_lens
+from emotui.core.engine.memory import Estimate, peak_bytes, told_what_fits
 from emotui.core.engine.model import LoadedModel, name_of, package_versions
 from emotui.core.engine.runs import activations_of
 from emotui.core.errors import UsageError
 from emotui.core.protocol import GenerationSpec, Inspected, InspectRequest, ModelSpec
-from emotui.core.records import Answer, Effect, Run, Trace
+from emotui.core.records import Answer, Effect, Run, TextRecord, Trace
 from emotui.core.text import Template, clean, template_named
+
+if TYPE_CHECKING:
+    from emotui.core.engine.probes import Probe
+    from emotui.core.engine.saes import SaeSet
 
 NOTE_FILE = "emotui.json"
 """In a local model's folder: a JSON object whose `note` goes into every trace."""
@@ -42,6 +49,21 @@ class Inspection:
 
     trace: Trace
     forwards: int
+    expected_bytes: int = 0
+    """The peak of memory that was estimated; 0 where nothing was run but a continuation."""
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What is known of a request before the model is run."""
+
+    template: Template
+    labels: LabelTokens
+    text: TextRecord
+    saes: tuple[SaeSet, ...]
+    probes: tuple[Probe, ...]
+    all_sites: bool
+    expected: Estimate
 
 
 def inspect(
@@ -71,6 +93,8 @@ def inspect(
         cached=False,
         forwards=done.forwards,
         seconds=time.monotonic() - started,
+        estimate_bytes=max(done.expected_bytes, model.loading_bytes),
+        peak_bytes=peak_bytes(model.device),
     )
 
 
@@ -90,12 +114,19 @@ def compute(
     """
     if request.generation is not None:
         return _continued(request, request.generation, model, instruments, store, job, key=key)
+    ready = _ready(request, model, instruments, job)
+    with told_what_fits(lambda: too_much(model, len(ready.text.tokens), ready.expected)):
+        return _compute(request, ready, model, instruments, store, job, key=key)
+
+
+def _ready(
+    request: InspectRequest, model: LoadedModel, instruments: Instruments, job: Job
+) -> _Ready:
     if request.label_set not in LABEL_SETS:
         raise UsageError(
             f"There is no label set called {clean(request.label_set)!r}.",
             todo=f"Use one of: {', '.join(LABEL_SETS)}.",
         )
-    before = model.forwards
     template = template_named(request.template)
     labels = label_tokens(model.reader, request.label_set, template)
     text = model.reader.read(
@@ -107,6 +138,26 @@ def compute(
     all_sites = request.all_sites or any(
         site != "resid" for source in saes for site, _ in source.places
     )
+    expected = estimate_run(
+        model, saes, len(text.tokens), all_sites=all_sites, attributes=request.metric != NONE
+    )
+    announce(expected, saes, len(text.tokens), job)
+    return _Ready(template, labels, text, saes, probes, all_sites, expected)
+
+
+def _compute(
+    request: InspectRequest,
+    ready: _Ready,
+    model: LoadedModel,
+    instruments: Instruments,
+    store: Store,
+    job: Job,
+    *,
+    key: str,
+) -> Inspection:
+    before = model.forwards
+    template, labels, text = ready.template, ready.labels, ready.text
+    saes, probes, all_sites = ready.saes, ready.probes, ready.all_sites
     job.progress("running the model")
     activations = activations_of(
         model, store, [token.id for token in text.tokens], all_sites=all_sites, job=job
@@ -179,7 +230,7 @@ def compute(
         effects=() if edited is None else _effects(edited, parent, reading.answer, store),
     )
     trace = msgspec.structs.replace(trace, agreement=agreement_of(trace))
-    return Inspection(trace, model.forwards - before)
+    return Inspection(trace, model.forwards - before, ready.expected.total)
 
 
 def _continued(
@@ -231,7 +282,7 @@ def run_record(model: LoadedModel, request: InspectRequest) -> Run:
         layers=model.n_layers,
         d_model=model.d_model,
         dtype=model.dtype_name,
-        device=str(model.device),
+        device=model.device_name,
         attention=model.attention,
         template=request.template,
         bos=model.reader.begins_with_bos,

@@ -29,7 +29,8 @@ from emotui.core.records import (
 if TYPE_CHECKING:
     from emotui.core.engine.attributor import Attributor
     from emotui.core.engine.probes import Probe
-    from emotui.core.engine.saes import Sae, SaeSet
+    from emotui.core.engine.sae_memory import SaeMemory
+    from emotui.core.engine.saes import Sae, SaeSet, SaeWeights
 
 _Columns = TypeVar("_Columns", Readouts, Features)
 
@@ -51,6 +52,7 @@ class Instruments:
         self._store = store
         self._saes: dict[tuple[str, str], SaeSet] = {}
         self._probes: dict[str, Probe] = {}
+        self._held: SaeMemory[SaeWeights] | None = None
         self._labels = FeatureLabels(model, store)
 
     def saes(self, sources: Sequence[str], job: Job) -> tuple[SaeSet, ...]:
@@ -65,9 +67,19 @@ class Instruments:
                 from emotui.core.engine.saes import load_saes
 
                 job.progress("opening the SAEs")
-                self._saes[place] = load_saes(source, self._model, root=self._store.root, job=job)
+                self._saes[place] = load_saes(
+                    source, self._model, root=self._store.root, job=job, held=self._held_weights()
+                )
             sets.append(self._saes[place])
         return tuple(sets)
+
+    def _held_weights(self) -> SaeMemory[SaeWeights]:
+        """Return where the weights of all sources are held, under one budget."""
+        if self._held is None:
+            from emotui.core.engine.sae_memory import SaeMemory
+
+            self._held = SaeMemory(self._model.device, self._model.spec.sae_memory)
+        return self._held
 
     def probes(self, ids: Sequence[str]) -> tuple[Probe, ...]:
         """Return the probes with these ids; ProbeError where one is missing or of another model."""

@@ -23,6 +23,11 @@ _LONGEST = 24
 _CHUNK_VALUES = 2**25  # logits held at a time: 128 MB in float32
 
 
+def words_at_once(vocabulary: int) -> int:
+    """Return for how many directions the logits are held at a time."""
+    return max(1, _CHUNK_VALUES // vocabulary)
+
+
 @torch.no_grad()
 def promoted_tokens(
     model: LoadedModel, directions: Tensor, *, allowed: Tensor | None = None, count: int = WORDS
@@ -31,7 +36,7 @@ def promoted_tokens(
 
     `allowed` [vocabulary] (bool) leaves the others out.
     """
-    size = max(1, _CHUNK_VALUES // model.vocabulary)
+    size = words_at_once(model.vocabulary)
     parts = []
     for start in range(0, len(directions), size):
         logits = model.sites.promotion(directions[start : start + size].to(model.dtype)).float()

@@ -14,18 +14,32 @@ from torch import Tensor
 
 import emotui
 from emotui.cache.keys import Memo, fingerprint_of_commit, model_fingerprint_of_folder
-from emotui.core.engine import bridge
+from emotui.core.engine import bridge, memory
 from emotui.core.engine.capture import Job
-from emotui.core.engine.model_files import FoundModel, check_folder, find_model
+from emotui.core.engine.memory import Estimate, Shape
+from emotui.core.engine.model_files import FoundModel, check_folder, find_model, weight_headers
 from emotui.core.engine.sites import SITE_TABLES, Sites
 from emotui.core.engine.tokens import TokenReader
+from emotui.core.engine.weights import (
+    QUANTISED,
+    Placement,
+    check_packages,
+    estimated,
+    read_weights,
+    too_large,
+)
 from emotui.core.errors import ModelError, UsageError
 from emotui.core.protocol import ModelSpec
+from emotui.core.sizes import in_bytes
 from emotui.core.text import clean
 
 _SMALL_PARAMETERS = 30_000_000
 _THREADS = torch.get_num_threads()
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    **dict.fromkeys(QUANTISED, torch.bfloat16),
+}
 _PACKAGES = ("torch", "transformers", "safetensors", "tokenizers")
 
 
@@ -55,6 +69,12 @@ class LoadedModel:
     d_model: int
     vocabulary: int
     context_length: int
+    quantised: str | None = None
+    """`int8` or `nf4` where its weights are of that kind; it computes in `dtype`."""
+    shape: Shape | None = None
+    """What sets the memory of a run; None where its configuration does not tell."""
+    estimate: Estimate | None = None
+    """What loading was estimated to take."""
     forwards: int = field(default=0)
 
     @property
@@ -64,8 +84,27 @@ class LoadedModel:
 
     @property
     def dtype_name(self) -> str:
-        """The dtype as it is written in records, such as `float32`."""
-        return str(self.dtype).removeprefix("torch.")
+        """The dtype as it is written in records, such as `float32`; or the kind of its weights."""
+        return self.quantised or str(self.dtype).removeprefix("torch.")
+
+    @property
+    def loading_bytes(self) -> int:
+        """The peak that loading was estimated to take; 0 where it was not."""
+        return 0 if self.estimate is None else self.estimate.total
+
+    @property
+    def spread(self) -> bool:
+        """Whether its layers are on several devices, and moved to by accelerate's hooks."""
+        places = getattr(self.hf, "hf_device_map", None) or {}
+        return len(set(map(str, places.values()))) > 1
+
+    @property
+    def device_name(self) -> str:
+        """The device as it is written in records; several with a plus between."""
+        if not self.spread:
+            return str(self.device)
+        places = dict.fromkeys(map(str, self.hf.hf_device_map.values()))
+        return "+".join(f"cuda:{one}" if one.isdigit() else one for one in places)
 
     @property
     def memory_bytes(self) -> int:
@@ -148,8 +187,8 @@ def resolve_device(requested: str) -> torch.device:
 def resolve_dtype(requested: str, device: torch.device, *, half_checkpoint: bool) -> torch.dtype:
     """Return the dtype of a run.
 
-    `auto` is float32, except bfloat16 for a half-precision checkpoint on CUDA. float16 is
-    refused: residuals of late layers overflow it.
+    `auto` is float32, except bfloat16 for a half-precision checkpoint on CUDA; quantised weights
+    are computed with in bfloat16. float16 is refused: residuals of late layers overflow it.
     """
     if requested == "auto":
         on_gpu = device.type == "cuda"
@@ -170,59 +209,12 @@ def resolve_dtype(requested: str, device: torch.device, *, half_checkpoint: bool
 
 
 def _quiet_transformers() -> None:
+    # What loading imports is held before anything is estimated.
+    import transformers.modeling_utils  # noqa: F401
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-
-
-def _read_weights(folder: Path, *, dtype: torch.dtype, device: torch.device, attention: str) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            dtype=dtype,
-            attn_implementation=attention,
-            output_loading_info=True,
-        )
-    except ImportError as error:
-        raise ModelError(
-            f"The model in {clean(str(folder))} needs a package that is not installed.",
-            why=clean(_first_line(error)),
-            todo="Install what it names (quantised weights need one of their own), or use the "
-            "model in bfloat16.",
-        ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"The model in {clean(str(folder))} could not be loaded.",
-            why=clean(f"{type(error).__name__}: {_first_line(error)}"),
-            todo="Check that the folder holds one complete model that this transformers reads.",
-        ) from error
-    # transformers fills what it does not find with random numbers and only warns.
-    wrong = sorted(report["missing_keys"]) or sorted(map(str, report["mismatched_keys"]))
-    if wrong:
-        raise ModelError(
-            f"The weights in {clean(str(folder))} do not fit its configuration.",
-            why=clean(f"{len(wrong)} tensors are missing or of another shape, such as {wrong[0]}."),
-            todo="Copy or download the folder again.",
-        )
-    for name, parameter in model.named_parameters():
-        # One sum tells: it is not finite where any of them is not.
-        if not bool(torch.isfinite(parameter.sum(dtype=torch.float32))):
-            raise ModelError(
-                f"The weights in {clean(str(folder))} were refused.",
-                why=clean(f"{name} holds numbers that are not finite."),
-                todo="Copy or download the folder again.",
-            )
-    return model.to(device).eval()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:300]
 
 
 def _fingerprint(found: FoundModel, memo: Memo | None, job: Job) -> str:
@@ -271,8 +263,15 @@ def load_model(spec: ModelSpec, job: Job, *, memo: Memo | None = None) -> Loaded
     _quiet_transformers()
     reader = TokenReader.from_folder(found.folder, prepends_bos=prepends_bos)
     job.check()
-    job.progress("reading the weights")
-    hf_model = _read_weights(found.folder, dtype=dtype, device=device, attention=attention)
+    placement = Placement(
+        dtype=dtype,
+        device=device,
+        quantised=spec.dtype if spec.dtype in QUANTISED else None,
+        device_map=spec.device_map,
+    )
+    hf_model, estimate = _loaded(found, config, placement, attention, job)
+    if placement.device_map is not None:
+        device = hf_model.get_input_embeddings().weight.device
     _choose_threads(hf_model, device)
     job.check()
     sites = (
@@ -297,4 +296,31 @@ def load_model(spec: ModelSpec, job: Job, *, memo: Memo | None = None) -> Loaded
         d_model=int(text_config.hidden_size),
         vocabulary=int(text_config.vocab_size),
         context_length=int(getattr(text_config, "max_position_embeddings", 0) or 0),
+        quantised=placement.quantised,
+        shape=_shape(text_config, dtype),
+        estimate=estimate,
     )
+
+
+def _loaded(
+    found: FoundModel, config: dict[str, Any], placement: Placement, attention: str, job: Job
+) -> tuple[Any, Estimate]:
+    """Read the weights, having said what they will take; OutOfMemory where they do not fit."""
+    check_packages(placement)
+    weights = memory.weights_of(weight_headers(found.folder), config)
+    embedding = int(config.get("vocab_size") or 0) * int(config.get("hidden_size") or 0)
+    estimate = estimated(weights, placement, embedding_values=embedding, device=placement.device)
+    name = found.hub_id or found.folder.resolve().name
+    job.notice(f"Loading {clean(name)}: {estimate}.")
+    if not estimate.fits and placement.device_map is None:
+        raise too_large(name, weights, placement, estimate)
+    job.progress(f"reading the weights: {in_bytes(weights.in_file)}")
+    with memory.told_what_fits(lambda: too_large(name, weights, placement, estimate)):
+        return read_weights(found.folder, placement=placement, attention=attention), estimate
+
+
+def _shape(text_config: Any, dtype: torch.dtype) -> Shape | None:
+    try:
+        return Shape.of(text_config, itemsize=dtype.itemsize)
+    except (AttributeError, TypeError):
+        return None

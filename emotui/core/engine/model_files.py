@@ -142,6 +142,11 @@ def _weight_files(folder: Path) -> list[Path]:
     )
 
 
+def weight_headers(folder: Path) -> list[dict[str, Any]]:
+    """Return the headers of the weight files of a complete folder; ModelError as `check_folder`."""
+    return [read_header(file) for file in _weight_files(folder)]
+
+
 def check_folder(folder: Path) -> dict[str, Any]:
     """Return the configuration of a complete, safe model folder.
 

@@ -12,11 +12,14 @@ from emotui.core.engine.capture import Job
 from emotui.core.engine.doctor import diagnose
 from emotui.core.engine.inspect import inspect
 from emotui.core.engine.instruments import Instruments
+from emotui.core.engine.memory import free_memory, peak_bytes
 from emotui.core.engine.model import LoadedModel, load_model
 from emotui.core.engine.prefetch import prefetch
 from emotui.core.engine.speak import speak
 from emotui.core.engine.statistics import corpus_statistics
 from emotui.core.protocol import (
+    Activated,
+    ActivationsRequest,
     Defined,
     DefineRequest,
     Diagnosed,
@@ -67,7 +70,9 @@ class Session:
     def model(self, spec: ModelSpec, job: Job, *, store: Store | None = None) -> LoadedModel:
         """Return the loaded model of a spec; another one that is loaded is let go first."""
         if self._model is None or self._model.spec != spec:
-            self._model = self._instruments = None
+            if self._model is not None:
+                self._model = self._instruments = None
+                free_memory()
             self._model = load_model(spec, job, memo=store or self._store)
         return self._model
 
@@ -101,9 +106,11 @@ def _load(request: LoadRequest, job: Job, session: Session) -> Loaded:
         layers=model.n_layers,
         d_model=model.d_model,
         dtype=model.dtype_name,
-        device=str(model.device),
+        device=model.device_name,
         seconds=time.monotonic() - started,
         memory_bytes=model.memory_bytes,
+        estimate_bytes=model.loading_bytes,
+        peak_bytes=peak_bytes(model.device),
     )
 
 
@@ -170,6 +177,15 @@ def _without(request: WithoutRequest, job: Job, session: Session) -> MaskedWords
     return without_words(request, model, session.instruments(model, store), store, job)
 
 
+def _activate(request: ActivationsRequest, job: Job, session: Session) -> Activated:
+    from emotui.core.engine.activate import activate
+
+    wanted = request.inspect
+    store = session.store(wanted.cache_dir)
+    model = session.model(wanted.spec, job, store=store)
+    return activate(wanted, model, session.instruments(model, store), store, job)
+
+
 def _diagnose(request: DoctorRequest, job: Job, session: Session) -> Diagnosed:
     model = session.model(request.spec, job) if request.spec is not None else None
     try:
@@ -194,6 +210,7 @@ OPERATIONS: dict[type[Operation], Callable[[Any, Job, Session], Outcome]] = {
     WhereRequest: _where,
     VerifyRequest: _verify,
     WithoutRequest: _without,
+    ActivationsRequest: _activate,
     DoctorRequest: _diagnose,
     ShutdownRequest: _shut_down,
 }

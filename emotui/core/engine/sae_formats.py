@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from emotui.core.engine.memory import is_out_of_memory
 from emotui.core.engine.model_files import read_header
 from emotui.core.errors import ModelError, SaeError
 from emotui.core.records import Site
@@ -38,6 +39,7 @@ _ARCHITECTURES: Mapping[str, Architecture] = {
     "topk": "topk",
     "jumprelu": "jumprelu",
 }
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 _MAX_LABEL = 200
 _CENTRED = "center_writing_weights"
@@ -87,6 +89,8 @@ class SaeConfig:
     """The factor of `expected_average_only_in`, still to be folded in; 1 otherwise."""
     key: str
     """16 hex digits that change when the folder's content does."""
+    stored: torch.dtype | None
+    """The dtype of its weights; None where emotui runs in no such dtype."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -192,6 +196,7 @@ def read_config(folder: Path) -> SaeConfig:
         neuronpedia=neuronpedia if isinstance(neuronpedia, str) else None,
         scale=_scale(folder, config),
         key=_key(folder),
+        stored=_DTYPES.get(str(read_weights_header(folder / WEIGHTS)["W_dec"].get("dtype"))),
     )
 
 
@@ -279,21 +284,32 @@ def _key(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_tensors(path: Path, *, device: torch.device) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, memory-mapped on the CPU, all finite.
+def read_tensors(
+    path: Path, *, device: torch.device, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, all finite.
 
-    SaeError where it cannot be read or holds a number that is not finite.
+    On the CPU they are memory-mapped, but those of another dtype than `dtype` are converted, one
+    after the other. SaeError where the file cannot be read or holds a number that is not finite.
     """
     try:
         with safe_open(str(path), framework="pt", device=str(device)) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+        tensors: dict[str, Tensor] = {}
+        for name in names:
+            # Opened for each: what was mapped of the one before is gone once it is converted.
+            with safe_open(str(path), framework="pt", device=str(device)) as file:
+                found = file.get_tensor(name)
+            # In the dtype it has, and by one sum: anything else would be a copy of the whole.
+            if found.is_floating_point() and not bool(torch.isfinite(found.sum())):
+                raise refuse(f"{path} was refused.", f"{name} holds numbers that are not finite.")
+            tensors[name] = found if dtype is None else found.to(dtype)
     except (OSError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise refuse(
             f"{path} could not be read.", f"It is damaged ({type(error).__name__})."
         ) from error
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise refuse(f"{path} was refused.", f"{name} holds numbers that are not finite.")
     return tensors
 
 

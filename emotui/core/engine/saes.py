@@ -12,7 +12,6 @@ All in the run's dtype; equal to SAELens's own encode bit for bit in that dtype.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,10 +22,15 @@ from torch import Tensor
 
 from emotui.core.engine import sae_formats
 from emotui.core.engine.capture import QuietJob
+from emotui.core.engine.memory import free_bytes
 from emotui.core.engine.sae_formats import SaeConfig, refuse
+from emotui.core.engine.sae_memory import SaeMemory
 from emotui.core.engine.sae_store import find_saes
+from emotui.core.errors import OutOfMemory
 from emotui.core.model_names import same_family
 from emotui.core.records import Features, SaeReading, Site, TextRecord
+from emotui.core.sizes import in_bytes
+from emotui.core.text import clean
 
 if TYPE_CHECKING:
     from emotui.core.engine.capture import Activations, Job
@@ -36,8 +40,7 @@ READOUT_FEATURES = 512
 """Most active features kept at the readout."""
 TOKEN_FEATURES = 32
 """Most active features kept at every other token."""
-LEAST_BUDGET_BYTES = 2**30
-"""Weights kept in memory at least, however little is free."""
+_NORM_ROWS = 2048
 _CHUNK_VALUES = 2**24  # feature values encoded at a time: 64 MB in float32
 
 
@@ -146,8 +149,7 @@ class Sae:
 class SaeSet:
     """The SAEs of one source, by site and layer, with their weights under a byte budget.
 
-    Weights are let go, least recently used first, above `budget_bytes`; those just asked for
-    never.
+    The weights are held by `held`, which may hold those of other sources too.
     """
 
     def __init__(
@@ -156,7 +158,7 @@ class SaeSet:
         name: str,
         configs: Sequence[SaeConfig],
         model: LoadedModel,
-        budget_bytes: int,
+        held: SaeMemory[SaeWeights],
     ) -> None:
         self.source = source
         self._saes = {
@@ -165,8 +167,7 @@ class SaeSet:
         }
         self._dtype = model.dtype
         self._device = model.device
-        self._budget = budget_bytes
-        self._loaded: OrderedDict[str, SaeWeights] = OrderedDict()
+        self.held = held
 
     def __iter__(self) -> Iterator[Sae]:
         return (self._saes[place] for place in self.places)
@@ -181,8 +182,25 @@ class SaeSet:
 
     @property
     def loaded_bytes(self) -> int:
-        """Bytes of the weights in memory now."""
-        return sum(weights.nbytes for weights in self._loaded.values())
+        """Bytes of the weights in memory now, of other sources too."""
+        return self.held.loaded_bytes
+
+    def size_of(self, sae: Sae) -> int:
+        """Return the bytes of an SAE's weights in memory."""
+        return 2 * sae.config.width * sae.config.d_in * self._dtype.itemsize
+
+    def conversion_bytes(self) -> int:
+        """Return what is mapped of a file while an SAE that is stored in another dtype is read."""
+        if all(sae.config.stored == self._dtype for sae in self):
+            return 0
+        return max((sae.config.width * sae.config.d_in * 4 for sae in self), default=0)
+
+    def missing(self) -> list[Sae]:
+        """Return those whose weights are not in memory now."""
+        return [sae for sae in self if not self.held.holds(self._held_as(sae))]
+
+    def _held_as(self, sae: Sae) -> str:
+        return f"{self.source}\0{sae.id}"
 
     def get(self, site: Site, layer: int) -> Sae:
         """Return one SAE; SaeError says what exists where it does not."""
@@ -196,12 +214,26 @@ class SaeSet:
 
     def weights_of(self, sae: Sae) -> SaeWeights:
         """Return the weights of one of these SAEs, loading them where needed."""
-        if sae.id not in self._loaded:
-            self._loaded[sae.id] = _load(sae.config, dtype=self._dtype, device=self._device)
-        self._loaded.move_to_end(sae.id)
-        while self.loaded_bytes > self._budget and len(self._loaded) > 1:
-            self._loaded.popitem(last=False)
-        return self._loaded[sae.id]
+        return self.held.get(
+            self._held_as(sae),
+            self.size_of(sae),
+            lambda: _load(sae.config, dtype=self._dtype, device=self._device),
+            lambda: self._too_large(sae),
+        )
+
+    def _too_large(self, sae: Sae) -> OutOfMemory:
+        free = free_bytes(self._device)
+        dtype = str(self._dtype).removeprefix("torch.")
+        options = [f"--dtype bfloat16 takes {in_bytes(self.size_of(sae) // 2)}"]
+        narrower = free // max(1, 2 * sae.config.d_in * self._dtype.itemsize)
+        return OutOfMemory(
+            clean(f"There was not enough memory for the SAE {sae.id}."),
+            why=f"Its {sae.width:,} features take {in_bytes(self.size_of(sae))} in {dtype}; "
+            f"{in_bytes(free)} were free, and no other SAE was left to let go.",
+            todo=(f"What would fit: {options[0]}; " if self._dtype.itemsize > 2 else "What fits: ")
+            + f"an SAE of at most {narrower:,} features (--sae RELEASE:ID, see `emotui models`); "
+            "or --sae none.",
+        )
 
 
 def load_saes(
@@ -211,13 +243,14 @@ def load_saes(
     root: Path | None = None,
     job: Job | None = None,
     budget_bytes: int | None = None,
+    held: SaeMemory[SaeWeights] | None = None,
 ) -> SaeSet:
     """Open the SAEs of a source (a folder, a params.npz, or RELEASE[:ID]) that fit the model.
 
     Reads configurations and headers; weights are read by `SaeSet.get`. What is fetched or
-    converted is kept under `root`, the cache's folder. `budget_bytes` None is half of the memory
-    that is free on the device. SaeError where a model, site, width, BOS
-    rule, normalisation or file does not fit.
+    converted is kept under `root`, the cache's folder. `budget_bytes` None is nine tenths of the
+    memory that is free on the device; with `held` weights are held there, under its budget.
+    SaeError where a model, site, width, BOS rule, normalisation or file does not fit.
     """
     found = find_saes(source, model, root=root, job=job or QuietJob())
     taken: dict[tuple[Site, int], SaeConfig] = {}
@@ -233,21 +266,9 @@ def load_saes(
                 f"They are in {_last_parts(other.folder)} and {_last_parts(config.folder)}.",
                 "Give the folder of one of them, or RELEASE:ID.",
             )
-    if budget_bytes is None:
-        budget_bytes = max(LEAST_BUDGET_BYTES, free_bytes(model.device) // 2)
-    return SaeSet(source, found.name, list(taken.values()), model, budget_bytes)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return the memory that is free on a device; 8 GiB where the system does not tell."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        told = dict(line.split(":", 1) for line in lines)
-        return 1024 * int(told["MemAvailable"].split()[0])
-    except (OSError, KeyError, ValueError, IndexError):
-        return 8 * 2**30
+    if held is None:
+        held = SaeMemory(model.device, budget_bytes)
+    return SaeSet(source, found.name, list(taken.values()), model, held)
 
 
 def _last_parts(folder: Path) -> str:
@@ -286,7 +307,7 @@ def _check_fit(config: SaeConfig, model: LoadedModel) -> None:
 
 def _load(config: SaeConfig, *, dtype: torch.dtype, device: torch.device) -> SaeWeights:
     folder = config.folder
-    tensors = sae_formats.read_tensors(folder / sae_formats.WEIGHTS, device=device)
+    tensors = sae_formats.read_tensors(folder / sae_formats.WEIGHTS, device=device, dtype=dtype)
     width, d_in = config.width, config.d_in
     expected = {"W_enc": [d_in, width], "W_dec": [width, d_in], "b_enc": [width], "b_dec": [d_in]}
     if config.architecture == "jumprelu":
@@ -301,12 +322,13 @@ def _load(config: SaeConfig, *, dtype: torch.dtype, device: torch.device) -> Sae
             f"The weights of the SAE in {folder} do not fit its {sae_formats.CONFIG}.",
             f"{wrong} is {found.get(wrong, 'absent')}, expected {expected.get(wrong, 'absent')}.",
         )
-    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     if config.scale != 1:
         tensors["W_enc"] = tensors["W_enc"] * config.scale
         tensors["W_dec"] = tensors["W_dec"] / config.scale
         tensors["b_dec"] = tensors["b_dec"] / config.scale
-    norm = tensors["W_dec"].float().norm(dim=-1)
+    # In parts: a float32 copy of the whole would be twice what is kept.
+    parts = torch.split(tensors["W_dec"], _NORM_ROWS)
+    norm = torch.cat([part.float().norm(dim=-1) for part in parts])
     return SaeWeights(
         encoder=tensors["W_enc"],
         encoder_bias=tensors["b_enc"],
@@ -335,6 +357,11 @@ def _name_of(source: str) -> str:
     return folder.resolve().name if folder.exists() else source
 
 
+def encoded_at_once(width: int) -> int:
+    """Return how many tokens an SAE of that width encodes at a time."""
+    return max(1, _CHUNK_VALUES // width)
+
+
 @torch.no_grad()
 def features_of(
     sae: Sae, activations: Activations, text: TextRecord
@@ -354,7 +381,7 @@ def features_of(
     positions = activations.positions(sae.site)
     tokens = text.tokens
     counted = [row for row, p in enumerate(positions) if tokens[p].part == "text"]
-    chunk = max(1, _CHUNK_VALUES // sae.width)
+    chunk = encoded_at_once(sae.width)
     centre = sae.weights.mean
     if centre is None and counted:
         centre = sae.read(h[counted]).float().mean(dim=0)

@@ -5,18 +5,17 @@ Nothing here imports torch: the handlers do, after the hello was sent.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import BinaryIO
 
 from emotui.core.engine.isolate import leave
-from emotui.core.errors import Cancelled, EmotuiError, EngineError
+from emotui.core.engine.memory import free_memory, is_out_of_memory
+from emotui.core.errors import Cancelled, EmotuiError, EngineError, OutOfMemory
 from emotui.core.private import describe, private_words, traceback_without_private
 from emotui.core.protocol import (
     PROTOCOL,
@@ -82,6 +81,12 @@ class Job:
             self._waiting = None
             if not self._finished:
                 self._send(Progress(self.id, "written", done, total, written=written))
+
+    def notice(self, line: str) -> None:
+        """Tell the user a fact that stays in sight, at once."""
+        with self._lock:
+            if not self._finished:
+                self._send(Progress(self.id, line, notice=True))
 
     def check(self) -> None:
         """Raise Cancelled where the user cancelled this request; call it between small steps."""
@@ -203,20 +208,22 @@ class _Server:
             if self._handler is None:
                 self._handler = self._prepare()
             return Result(job.id, self._handler(job.operation, job))
+        except OutOfMemory as problem:
+            event = _failure(job.id, problem)
         except EmotuiError as problem:
             return _failure(job.id, problem)
         except BaseException as problem:
-            error = _as_engine_error(problem, job.operation)
+            event = _failure(job.id, _as_engine_error(problem, job.operation))
         # Only here are the frames that hold the tensors gone.
-        _free_memory()
-        return _failure(job.id, error)
+        free_memory()
+        return event
 
 
 def _as_engine_error(problem: BaseException, operation: Operation) -> EngineError:
     private = private_words(operation)
     _log.error("a request failed\n%s", traceback_without_private(problem, private))
-    if _is_out_of_memory(problem):
-        return EngineError(
+    if is_out_of_memory(problem):
+        return OutOfMemory(
             "There was not enough memory for this.",
             why=describe(problem, private),
             todo="Use --dtype bfloat16, a shorter text, a smaller model or another --device.",
@@ -226,26 +233,6 @@ def _as_engine_error(problem: BaseException, operation: Operation) -> EngineErro
         why=describe(problem, private),
         todo="The engine goes on; its log tells where this happened.",
     )
-
-
-def _is_out_of_memory(problem: BaseException) -> bool:
-    if isinstance(problem, MemoryError):
-        return True
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(problem, torch.OutOfMemoryError):
-        return True
-    # torch's CPU allocator raises a plain RuntimeError
-    words = str(problem).lower()
-    return isinstance(problem, RuntimeError) and (
-        "out of memory" in words or "can't allocate memory" in words
-    )
-
-
-def _free_memory() -> None:
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 def _failure(request: int, problem: EmotuiError) -> Failure:

@@ -1,0 +1,112 @@
+"""What inspecting one text will take at its peak, told before it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from emotui.core.engine import memory
+from emotui.core.engine.lens_words import words_at_once
+from emotui.core.engine.memory import Estimate
+from emotui.core.engine.saes import READOUT_FEATURES, encoded_at_once
+from emotui.core.errors import OutOfMemory
+from emotui.core.sizes import in_bytes
+
+if TYPE_CHECKING:
+    from emotui.core.engine.capture import Job
+    from emotui.core.engine.model import LoadedModel
+    from emotui.core.engine.saes import SaeSet
+
+
+def estimate_run(
+    model: LoadedModel,
+    sets: Sequence[SaeSet],
+    n_tokens: int,
+    *,
+    all_sites: bool,
+    attributes: bool,
+) -> Estimate:
+    """Return what a text of `n_tokens` takes: its activations, a backward pass, and the SAEs.
+
+    The SAEs are those that are not in memory yet and will be at the same time; the run is the
+    most of forward, backward and encoding, as they do not overlap.
+    """
+    held = memory.held_bytes(model.device)
+    parts: list[tuple[str, int]] = []
+    if sets:
+        parts.append(_of_saes(sets))
+    steps = [_encoding(sets, n_tokens, model.dtype.itemsize)]
+    if sets:
+        steps.append(_naming(model))
+    kept = 0
+    if model.shape is not None:
+        kept = model.shape.kept_bytes(n_tokens, all_sites=all_sites)
+        steps.append(model.shape.forward_bytes(n_tokens, all_sites=all_sites))
+        if attributes:
+            steps.append(model.shape.backward_bytes(n_tokens, all_sites=all_sites))
+    run = kept + max(steps)
+    if model.device.type == "cpu":
+        run += max(0, memory.later_bytes() - _ran_before(model))
+    parts.append((f"to run {n_tokens} tokens", run))
+    return Estimate(held, tuple(parts), memory.free_bytes(model.device))
+
+
+def announce(estimate: Estimate, sets: Sequence[SaeSet], n_tokens: int, job: Job) -> None:
+    """Say what a run will take where SAEs are still to be read or it is much."""
+    told = any(saes.missing() for saes in sets) or 10 * estimate.added > estimate.free
+    if told:
+        job.notice(f"Reading {n_tokens} tokens: {estimate}.")
+
+
+def too_much(model: LoadedModel, n_tokens: int, estimate: Estimate) -> OutOfMemory:
+    """Return the error for a text that does not fit, with how many tokens would."""
+    free = memory.free_bytes(model.device)
+    hint = ""
+    if model.shape is not None:
+        fitting = n_tokens
+        while fitting > 1 and model.shape.forward_bytes(fitting, all_sites=False) > free:
+            fitting //= 2
+        hint = f"About {fitting:,} tokens would fit; or use "
+    dtype = "--dtype bfloat16, " if model.dtype.itemsize > 2 else ""
+    return OutOfMemory(
+        f"There was not enough memory to read these {n_tokens:,} tokens.",
+        why=f"It was estimated to take {in_bytes(estimate.added)}; {in_bytes(free)} are free.",
+        todo=f"{hint or 'Use '}{dtype}--metric none (no backward pass), a smaller --sae-memory or "
+        "another --device. What was computed before is kept.",
+    )
+
+
+def _ran_before(model: LoadedModel) -> int:
+    return memory.later_bytes() if model.forwards else 0
+
+
+def _of_saes(sets: Sequence[SaeSet]) -> tuple[str, int]:
+    missing = [(saes.size_of(sae), saes) for saes in sets for sae in saes.missing()]
+    if not missing:
+        return "of SAEs", 0
+    every = sum(size for size, _ in missing)
+    largest = max(size for size, _ in missing)
+    held = sets[0].held
+    room = max(largest, held.budget_bytes) - held.loaded_bytes
+    at_once = max(0, min(every, room))
+    name = f"of SAEs ({len(missing)} to read, {in_bytes(every)} in all)"
+    converted = max(saes.conversion_bytes() for _, saes in missing)
+    return name, at_once + converted
+
+
+def _naming(model: LoadedModel) -> int:
+    """Return what the words that features promote take: logits of the features at the readout."""
+    values = min(words_at_once(model.vocabulary), READOUT_FEATURES) * model.vocabulary
+    itemsize = model.dtype.itemsize
+    return values * (itemsize if itemsize == memory.FLOAT else itemsize + memory.FLOAT)
+
+
+def _encoding(sets: Sequence[SaeSet], n_tokens: int, itemsize: int) -> int:
+    widths = [sae.width for saes in sets for sae in saes]
+    return max(
+        (
+            memory.encoding_bytes(min(n_tokens, encoded_at_once(width)), width, itemsize)
+            for width in set(widths)
+        ),
+        default=0,
+    )

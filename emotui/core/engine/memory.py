@@ -1,0 +1,309 @@
+"""Memory: what there is, what a model or a run will take, and what to say when it was too little.
+
+An estimate is what is held already, measured, plus what will be added, counted from shapes: on
+the CPU of the whole process (libraries included, files mapped into memory too), on an accelerator
+of what PyTorch holds there. Nothing here imports torch before it is used.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emotui.core.errors import EmotuiError, OutOfMemory
+from emotui.core.sizes import in_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+UNKNOWN_FREE = 8 * 2**30
+"""What is taken to be free where the system does not tell."""
+
+_LATER_BYTES = 48 * 2**20
+"""Of modules that are imported and buffers that are made while the first text is run."""
+FLOAT = 4
+"""Bytes of a float32."""
+_CGROUP_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that is free on a device, 8 GiB where the system does not tell.
+
+    On the CPU the least of what the system, the control group (containers, Slurm) and the limit
+    on this process leave.
+    """
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    left = [_system_free(), _cgroup_free(), _limit_free()]
+    known = [count for count in left if count is not None]
+    return max(0, min(known)) if known else UNKNOWN_FREE
+
+
+def _system_free() -> int | None:
+    told = _status(Path("/proc/meminfo"))
+    free = told.get("MemAvailable")
+    return None if free is None else free + told.get("SwapFree", 0)
+
+
+def _cgroup_free() -> int | None:
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    left: list[int] = []
+    for line in lines:
+        _, controllers, inside = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        folder = Path("/sys/fs/cgroup") / ("memory" if controllers else "") / inside.lstrip("/")
+        left += [count for names in _CGROUP_FILES for count in _left_in(folder, *names)]
+    return min(left) if left else None
+
+
+def _left_in(folder: Path, limit: str, used: str) -> list[int]:
+    """Return what a control group leaves, where it sets a limit; files it caches can be let go."""
+    try:
+        told = [(folder / name).read_text(encoding="ascii").strip() for name in (limit, used)]
+        stat = dict(
+            line.split(" ", 1) for line in (folder / "memory.stat").read_text().splitlines()
+        )
+    except (OSError, ValueError):
+        return []
+    if not all(one.isdigit() for one in told):  # `max` is no limit
+        return []
+    cached = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+    return [int(told[0]) - max(0, int(told[1]) - cached)]
+
+
+def _limit_free() -> int | None:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return None
+    return limit - _status(Path("/proc/self/status")).get("VmSize", 0)
+
+
+def _status(path: Path) -> dict[str, int]:
+    """Return the lines `NAME: N kB` of a file of /proc, in bytes; nothing where there is none."""
+    try:
+        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return {}
+    words = (line.replace(":", " ").split() for line in lines)
+    return {w[0]: 1024 * int(w[1]) for w in words if len(w) == 3 and w[2] == "kB"}
+
+
+def held_bytes(device: torch.device) -> int:
+    """Return what is in memory now: of the process, or of PyTorch on an accelerator."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.memory_allocated(device))
+    return _status(Path("/proc/self/status")).get("VmRSS", peak_bytes(device))
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the most that was ever in memory: of the process, or of PyTorch on an accelerator."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    told = _status(Path("/proc/self/status")).get("VmHWM")
+    if told is not None:
+        return told
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What something will take at its peak, all in bytes."""
+
+    held: int
+    """In memory before."""
+    parts: tuple[tuple[str, int], ...]
+    """What is added, by name."""
+    free: int
+
+    @property
+    def added(self) -> int:
+        """What is added to what is held."""
+        return sum(count for _, count in self.parts)
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        return self.held + self.added
+
+    @property
+    def fits(self) -> bool:
+        """Whether what is added is free."""
+        return self.added <= self.free
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{in_bytes(count)} {name}" for name, count in self.parts)
+        return (
+            f"about {in_bytes(self.total)} at the peak ({in_bytes(self.held)} held now, {parts}; "
+            f"{in_bytes(self.free)} free)"
+        )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the files of a model hold, from their headers."""
+
+    in_file: int
+    """Bytes as they are stored."""
+    values: int
+    """Numbers in floating-point tensors."""
+    other: int
+    """Bytes of tensors of whole numbers."""
+    stored: frozenset[str]
+    """The dtypes of the files, as safetensors writes them."""
+
+    def in_memory(self, itemsize: float) -> int:
+        """Return the bytes with floating-point numbers of `itemsize` bytes."""
+        return int(self.values * itemsize) + self.other
+
+
+_SIZES: Mapping[str, int] = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+
+
+def weights_of(headers: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Weights:
+    """Count the tensors of safetensors headers; an unembedding tied to the embedding not twice."""
+    in_file = values = other = 0
+    stored: set[str] = set()
+    tied = bool(config.get("tie_word_embeddings"))
+    for header in headers:
+        for name, tensor in header.items():
+            if tied and name.endswith("lm_head.weight"):
+                continue
+            start, end = tensor["data_offsets"]
+            size = _SIZES.get(str(tensor.get("dtype")))
+            in_file += end - start
+            if size is None:
+                other += end - start
+            else:
+                values += (end - start) // size
+                stored.add(str(tensor["dtype"]))
+    return Weights(in_file, values, other, frozenset(stored))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model sets the memory of a run."""
+
+    layers: int
+    d_model: int
+    d_mlp: int
+    heads: int
+    key_heads: int
+    d_head: int
+    vocabulary: int
+    itemsize: int
+    """Bytes of a number of the run."""
+
+    @classmethod
+    def of(cls, config: Any, *, itemsize: int) -> Shape:
+        """Read a transformers configuration of text."""
+        d_model, heads = int(config.hidden_size), int(config.num_attention_heads)
+        inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+        return cls(
+            layers=int(config.num_hidden_layers),
+            d_model=d_model,
+            d_mlp=int(inner or 4 * d_model),
+            heads=heads,
+            key_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+            d_head=int(getattr(config, "head_dim", None) or d_model // heads),
+            vocabulary=int(config.vocab_size),
+            itemsize=itemsize,
+        )
+
+    def layer_bytes(self, tokens: int) -> int:
+        """Return what one block computes for a prompt and autograd would keep of it."""
+        wide = 3 * self.d_mlp + (4 * self.heads + 2 * self.key_heads) * self.d_head
+        wide += 6 * self.d_model
+        of_norms = 8 * self.d_model * FLOAT
+        scores = self.heads * tokens * (3 * self.itemsize + FLOAT)
+        return tokens * (wide * self.itemsize + of_norms + scores)
+
+    def kept_bytes(self, tokens: int, *, all_sites: bool) -> int:
+        """Return what is kept of one forward: residuals, attention and MLP outputs."""
+        rows = (self.layers + 1) * tokens + 2 * self.layers * (tokens if all_sites else 1)
+        return rows * self.d_model * self.itemsize
+
+    def forward_bytes(self, tokens: int, *, all_sites: bool) -> int:
+        """Return what a forward and the lens of each layer add: kept twice while it is stacked."""
+        lens = self.vocabulary * (2 * self.itemsize + 3 * FLOAT)
+        kept = 4 * self.kept_bytes(tokens, all_sites=all_sites)
+        return self.layer_bytes(tokens) + kept + lens
+
+    def backward_bytes(self, tokens: int, *, all_sites: bool) -> int:
+        """Return what a forward and backward pass for attribution add."""
+        kept = self.kept_bytes(tokens, all_sites=True) + 3 * self.kept_bytes(
+            tokens, all_sites=all_sites
+        )
+        logits = self.vocabulary * (self.itemsize + 2 * FLOAT)
+        return self.layers * self.layer_bytes(tokens) + kept + logits
+
+
+def encoding_bytes(rows: int, width: int, itemsize: int) -> int:
+    """Return what encoding `rows` tokens at a time adds: about five tensors [rows, width]."""
+    return 5 * rows * width * itemsize + rows * width * FLOAT
+
+
+def later_bytes() -> int:
+    """Return what a process that has run no text yet still takes for itself."""
+    return _LATER_BYTES
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether an exception says that memory was not to be had, whoever raised it."""
+    if isinstance(problem, MemoryError | OutOfMemory):
+        return True
+    loaded = sys.modules.get("torch")
+    if loaded is not None and isinstance(problem, loaded.OutOfMemoryError):
+        return True
+    # PyTorch's CPU allocator and mmap raise a plain RuntimeError, the system an OSError.
+    words = str(problem).lower()
+    return isinstance(problem, RuntimeError | OSError) and any(
+        said in words
+        for said in ("out of memory", "can't allocate memory", "cannot allocate memory")
+    )
+
+
+def free_memory() -> None:
+    """Give back what is no longer referred to."""
+    gc.collect()
+    loaded = sys.modules.get("torch")
+    if loaded is not None and loaded.cuda.is_initialized():
+        loaded.cuda.empty_cache()
+
+
+@contextmanager
+def told_what_fits(error: Callable[[], OutOfMemory]) -> Iterator[None]:
+    """Turn any kind of out-of-memory inside into the error that `error` makes, after freeing.
+
+    Other exceptions pass; so does an OutOfMemory that was raised further in.
+    """
+    try:
+        yield
+        return
+    except EmotuiError:
+        raise
+    except BaseException as problem:
+        if not is_out_of_memory(problem):
+            raise
+    # Outside: the exception held the frames, and they the tensors.
+    free_memory()
+    raise error()
