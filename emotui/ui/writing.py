@@ -133,21 +133,43 @@ def parse_spec(words: str, spec: GenerationSpec) -> GenerationSpec | None:
     return GenerationSpec(tokens, temperature, samples)
 
 
-def counts_of(written: Written) -> str:
+def counts_of(written: Written, *, edited: bool) -> str:
     """Return seed, length, and how often the edits acted in prefill and while decoding."""
     said = f"seed {written.seed} · {len(written.tokens)} tokens"
-    if written.fired_in_prompt is not None and written.fired:
+    if edited and written.fired_in_prompt is not None:
         decoded = written.fired - written.fired_in_prompt
         said += f" · acted {written.fired_in_prompt} in prompt, {decoded} after"
     return said
 
 
-def paragraphs(side: Side, spec: GenerationSpec) -> list[tuple[str, str]]:
+def paragraphs(writing: Writing, *, edited: bool) -> list[tuple[str, str]]:
     """Return a heading and a text, cleaned, for each text of a side."""
-    found = [(counts_of(one), _shown(one.text) or "(nothing)") for one in side.finished]
+    side = writing.side(edited=edited)
+    found = [
+        (counts_of(one, edited=edited), _shown(one.text) or "(nothing)") for one in side.finished
+    ]
     if side.growing is not None:
-        found.append((f"writing · {side.done} of {spec.new_tokens}", f"{_shown(side.growing)}▌"))
+        heading = f"writing · {side.done} of {writing.spec.new_tokens}"
+        found.append((heading, f"{_shown(side.growing)}▌"))
     return found
+
+
+def remarks(writing: Writing) -> list[str]:
+    """Return what must be known of the comparison, in words."""
+    if not writing.edits:
+        return ["Nothing is edited, so there is nothing to compare with: edit, then g again."]
+    before, after = writing.before.generation, writing.after.generation
+    if before is None or after is None:
+        return []
+    if not any(one.fired for one in after.samples):
+        return [
+            "The edits acted nowhere: the prompt ends with the text, without the question after it."
+        ]
+    pairs = list(zip(before.samples, after.samples, strict=True))
+    same = sum(one.tokens == other.tokens for one, other in pairs)
+    if same == len(pairs):
+        return ["The edits changed no token of what was written."]
+    return [f"{same} of {len(pairs)} texts are the same with the edits."] if same else []
 
 
 def _shown(text: str) -> str:
@@ -173,13 +195,6 @@ def reading_lines(writing: Writing) -> list[str]:
         lines.append(f"{visible(emotion):<{_EMOTION}}" + "".join(f"{c:>{_CELL}}" for c in cells))
     lines.append("answer, readout, tokens: what was written, read again alone without edits;")
     lines.append("in writing: its tokens as they were written, edits in force")
-    if after is not None:
-        pairs = zip(before.samples, after.samples, strict=True)
-        same = sum(one.tokens == other.tokens for one, other in pairs)
-        if same == len(before.samples):
-            lines.append("The edits changed no token of what was written.")
-        elif same:
-            lines.append(f"{same} of {len(before.samples)} texts are the same with the edits.")
     chosen = [
         changes[f"{kind}.{ranked[0]}"] for kind, _ in kinds if f"{kind}.{ranked[0]}" in changes
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar, Protocol
 
 from textual import events
@@ -18,7 +19,7 @@ from emotui.core.errors import EmotuiError
 from emotui.core.protocol import GenerationSpec
 from emotui.core.records import Trace
 from emotui.ui.paint import safe, visible
-from emotui.ui.writing import Writing, how, paragraphs, reading_lines
+from emotui.ui.writing import Writing, how, paragraphs, reading_lines, remarks
 
 NARROWEST_SIDE_BY_SIDE = 100
 _KEYS = "n more samples · l twice as long · x export · j k scroll · "
@@ -74,7 +75,8 @@ class GenerateScreen(Screen[None]):
         height: auto; max-height: 50%; border: round $secondary; background: $surface;
         padding: 0 1; scrollbar-size: 1 1; display: none;
     }
-    GenerateScreen #readings Static { width: auto; height: auto; text-wrap: nowrap; }
+    GenerateScreen.-stacked #readings { max-height: 9; }
+    GenerateScreen #readings Static { width: 1fr; height: auto; }
     GenerateScreen #said { height: auto; max-height: 4; padding: 0 1; }
     GenerateScreen #generate-keys { height: 1; padding: 0 1; color: $quiet; text-wrap: nowrap; }
     """
@@ -125,6 +127,7 @@ class GenerateScreen(Screen[None]):
 
     def show(self, writing: Writing) -> None:
         """Draw."""
+        ended = self.writing.running and not writing.running
         self.writing = writing
         if not self.is_mounted:
             return
@@ -157,6 +160,9 @@ class GenerateScreen(Screen[None]):
             for edited in (False, True):
                 if writing.side(edited=edited).growing is not None:
                     self._sides[edited].scroll_end(animate=False)
+        elif ended:
+            for edited in (False, True):
+                self._sides[edited].scroll_home(animate=False)
 
     def on_trace_read(self, message: TraceRead) -> None:
         """Take the finished texts of a side."""
@@ -164,8 +170,6 @@ class GenerateScreen(Screen[None]):
 
     def on_told(self, message: Told) -> None:
         """Say what happened."""
-        from dataclasses import replace
-
         self.show(replace(self.writing, notice=message.lines))
 
     def action_call(self, name: str) -> None:
@@ -186,7 +190,7 @@ def _ending(text: str, most: int = 40) -> str:
 
 
 def _paragraphs(writing: Writing, *, edited: bool) -> Content:
-    found = paragraphs(writing.side(edited=edited), writing.spec)
+    found = paragraphs(writing, edited=edited)
     parts: list[Content] = []
     for heading, text in found:
         parts += [Content.styled(heading, "$quiet"), Content(text), Content("")]
@@ -197,8 +201,7 @@ def _paragraphs(writing: Writing, *, edited: bool) -> Content:
 
 def _said(writing: Writing) -> list[str]:
     lines = [visible(line) for line in writing.notice]
-    if not writing.edits:
-        lines.append("Nothing is edited, so there is nothing to compare with: edit, then g again.")
+    lines += remarks(writing)
     if writing.running:
         lines.append(f"{visible(writing.phase) or 'writing'} … esc cancels; what is finished stays")
     return lines
