@@ -406,10 +406,15 @@ ACTIONS: tuple[Action, ...] = (
         help="Write on from the text, without edits and with them, side by side.",
         careful=True,
     ),
+    Action(
+        id="emotion.define",
+        keys=("f",),
+        label="define",
+        help="Console: define an emotion from a word, a file of texts, or texts in quotes.",
+    ),
     # Kept for what comes next (DESIGN 7).
     Action(id="search.open", keys=("slash",), label="search", help="Search.", built=False),
     Action(id="look.mark", keys=("space",), label="mark", help="Mark.", built=False),
-    Action(id="emotion.define", keys=("f",), label="define", help="Define one.", built=False),
     Action(id="look.template", keys=("T",), label="template", help="Template.", built=False),
     Action(id="study.where", keys=("w",), label="where", help="Where.", built=False),
     Action(id="study.verify", keys=("v",), label="verify", help="Verify.", built=False),

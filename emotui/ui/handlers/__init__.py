@@ -9,6 +9,7 @@ from emotui.core.protocol import Outcome, Progress
 from emotui.ui.handlers.area import Answer, Area, Handler
 from emotui.ui.handlers.console import ConsoleHandlers
 from emotui.ui.handlers.edit import EditHandlers
+from emotui.ui.handlers.emotion import EmotionHandlers
 from emotui.ui.handlers.generate import GenerateHandlers
 from emotui.ui.handlers.listed import ListHandlers
 from emotui.ui.handlers.look import LookHandlers, MoveHandlers, PaneHandlers
@@ -34,6 +35,7 @@ class Handlers:
         self.trace = TraceHandlers(screen)
         self.list = ListHandlers(screen)
         self.generate = GenerateHandlers(screen)
+        self.emotion = EmotionHandlers(screen)
         self.work = WorkHandlers(screen)
         self.app = AppHandlers(screen)
         self._answers: dict[type[Outcome], Answer] = {}

@@ -15,5 +15,10 @@ class ConsoleHandlers(Area):
     def do_run(self) -> None:
         """Make the edit that the console holds; it stays open where it was not understood."""
         line = self._screen.console.value.strip()
+        defined = self._screen.handlers.emotion.define(line)
+        if defined:
+            self._screen.close_console()
+        if defined is not None:
+            return
         if not line or self._screen.handlers.edit.put(line):
             self._screen.close_console()
