@@ -12,6 +12,7 @@ from emotui.core.edits import (
     Edit,
     FeatureEdit,
     HeadEdit,
+    JointEdit,
     KnockEdit,
     Layers,
     ModulateEdit,
@@ -68,7 +69,22 @@ def modulations(draw: st.DrawFn) -> ModulateEdit:
     )
 
 
+@st.composite
+def joints(draw: st.DrawFn) -> JointEdit:
+    operation = draw(st.sampled_from(["ablate", "scale", "clamp", "steer"]))
+    value = None if operation == "ablate" else draw(finite)
+    where = draw(positions)
+    sites = st.sampled_from(["resid", "attn", "mlp"])
+    places = draw(
+        st.lists(
+            st.tuples(sites, layers, st.integers(0, 9999)), min_size=2, max_size=5, unique=True
+        )
+    )
+    return JointEdit(tuple(FeatureEdit(operation, *place, value, where) for place in places))
+
+
 edits = st.one_of(
+    joints(),
     st.builds(
         FeatureEdit,
         operation=st.just("ablate"),
@@ -112,6 +128,8 @@ def test_printing_and_parsing_are_inverses(edit: Edit) -> None:
     [
         ("ablate L5/12", "ablate L5/12 at all"),
         ("ABLATE  mlp:L0/3   at last", "ablate mlp:L0/3 at last"),
+        ("ablate L5/12 mlp:L3/9 at last", "ablate L5/12 mlp:L3/9 at last"),
+        ("clamp L5/12 L6/1 =30", "clamp L5/12 L6/1 = 30 at all"),
         ("scale L5/12 x2.50 at 3-7", "scale L5/12 x2.5 at 3-7"),
         ("clamp L5/12 = 30 at all", "clamp L5/12 = 30 at all"),
         ("clamp L5/12 =30 at all", "clamp L5/12 = 30 at all"),

@@ -1,6 +1,7 @@
 """The edit language: one line, one edit; parsed and printed here, torch-free.
 
     ablate L18/4412 at 7            scale mlp:L3/9 x2.5 at all
+    ablate L18/4412 L19/7 at 7      several features, one edit
     clamp  L18/4412 = 30 at last    steer L18/4412 +0.1 at 3-7
     knock  attn L9-13 mean          knock head L9.3 mean
     patch  resid L10 from "another text" at readout
@@ -18,6 +19,7 @@ from emotui.core.edits.kinds import (
     FeatureEdit,
     FeatureOperation,
     HeadEdit,
+    JointEdit,
     KnockEdit,
     KnockKind,
     KnockSite,
@@ -52,6 +54,7 @@ __all__ = [
     "FeatureEdit",
     "FeatureOperation",
     "HeadEdit",
+    "JointEdit",
     "KnockEdit",
     "KnockKind",
     "KnockSite",

@@ -275,7 +275,7 @@ def _offered(*words: Choice) -> Choices:
     return lambda _context, _before: words
 
 
-_FEATURE_SLOT = Slot(lambda word: _FEATURE.fullmatch(word) is not None, _features)
+_FEATURE_SLOT = Slot(lambda word: _FEATURE.fullmatch(word) is not None, _features, repeats=True)
 _WINDOW_SLOT = Slot(lambda word: _WINDOW.fullmatch(word) is not None, _windows)
 _OPTIONAL_WINDOW = Slot(_WINDOW_SLOT.fits, _windows, optional=True)
 _STRENGTH = Slot(

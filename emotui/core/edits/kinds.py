@@ -56,6 +56,34 @@ class FeatureEdit(msgspec.Struct, frozen=True):
         return f"{self.operation} {self.feature}{amount} at {self.positions}"
 
 
+class JointEdit(msgspec.Struct, frozen=True):
+    """One change of several SAE features at once, at the same positions: one edit."""
+
+    parts: tuple[FeatureEdit, ...]
+    """Two or more, of one operation, value and positions, each of another feature."""
+
+    @property
+    def operation(self) -> FeatureOperation:
+        """What is done to each of them."""
+        return self.parts[0].operation
+
+    @property
+    def positions(self) -> Positions:
+        """Where."""
+        return self.parts[0].positions
+
+    @property
+    def layers(self) -> Layers:
+        """From the lowest layer of them to the highest."""
+        layers = [part.layer for part in self.parts]
+        return Layers(min(layers), max(layers))
+
+    def __str__(self) -> str:
+        first = self.parts[0]
+        names = " ".join(part.feature for part in self.parts)
+        return str(first).replace(first.feature, names, 1)
+
+
 class KnockEdit(msgspec.Struct, frozen=True):
     """Attention or MLP outputs over a window of layers replaced (METHODS 1.5).
 
@@ -164,5 +192,14 @@ class ModulateEdit(msgspec.Struct, frozen=True):
         return f"modulate {words} {self.layers} {signed(self.value)}{keep} at {self.positions}"
 
 
-Edit = FeatureEdit | KnockEdit | HeadEdit | PatchEdit | PromoteEdit | ProjectEdit | ModulateEdit
+Edit = (
+    FeatureEdit
+    | JointEdit
+    | KnockEdit
+    | HeadEdit
+    | PatchEdit
+    | PromoteEdit
+    | ProjectEdit
+    | ModulateEdit
+)
 """Any edit; `str` gives its printed form."""

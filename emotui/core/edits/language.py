@@ -12,6 +12,7 @@ from emotui.core.edits.kinds import (
     FeatureEdit,
     FeatureOperation,
     HeadEdit,
+    JointEdit,
     KnockEdit,
     KnockKind,
     ModulateEdit,
@@ -107,15 +108,21 @@ def _window(words: Reader) -> Layers:
 
 def _feature(
     operation: FeatureOperation, words: Reader, default: Positions | None, here: int | None
-) -> FeatureEdit:
-    match = _FEATURE.fullmatch(words.word)
-    if match is None:
+) -> FeatureEdit | JointEdit:
+    named = []
+    while (match := _FEATURE.fullmatch(words.word)) is not None:
+        site, layer, index = match.groups()
+        place = (_site(site), int(layer), int(index))
+        if place in named:
+            raise misread(words.word, "another feature", "each feature once")
+        named.append(place)
+        words.take()
+    if not named:
         raise misread(words.word, "the feature", "a feature such as L18/4412 or mlp:L3/9")
-    words.take()
-    site, layer, index = match.groups()
     value = _amount(operation, words)
     positions = _at(words, here, default)
-    return FeatureEdit(operation, _site(site), int(layer), int(index), value, positions)
+    parts = tuple(FeatureEdit(operation, *place, value, positions) for place in named)
+    return parts[0] if len(parts) == 1 else JointEdit(parts)
 
 
 def _site(word: str | None) -> Site:

@@ -14,6 +14,7 @@ from emotui.core.edits import (
     Edit,
     FeatureEdit,
     HeadEdit,
+    JointEdit,
     KnockEdit,
     ModulateEdit,
     PatchEdit,
@@ -34,6 +35,7 @@ from emotui.core.engine.intervene import (
     places_of,
     places_of_edit,
 )
+from emotui.core.engine.joint import matched_sets
 from emotui.core.engine.materials import Materials, Other
 from emotui.core.engine.runs import activations_of, edited_activations_of
 from emotui.core.engine.sources import settled, trace_of
@@ -131,7 +133,7 @@ def run_edited(
         earlier=earlier,
         groups=groups,
         last=placed[-1],
-        rivals=_rivals(placed, materials),
+        rivals=(*_rivals(placed, materials), *matched_sets(placed, parent, materials, job)),
         gauge=_gauge(labels, materials.probe, placed[-1].edit, model.n_layers),
         materials=materials,
         selected=selected,
@@ -310,6 +312,8 @@ def _nothing_done(comparison: Comparison, edit: Edit) -> tuple[str, ...]:
         return ()
     if isinstance(edit, FeatureEdit) and edit.operation in ("ablate", "scale"):
         return (f"{edit.feature} is not active at these positions: nothing was changed",)
+    if isinstance(edit, JointEdit) and edit.operation in ("ablate", "scale"):
+        return ("none of them is active at these positions: nothing was changed",)
     return ("the edit left every activation as it was: nothing was changed",)
 
 

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from emotui.core.edits import Edit, FeatureEdit, HeadEdit, KnockEdit, ProjectEdit, PromoteEdit
+from emotui.core.edits import (
+    Edit,
+    FeatureEdit,
+    HeadEdit,
+    JointEdit,
+    KnockEdit,
+    ProjectEdit,
+    PromoteEdit,
+)
 from emotui.core.engine.capture import Activations, Hook, Job
 from emotui.core.engine.intervene import EditGroup, Place, hooks_of, places_of_edit
 from emotui.core.engine.rerun import Rows, arriving, rerun
@@ -172,7 +180,7 @@ def compare(
         )
         variants += features
     else:
-        notes = _notes_without_features(rivals)
+        notes = _notes_without_features(last.edit, rivals)
     variants += rivals
     if not any(rival.name == "random_directions" for rival in rivals):
         variants += random_variants(tuple(before), before, recorded, last, materials)
@@ -282,9 +290,18 @@ def _row_hooks(
     return [hook(place) for place in mine]
 
 
-def _notes_without_features(rivals: Sequence[Grouped]) -> Notes:
-    """Return why an edit of no feature lacks controls, and what stands in for them."""
+def _notes_without_features(edit: Edit, rivals: Sequence[Grouped]) -> Notes:
+    """Return why an edit of no one feature lacks controls, and what stands in for them."""
     notes: Notes = {"matched_features": "only edits of a feature have features to be matched"}
+    sets = sum(rival.name == "matched_features" for rival in rivals)
+    if isinstance(edit, JointEdit):
+        notes["matched_features"] = (
+            "the same value is not the same change of other features"
+            if edit.operation == "clamp"
+            else f"{sets} sets of as many other features, each of like size"
+        )
+        notes["other_emotion"] = "a set has no one feature of another emotion to stand beside"
+        return notes
     if not any(rival.name == "other_emotion" for rival in rivals):
         notes["other_emotion"] = "only edits of a feature or along an emotion have one"
     else:
@@ -402,10 +419,12 @@ def _verdict(delta: float, noise: float, controls: Sequence[Control], edit: Edit
     if abs(delta) < NOISE_FACTOR * noise:
         removing = (
             edit.operation == "ablate"
-            if isinstance(edit, FeatureEdit)
+            if isinstance(edit, FeatureEdit | JointEdit)
             else isinstance(edit, KnockEdit | HeadEdit | ProjectEdit)
         )
         what = "removing this alone" if removing else "this edit alone"
+        if isinstance(edit, JointEdit):
+            what = "removing these together" if removing else "this joint edit"
         return f"No measurable effect of {what}."
     parts = [
         beyond_picking(control)

@@ -7,7 +7,7 @@ left; edits of features that follow each other are read from one encoding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from emotui.core.edits import (
     Edit,
     FeatureEdit,
     HeadEdit,
+    JointEdit,
     KnockEdit,
     Layers,
     ModulateEdit,
@@ -91,6 +92,8 @@ def places_of_edit(edit: Edit, n_layers: int) -> tuple[Place, ...]:
     """Return the sites and layers an edit acts on, in the order the model passes them."""
     if isinstance(edit, HeadEdit):
         return (("z", edit.layer),)
+    if isinstance(edit, JointEdit):
+        return _in_order({(part.site, part.layer) for part in edit.parts})
     window = edit.layers or Layers(0, n_layers - 1)
     site: HookSite = edit.site if isinstance(edit, FeatureEdit | KnockEdit | PatchEdit) else "resid"
     return tuple((site, layer) for layer in window.numbers)
@@ -102,7 +105,7 @@ def group_edits(edits: Sequence[PlacedEdit], materials: Materials) -> tuple[Edit
     Raises EditError for what is not there: an SAE, a feature, an emotion, an appraisal, a source.
     """
     steps: dict[Place, list[Step]] = {}
-    for placed in edits:
+    for placed in (one for several in edits for one in _apart(several)):
         for place in places_of_edit(placed.edit, materials.model.n_layers):
             there = steps.setdefault(place, [])
             if not isinstance(placed.edit, FeatureEdit):
@@ -115,8 +118,19 @@ def group_edits(edits: Sequence[PlacedEdit], materials: Materials) -> tuple[Edit
                 there[-1] = FeatureStep(last.sae, (*last.edits, feature), step.unit or last.unit)
             else:
                 there.append(step)
-    ordered = sorted(steps, key=lambda place: (place[1], _ORDER[place[0]]))
-    return tuple(EditGroup(place, tuple(steps[place])) for place in ordered)
+    return tuple(EditGroup(place, tuple(steps[place])) for place in _in_order(steps))
+
+
+def _in_order(places: Iterable[Place]) -> tuple[Place, ...]:
+    """Return places as the model passes them."""
+    return tuple(sorted(places, key=lambda place: (place[1], _ORDER[place[0]])))
+
+
+def _apart(placed: PlacedEdit) -> tuple[PlacedEdit, ...]:
+    """Return the edits of single features that a joint edit is; any other edit as it is."""
+    if not isinstance(placed.edit, JointEdit):
+        return (placed,)
+    return tuple(PlacedEdit(part, placed.positions) for part in placed.edit.parts)
 
 
 def _feature_step(placed: PlacedFeatureEdit, materials: Materials) -> FeatureStep:

@@ -183,11 +183,11 @@ def feature_variants(
     chosen: list[tuple[ControlName, int, str]] = []
     own_size = features[:, edit.index].float().norm() * step.sae.weights.decoder_norm[edit.index]
     # Where the feature is not active, the controls are of the size of the delta.
-    matched = _matched(sizes, float(own_size) or float(own.norm()))
-    chosen += [("matched_features", index, _name(edit, index)) for index in matched]
-    if len(matched) < MATCHED_FEATURES:
+    like = matched(sizes, float(own_size) or float(own.norm()))
+    chosen += [("matched_features", index, _name(edit, index)) for index in like]
+    if len(like) < MATCHED_FEATURES:
         notes["matched_features"] = (
-            f"only {len(matched)} other features are active at the edited positions"
+            f"only {len(like)} other features are active at the edited positions"
         )
     other = _other_emotion(step.sae, edit, features, sizes, probe)
     if isinstance(other, str):
@@ -207,13 +207,16 @@ def _name(edit: FeatureEdit, index: int) -> str:
     return msgspec.structs.replace(edit, index=index).feature
 
 
-def _matched(sizes: Tensor, size: float) -> list[int]:
-    """Return the active features nearest in size (ratio), nearest first, at most 32."""
+def matched(sizes: Tensor, size: float, *, most: int = MATCHED_FEATURES) -> list[int]:
+    """Return the active features nearest in size (ratio), nearest first, at most `most`.
+
+    `sizes` [features] are 0 for those that do not count.
+    """
     active = sizes.nonzero().flatten()
     if not len(active) or size == 0:
         return []
     distance = (sizes[active] / size).log().abs()
-    order = distance.argsort(stable=True)[:MATCHED_FEATURES]
+    order = distance.argsort(stable=True)[:most]
     return [int(index) for index in active[order]]
 
 

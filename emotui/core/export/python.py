@@ -17,6 +17,7 @@ from emotui.core.edits import (
     Edit,
     FeatureEdit,
     HeadEdit,
+    JointEdit,
     KnockEdit,
     Layers,
     ProjectEdit,
@@ -143,6 +144,10 @@ def _steps(
             )
         return norms[site, layer]
 
+    if isinstance(edit, JointEdit):
+        return [
+            step for part in edit.parts for step in _steps(number, part, positions, layers, norms)
+        ]
     where: Fields = {"positions": list(positions)}
     if isinstance(edit, FeatureEdit):
         value = edit.value or 0.0
@@ -222,7 +227,8 @@ def _features(trace: Trace, edits: Sequence[Edit]) -> list[tuple[Site, int, int,
         there.setdefault(columns.index[row], columns.activation[row])
     wanted = {
         (edit.site, edit.layer, edit.index, position)
-        for edit in edits
+        for several in edits
+        for edit in (several.parts if isinstance(several, JointEdit) else (several,))
         if isinstance(edit, FeatureEdit)
         for position in positions_in(edit.positions, trace.text)
     }
