@@ -27,32 +27,38 @@ def document_bytes(where: Where, *, model: str, fingerprint: str) -> bytes:
     return msgspec.json.encode(document, order="sorted") + b"\n"
 
 
-def table_of(where: Where) -> list[str]:
-    """Return the numbers that the sentence was made from, each beside its control, in lines."""
+def table_of(where: Where, *, width: int = 110) -> list[str]:
+    """Return the numbers that the sentence was made from, each beside its control, in lines.
+
+    Of the tokens that attention wrote from, as many as fit in `width` characters.
+    """
     strings = [clean(token.string) for token in where.text.tokens]
     lines = [
         f"margin {where.margin:+.3f}; after {where.neutral_texts} neutral "
         f"{'text' if where.neutral_texts == 1 else 'texts'} {where.neutral_margin:+.3f}; "
         f"{where.same_texts} other texts of {where.emotion}",
         "",
-        "layer            z   moved control     attn      mlp  attention mainly from",
+        "layer            z   moved control     attn      mlp  attention from",
     ]
     columns = where.layers
     for layer, phases in reversed(list(zip(columns.layer, phases_of(where), strict=True))):
         moved, control = columns.moved[layer], columns.control[layer]
-        lines.append(
+        numbers = (
             f"{layer:>5}  {phases.letters}  {_or_dash(columns.z[layer], '+6.2f', 6)}  "
             f"{moved:6.0%} {_or_dash(control, '7.0%', 7)}  {columns.attn[layer]:+7.3f}  "
-            f"{columns.mlp[layer]:+7.3f}  {_main_sources(where, layer, strings)}"
+            f"{columns.mlp[layer]:+7.3f}  "
         )
+        lines.append(numbers + _main_sources(where, layer, strings, width - len(numbers)))
     null = "-" if where.null is None else f"{where.null:.2f}"
     lines += [
         "",
-        f"{LEGEND}; neutral texts reach z {null}",
-        "moved: share of the margin that goes with neutral texts at the readout; control: with",
-        "other texts of the emotion; attn, mlp: what is written beyond the neutral mean, in logits",
+        LEGEND,
+        f"z: the readout probe; neutral texts reach {null}",
+        "moved: share of the margin that goes with neutral texts at the readout",
+        "control: the same with other texts of the emotion",
+        "attn, mlp: written beyond the mean of neutral texts, in logits",
         "",
-        "replaced by the neutral mean: fall of the margin (by texts of the emotion)",
+        "replaced by the neutral mean, the margin falls by (by texts of the emotion)",
     ]
     for writer in where.writers:
         lines.append(
@@ -66,7 +72,7 @@ def _or_dash(value: float | None, form: str, width: int) -> str:
     return "-".rjust(width) if value is None else format(value, form)
 
 
-def _main_sources(where: Where, layer: int, strings: list[str]) -> str:
+def _main_sources(where: Where, layer: int, strings: list[str], width: int) -> str:
     rows = [
         (value, position)
         for at, position, value in zip(
@@ -74,5 +80,7 @@ def _main_sources(where: Where, layer: int, strings: list[str]) -> str:
         )
         if at == layer and value > 0
     ]
-    best = sorted(rows, reverse=True)[:2]
-    return ", ".join(f"{strings[position]!r} {value:+.2f}" for value, position in best)
+    said = [f"{strings[at]!r} {value:+.2f}" for value, at in sorted(rows, reverse=True)[:2]]
+    while said and len(", ".join(said)) > width:
+        said.pop()
+    return ", ".join(said)

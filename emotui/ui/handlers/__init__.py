@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from emotui.core.errors import EmotuiError
 from emotui.core.protocol import Outcome, Progress
 from emotui.ui.handlers.area import Answer, Area, Handler
+from emotui.ui.handlers.check import CheckHandlers
 from emotui.ui.handlers.console import ConsoleHandlers
 from emotui.ui.handlers.edit import EditHandlers
 from emotui.ui.handlers.emotion import EmotionHandlers
@@ -16,6 +17,7 @@ from emotui.ui.handlers.look import LookHandlers, MoveHandlers, PaneHandlers
 from emotui.ui.handlers.program import AppHandlers, WorkHandlers
 from emotui.ui.handlers.text import TextHandlers
 from emotui.ui.handlers.trace import ProbeHandlers, TraceHandlers
+from emotui.ui.handlers.where import WhereHandlers
 
 if TYPE_CHECKING:
     from emotui.ui.screens.explore import ExploreScreen
@@ -35,7 +37,9 @@ class Handlers:
         self.trace = TraceHandlers(screen)
         self.list = ListHandlers(screen)
         self.generate = GenerateHandlers(screen)
+        self.check = CheckHandlers(screen)
         self.emotion = EmotionHandlers(screen)
+        self.where = WhereHandlers(screen)
         self.work = WorkHandlers(screen)
         self.app = AppHandlers(screen)
         self._answers: dict[type[Outcome], Answer] = {}
