@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from emotui.core.findings import Verification
 from emotui.core.records import (
     EMBEDDING_LAYER,
     ProbeKind,
@@ -58,8 +59,10 @@ class FeatureRow:
 class Readings:
     """An index over one trace; built once, then only read."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, verification: Verification | None = None) -> None:
         self.trace = trace
+        self.verification = verification
+        """The last edit on other texts, where the cache had that."""
         self.probes: dict[str, ProbeSummary] = {probe.id: probe for probe in trace.probes}
         readouts = trace.readouts
         self._rows: dict[tuple[str, str, int], dict[tuple[int, str], int]] = {}

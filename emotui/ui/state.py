@@ -9,6 +9,7 @@ from typing import Literal
 from textual.theme import Theme
 
 from emotui.core.errors import EmotuiError
+from emotui.core.findings import Verification
 from emotui.core.protocol import InspectRequest
 from emotui.core.records import Note, Site, Token, Trace
 from emotui.themes import DARK
@@ -109,6 +110,8 @@ class ScreenState:
     """What the user wrote beside the trace on the screen, the oldest first."""
     visits: tuple[Visit, ...] = ()
     """The traces of this session, the first one first."""
+    verification: Verification | None = None
+    """The last edit of the trace on the screen repeated on other texts."""
 
 
 def _clamped(index: int, count: int) -> int:
@@ -175,6 +178,7 @@ def shown(
         marks=state.marks if former is not None and _same_run(former, readings) else (),
         notes=tuple(notes),
         visits=_visited(state.visits, readings.trace),
+        verification=readings.verification,
     )
     return _settled(fresh)
 

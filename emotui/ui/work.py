@@ -17,6 +17,7 @@ from typing import Protocol
 
 import msgspec
 
+from emotui.cache.findings import verification_of
 from emotui.cache.prepare import prepare, probes_in_force
 from emotui.cache.store import Store
 from emotui.core.errors import (
@@ -27,6 +28,7 @@ from emotui.core.errors import (
     TextError,
     UsageError,
 )
+from emotui.core.findings import Verification
 from emotui.core.protocol import (
     FitRequest,
     Fitted,
@@ -426,9 +428,16 @@ class Workbench:
         if self._store is not None:
             with contextlib.suppress(EmotuiError):
                 self._store.hold(trace.id)
-        readings = Readings(trace)
+        readings = Readings(trace, self._verification(trace))
         if number == self._number:
             self._post(messages.TraceReady(number, readings, cached=cached, seconds=seconds))
+
+    def _verification(self, trace: Trace) -> Verification | None:
+        if self._store is None or not trace.edits:
+            return None
+        with contextlib.suppress(EmotuiError):
+            return verification_of(self._store, trace.id)
+        return None
 
     def _export(self, number: int, trace: Trace, folder: Path) -> None:
         try:
@@ -445,7 +454,6 @@ def export_trace(store: Store, trace: Trace, folder: Path) -> tuple[Path, bool]:
     Returns the path, and whether the same document stood there already. Where another file has
     the name, a number is added to it. Raises ExportError, CacheError.
     """
-    from emotui.cache.findings import verification_of
     from emotui.cache.lineage import ancestors_of
     from emotui.cache.notes import notes_of
     from emotui.core.export.json import document_bytes, write_numbered

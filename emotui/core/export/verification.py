@@ -7,61 +7,80 @@ from emotui.core.text import clean
 
 
 def lines_of(found: Verification) -> list[str]:
-    """Return what the edit did on other texts: the judged metric first, then all of them."""
+    """Return what the edit did on other texts: the judged metric in words, then all in a table."""
     done, acted = len(found.others.id), sum(found.others.acted)
     texts = f"{done} texts" if found.complete else f"{done} of {found.asked} texts"
+    judged = _judged(found)
     lines = [
         f"{clean(found.edits[-1])} on {texts}: {found.source}",
-        f"  {found.positions}; it changed something on {acted} of {done}",
-        *(f"  {note}" for note in found.notes),
+        f"{found.positions}; it changed something on {acted} of {done}",
+        *found.notes,
+        "",
+        f"{judged.metric}: here {judged.here:+.3g}; {judged.verdict}.",
     ]
-    judged = next(one for one in found.metrics if one.metric == found.metric)
-    lines += ["", f"{judged.metric}: here {judged.here:+.3g}; {judged.verdict}.", ""]
-    lines.append(
-        f"random directions of the same norm: {len(judged.controls[0].medians)} of any way"
-        + (
-            f", each the best of {found.picked_from} by {found.metric} on this text, as the "
-            "feature was picked"
-            if found.picked_from > 1
-            else ""
-        )
-        + f"; {len(judged.controls[1].medians)} shaped like the data"
-        if judged.controls and judged.controls[0].medians
-        else "no control was run: the edit acted on no text"
-    )
-    width = max(len(one.metric) for one in found.metrics)
-    lines += ["", _heading(width)]
-    lines += [_row(one, width) for one in found.metrics]
+    if acted < done:
+        lines.append(f"Over all texts, 0 where it did nothing: {_over(judged.every)}.")
+    lines += ["", *_controls(found, judged), "", _heading(found)]
+    lines += [_row(one, _width(found)) for one in found.metrics]
+    lines.append("same: texts whose change has the sign it has here, of those it acted on")
     return lines
 
 
-def _heading(width: int) -> str:
+def summary_of(found: Verification) -> tuple[str, ...]:
+    """Return a few short lines: the judged metric on other texts, part by part."""
+    judged = _judged(found)
+    first, *rest = judged.verdict.split("; ")
+    return (f"on other texts, {judged.metric}: {first}", *rest)
+
+
+def _judged(found: Verification) -> Repeated:
+    return next(one for one in found.metrics if one.metric == found.metric)
+
+
+def _controls(found: Verification, judged: Repeated) -> list[str]:
+    counts = [len(one.medians) for one in judged.controls]
+    if not any(counts):
+        return ["No control was run: the edit acted on no text."]
+    picked = ""
+    if found.picked_from > 1:
+        picked = (
+            f", each the best of {found.picked_from} by {found.metric} on this text, as the "
+            "feature was picked"
+        )
+    return [
+        f"Controls, of the norm of the edit's own change: {counts[0]} random directions of any "
+        f"way{picked}; {counts[1]} shaped like the data. Ranks are by the median, in the "
+        "direction each took on this text."
+    ]
+
+
+def _width(found: Verification) -> int:
+    return max(len(one.metric) for one in found.metrics)
+
+
+def _heading(found: Verification) -> str:
     return (
-        f"{'change of':{width}}     here   median  95 % interval       same sign  "
-        "any way  shaped  over all texts"
+        f"{'':{_width(found)}} {'here':>8} {'median':>8}  {'95 % interval':<18} "
+        f"{'same':>5} {'any':>5} {'shaped':>6}"
     )
 
 
 def _row(one: Repeated, width: int) -> str:
-    ranks = [f"{c.rank or '-'}/{len(c.medians) + 1}" for c in one.controls]
+    any_way, shaped = (f"{c.rank or '-'}/{len(c.medians) + 1}" for c in one.controls)
+    same = f"{one.acted.same_sign}/{one.acted.texts}"
+    interval = f"{_number(one.acted.low)}, {_number(one.acted.high)}"
     return (
-        f"{one.metric:{width}}  {one.here:+.4f}  {_numbers(one.acted)}  "
-        f"{one.acted.same_sign:>3} of {one.acted.texts:<3}  {ranks[0]:>7}  {ranks[1]:>6}  "
-        f"{_number(one.every.median)} [{_number(one.every.low)}, {_number(one.every.high)}]"
+        f"{one.metric:{width}} {_number(one.here):>8} {_number(one.acted.median):>8}  "
+        f"{interval:<18} {same:>5} {any_way:>5} {shaped:>6}"
     )
 
 
-def _numbers(spread: Spread) -> str:
-    interval = f"[{_number(spread.low)}, {_number(spread.high)}]"
-    return f"{_number(spread.median)}  {interval:<19}"
+def _over(spread: Spread) -> str:
+    return (
+        f"median {_number(spread.median)} [{_number(spread.low)}, {_number(spread.high)}], "
+        f"same sign on {spread.same_sign} of {spread.texts}"
+    )
 
 
 def _number(value: float | None) -> str:
-    return "-".rjust(7) if value is None else f"{value:+.4f}"
-
-
-def summary_of(found: Verification) -> tuple[str, str]:
-    """Return one or two lines: the judged metric on other texts, and how many it acted on."""
-    judged = next(one for one in found.metrics if one.metric == found.metric)
-    first, _, rest = judged.verdict.partition("; ")
-    return f"on other texts, {judged.metric}: {first}", rest
+    return "-" if value is None else f"{value:+.2g}"

@@ -10,6 +10,7 @@ from textual.binding import BindingType
 from textual.geometry import Size
 from textual.strip import Strip
 
+from emotui.core.export.verification import summary_of
 from emotui.ui.effect_rows import EffectRow, effect_rows, facts_of, remarks_of
 from emotui.ui.paint import fit, strip_of, visible
 from emotui.ui.panes.lines import LinePane, bindings_of
@@ -44,8 +45,8 @@ class InterventionsPane(LinePane):
         self._lines: tuple[Line, ...] = ()
 
     def frame(self, state: ScreenState) -> object:
-        """The trace and the chosen emotion."""
-        return (id(state.readings), state.emotion)
+        """The trace, what is known of its edit on other texts, and the chosen emotion."""
+        return (id(state.readings), id(state.verification), state.emotion)
 
     def cursor(self, _state: ScreenState) -> object:
         """There is no cursor: lines scroll."""
@@ -71,6 +72,7 @@ class InterventionsPane(LinePane):
             self._lines = (
                 *(("edit", f"{n} {visible(edit)}") for n, edit in enumerate(trace.edits, start=1)),
                 *(("fact", f"  {visible(fact)}") for fact in facts_of(trace)),
+                *(("fact", f"  {visible(line)}") for line in _elsewhere(state)),
                 ("head", _heading(wide=wide)),
                 *(
                     ("chosen" if row.chosen else "row", _row_text(row, wide=wide))
@@ -104,6 +106,15 @@ class InterventionsPane(LinePane):
         if kind in ("edit", "chosen"):
             return self.palette.strong
         return self.palette.quiet if kind in ("fact", "head", "remark") else self.palette.base
+
+
+def _elsewhere(state: ScreenState) -> tuple[str, ...]:
+    """Return what the last edit did on other texts, where that was asked for."""
+    found = state.verification
+    if found is None:
+        return ()
+    going_on = () if found.complete else ("cancelled before all texts were done; v goes on",)
+    return (*summary_of(found), *going_on)
 
 
 def _heading(*, wide: bool) -> str:
