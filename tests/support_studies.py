@@ -50,15 +50,9 @@ def write_texts(path: Path, count: int, *, columns: tuple[str, str] = ("text", "
 def request_of(
     model: LoadedModel, folder: Path, study: str, data: Path | str, **fields: Any
 ) -> StudyRequest:
-    given: dict[str, Any] = {"template": "ask", **fields}
-    return StudyRequest(
-        spec=model.spec,
-        cache_dir=str(folder / "cache"),
-        study=study,
-        out=str(folder / "run"),
-        data=str(data),
-        **given,
-    )
+    given: dict[str, Any] = {"template": "ask", "out": str(folder / "run"), **fields}
+    cache_dir = str(folder / "cache")
+    return StudyRequest(spec=model.spec, cache_dir=cache_dir, study=study, data=str(data), **given)
 
 
 def run_here(

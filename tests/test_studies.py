@@ -61,25 +61,25 @@ def test_answers_and_rows_are_those_of_inspect(stories: Path, tmp_path: Path) ->
 
 
 class _StopsAfter(QuietJob):
-    """A job that is cancelled at its n-th check."""
+    """A job that is cancelled at its n-th check, and counts them."""
 
-    def __init__(self, checks: int) -> None:
-        self._left = checks
+    def __init__(self, checks: float = float("inf")) -> None:
+        self.done = 0
+        self._most = checks
 
     def check(self) -> None:
-        self._left -= 1
-        if self._left < 0:
+        self.done += 1
+        if self.done > self._most:
             raise Cancelled("The work was cancelled.")
 
 
 def test_cancelled_and_resumed_it_has_the_same_bytes(stories: Path, tmp_path: Path) -> None:
     model, data = stories_model(stories), write_texts(tmp_path / "texts.csv", 200)
-    whole = tmp_path / "whole"
-    run_here(model, whole, "readout", data)
-    broken = tmp_path / "broken"
-    for checks in (80, 150):
+    whole, broken, counting = tmp_path / "whole", tmp_path / "broken", _StopsAfter()
+    run_here(model, whole, "readout", data, job=counting)
+    for part in (0.4, 0.5):
         with pytest.raises(Cancelled):
-            run_here(model, broken, "readout", data, job=_StopsAfter(checks))
+            run_here(model, broken, "readout", data, job=_StopsAfter(int(part * counting.done)))
         assert list((broken / "run" / "chunks").rglob("*.safetensors")), "nothing was kept"
         assert not (broken / "run" / "result.json").exists()
     # A chunk that was damaged meanwhile is done again.
@@ -154,11 +154,8 @@ def test_what_cannot_be_meant_is_said_before_a_model_is_loaded(tmp_path: Path) -
         (("readout", str(data), "--template", "poem"), ("no template called 'poem'",)),
         (("resume", str(tmp_path)), ("is no folder of a study",)),
     ):
-        done = (
-            emotui("study", *arguments, "--model", "/nowhere", cache_dir=tmp_path / "cache")
-            if (arguments[0] != "resume")
-            else emotui("study", *arguments, cache_dir=tmp_path / "cache")
-        )
+        model = () if arguments[0] == "resume" else ("--model", "/nowhere")
+        done = emotui("study", *arguments, *model, cache_dir=tmp_path / "cache")
         assert done.returncode == 2, (arguments, done.stderr)
         assert done.stdout == "" and "Traceback" not in done.stderr
         assert all(word in done.stderr for word in words), (arguments, done.stderr)
