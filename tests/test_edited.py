@@ -99,7 +99,7 @@ def test_an_effect_stands_beside_all_its_controls(bench: Bench) -> None:
         assert matched.rank == 1 + sum(abs(d) >= abs(effect.delta) for d in matched.deltas)
         assert len(random.deltas) == 5
         assert other.deltas == () and "no probe" in other.note
-        assert selection.name == "selection" and len(selection.deltas) == 39
+        assert selection.name == "selection" and len(selection.deltas) == 79
         assert selection.rank == 1 + sum(d >= abs(effect.delta) for d in selection.deltas)
     kl = effect_of(trace, "kl")
     assert kl.before == pytest.approx(0, abs=1e-6)

@@ -2,15 +2,16 @@
 
 The feature with the largest of many effects is first among its controls because it was picked. So
 each active feature of every SAE gets a random direction of any way, of the norm of what the same
-edit of it would add, and of all these the one of largest effect is taken; so 39 times. By chance
-the best feature exceeds all 39 maxima one time in 40.
+edit of it would add, and of all these the one of largest effect is taken; so 79 times. By chance
+the best feature exceeds all 79 maxima one time in 80, and so, of the answer or of the readouts, at
+most one time in 40.
 
 To run every direction would take thousands of rows. For u drawn uniformly and J the slopes of the
 label logits and readouts (one backward pass of as many rows), A u = R' x / |g| with A' = Q R,
 A = sum_p s_p J_p the slopes summed over the edited positions, x standard normal of R's size and
 |g|^2 = |x|^2 + chi^2 of the other dimensions. So what each direction does to first order is drawn
-without drawing the direction. Of each draw the few with the largest estimate are made, Q x and the
-rest, and run.
+without drawing the direction. Of each draw the one with the largest estimate (for the answer, and
+for the readouts) is made, Q x and the rest, and run.
 """
 
 from __future__ import annotations
@@ -38,10 +39,13 @@ if TYPE_CHECKING:
     from emotui.core.engine.steps import PlacedEdit
     from emotui.core.engine.variants import Recorded
 
-DRAWS = 39
-"""Maxima that the effect is compared with: beyond all of them happens one time in 40 by chance."""
+DRAWS = 79
+"""Maxima that the effect is compared with: beyond all of them happens one time in 80 by chance."""
 SHORTLIST = 4
-"""Directions of each draw that are run, of largest estimate; for the answer, and for readouts."""
+"""Most directions of each draw that are run, of largest estimate; for the answer, and for
+readouts. Effects are not linear: with one, maxima of .2 in probability came out a tenth low."""
+TOKENS = 4096
+"""Tokens to run for them all; where rows are long, one of each draw is run whatever it takes."""
 _CHUNK_VALUES = 2**24
 
 KINDS = ("answer", "readout")
@@ -90,6 +94,17 @@ class _Directions:
             self.sizes[rows],
             self.estimates[:, rows],
         )
+
+
+@dataclass(frozen=True)
+class _Law:
+    """What directions are drawn for."""
+
+    scores: Tensor
+    """Label logits and readouts without the edit, [scores]."""
+    n_labels: int
+    shortlist: int
+    generator: torch.Generator
 
 
 def picking_of(
@@ -144,11 +159,14 @@ def picking_of(
         parent.logits[None], {gauge.layer: parent.resid[gauge.layer + 1, -1][None]}
     )[0]
     n_labels = 0 if gauge.labels is None else len(gauge.labels.labels)
+    n_tokens = len(parent.token_ids) - first
+    shortlist = max(1, min(SHORTLIST, TOKENS // (len(KINDS) * DRAWS * n_tokens)))
+    law = _Law(scores, n_labels, shortlist, generator)
     listed = [
-        _shortlisted(place, there_sizes, found[place][:, at], scores, n_labels, generator, job)
+        _shortlisted(place, there_sizes, found[place][:, at], law, job)
         for place, there_sizes in sizes.items()
     ]
-    rows = _longest(listed)
+    rows = _longest(listed, shortlist)
     job.progress("running random directions")
     n_rows = sum(len(one.draw) for one in rows)
     run = rerun(
@@ -211,9 +229,7 @@ def _shortlisted(
     place: Place,
     sizes: Tensor,
     slope: Tensor,
-    scores: Tensor,
-    n_labels: int,
-    generator: torch.Generator,
+    law: _Law,
     job: Job,
 ) -> _Directions:
     """Draw what a direction of each feature does at one place; make those of largest estimate.
@@ -231,21 +247,21 @@ def _shortlisted(
             r = r * here[0, :, None, None]
         else:
             q, r = torch.linalg.qr(torch.einsum("pc,mpd->cdm", here, slope))
-        along = torch.randn(DRAWS, here.shape[1], r.shape[1], generator=generator).to(slope)
+        along = torch.randn(DRAWS, here.shape[1], r.shape[1], generator=law.generator).to(slope)
         others = width - r.shape[1]
         rest = torch.zeros(DRAWS, here.shape[1], dtype=torch.float64)
         if others:
             # chi^2 with n degrees of freedom is Gamma(n / 2), doubled.
             alpha = torch.full_like(rest, others / 2)
-            rest = 2 * torch._standard_gamma(alpha, generator=generator)
+            rest = 2 * torch._standard_gamma(alpha, generator=law.generator)
         rest = rest.to(slope)
         norm = (along.square().sum(dim=-1) + rest).sqrt()
         moved = torch.einsum("ckm,nck->ncm", r, along) / norm[..., None]
-        estimates = _estimates(moved, scores, n_labels)
-        best = estimates.topk(min(SHORTLIST, here.shape[1]), dim=-1).indices
+        estimates = _estimates(moved, law.scores, law.n_labels)
+        best = estimates.topk(min(law.shortlist, here.shape[1]), dim=-1).indices
         draw, column = _pairs(best, here.shape[1])
         axes = q.expand(here.shape[1], -1, -1)[column] if n_positions > 1 else q[0]
-        beside = torch.randn(len(draw), width, generator=generator).to(slope)
+        beside = torch.randn(len(draw), width, generator=law.generator).to(slope)
         inside = beside @ axes if axes.dim() == 2 else torch.einsum("nd,ndk->nk", beside, axes)
         beside = beside - _spread(axes, inside)
         beside = beside / beside.norm(dim=-1, keepdim=True).clamp_min(1e-12)
@@ -300,7 +316,7 @@ def _estimates(moved: Tensor, scores: Tensor, n_labels: int) -> Tensor:
     return found
 
 
-def _longest(listed: Sequence[_Directions]) -> list[_Directions]:
+def _longest(listed: Sequence[_Directions], shortlist: int) -> list[_Directions]:
     """Return of each draw, over all places, those on the shortlist of the answer or readouts."""
     draw = torch.cat([one.draw for one in listed])
     estimates = torch.cat([one.estimates for one in listed], dim=1)
@@ -308,7 +324,7 @@ def _longest(listed: Sequence[_Directions]) -> list[_Directions]:
     for number in range(DRAWS):
         mine = (draw == number).nonzero().flatten()
         for kind in estimates[:, mine]:
-            best = kind.topk(min(SHORTLIST, len(mine)))
+            best = kind.topk(min(shortlist, len(mine)))
             wanted[mine[best.indices[best.values > -torch.inf]]] = True
     rows, begin = [], 0
     for one in listed:
