@@ -190,7 +190,7 @@ def main() -> int:
             if not stats["forwards"]:
                 print(", from the cache")
                 continue
-            print(f", {stats['inspect_seconds']:.1f} s of them in the engine")
+            print(f", {stats['engine_seconds']:.1f} s of them in the engine")
             print(f"  peak {peak:.2f} GiB, estimated {estimate:.2f} GiB")
             bad |= peak > arguments.limit or peak > 1.1 * estimate
     return int(bad)
