@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from textual.driver import Driver
 from textual.widgets import Input
 
 from emotui.cache.demo import is_demo
+from emotui.cache.session import Session
 from emotui.cache.store import Store, default_root
 from emotui.core.client import EngineClient
 from emotui.core.errors import Cancelled, EngineError
@@ -23,10 +26,9 @@ from emotui.core.private import traceback_without_private
 from emotui.core.protocol import InspectRequest
 from emotui.themes import STYLE_SHEET, THEMES, VARIABLE_DEFAULTS
 from emotui.ui import messages
-from emotui.ui import state as states
 from emotui.ui.actions import PaneName, action_for
 from emotui.ui.appearance import load_appearance, theme_at_start
-from emotui.ui.driver import PasteAwareDriver
+from emotui.ui.driver import PasteAwareDriver, without_alt
 from emotui.ui.keymap import as_textual
 from emotui.ui.keys import EditorGate, KeyGate, Release, Stroke
 from emotui.ui.screens.explore import ExploreScreen
@@ -76,12 +78,22 @@ class EmotuiApp(App[int]):
         self.explorer = ExploreScreen(options, self.workbench)
         self.gate_keys = False
         """Whether to look for pastes among keys; off unless there is a terminal."""
+        self.ended_by: int | None = None
+        """The signal that ended it; None where the user did."""
         self._gate = KeyGate(self._is_careful)
         self._editor_gate = EditorGate()
 
     def on_ready(self) -> None:
         """Collect garbage again, without what the start made: a full collection delays a key."""
         self.set_timer(_SETTLED_SECONDS, _collect_from_now_on)
+        if self.gate_keys:
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                asyncio.get_running_loop().add_signal_handler(number, self._end_by, number)
+
+    def _end_by(self, number: int) -> None:
+        """Close as on `q`, without asking: the connection dropped, or the machine goes down."""
+        self.ended_by = number
+        self.exit(0)
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Return the project's own variables, for themes that lack them."""
@@ -116,10 +128,7 @@ class EmotuiApp(App[int]):
     def on_trace_ready(self, fact: messages.TraceReady) -> None:
         """Show a trace."""
         if self._is_current(fact):
-            state = states.shown(
-                self.explorer.state, fact.readings, cached=fact.cached, seconds=fact.seconds
-            )
-            self.explorer.update(state)
+            self.explorer.show_trace(fact.readings, cached=fact.cached, seconds=fact.seconds)
 
     def on_work_finished(self, fact: messages.WorkFinished) -> None:
         """Take the progress away."""
@@ -157,7 +166,7 @@ class EmotuiApp(App[int]):
         if isinstance(event, events.Paste) and not event.is_forwarded:
             await self._take_paste(event)
         elif isinstance(event, events.Key) and not event.is_forwarded:
-            for key in _without_alt(event):
+            for key in without_alt(event):
                 await self._take_key(key)
         else:
             await super().on_event(event)
@@ -228,16 +237,6 @@ def _collect_from_now_on() -> None:
     gc.enable()
 
 
-def _without_alt(event: events.Key) -> tuple[events.Key, ...]:
-    """Return escape and the letter for a letter that came at once after escape."""
-    if event.key.startswith("alt+") and event.character and event.character.isalnum():
-        escape = events.Key("escape", "\x1b")
-        letter = events.Key(event.character, event.character)
-        escape.time = letter.time = event.time
-        return escape, letter
-    return (event,)
-
-
 def _folder(options: OpenOptions) -> Path | None:
     return Path(options.request.cache_dir) if options.request.cache_dir else None
 
@@ -252,6 +251,7 @@ def run_explorer(
     terminal: Terminal,
     theme: str | None = None,
     private: bool = False,
+    session: Session | None = None,
 ) -> None:
     """Open the explorer on a request's text and model, and return when it is closed.
 
@@ -271,6 +271,7 @@ def run_explorer(
         coloured=coloured,
         private=private,
         actions=appearance.actions,
+        session=session,
     )
     log = (_folder(options) or default_root()) / "logs" / "screen.log"
     with shielded(log) as screen:
@@ -280,7 +281,11 @@ def run_explorer(
         try:
             app.run(mouse=options.mouse)
         finally:
+            if not options.private:
+                app.explorer.save_session()
             app.workbench.close()
+    if app.ended_by is not None:
+        raise SystemExit(128 + app.ended_by)
     if app.return_code:
         raise EngineError(
             "The screen stopped.",

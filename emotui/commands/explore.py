@@ -24,6 +24,7 @@ def explore(
     # the first paint. The app turns it on again and leaves them out of later collections.
     gc.disable()
     from emotui.cache.demo import example_request, is_demo
+    from emotui.cache.session import saved_session
     from emotui.commands.common import cache_for
     from emotui.commands.texts import text_of_argument
     from emotui.ui.terminal import prepare_terminal
@@ -32,10 +33,11 @@ def explore(
     demo = is_demo(request.spec)
     with cache_for(cache_dir, private=private, demo=demo) as root:
         request = msgspec.structs.replace(request, cache_dir=str(root))
+        session = None if private or text else saved_session(root, request.spec)
         if text:
             request = msgspec.structs.replace(request, text=text_of_argument(text))
         elif demo:
             request = example_request(request)
         from emotui.app import run_explorer
 
-        run_explorer(request, terminal=terminal, theme=theme, private=private)
+        run_explorer(request, terminal=terminal, theme=theme, private=private, session=session)

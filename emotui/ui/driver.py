@@ -97,3 +97,13 @@ class PasteAwareDriver(LinuxDriver):
     def _process_all(self, messages: Iterable[Message]) -> None:
         for message in messages:
             self.process_message(message)
+
+
+def without_alt(event: events.Key) -> tuple[events.Key, ...]:
+    """Return escape and the letter for a letter that came at once after escape."""
+    if event.key.startswith("alt+") and event.character and event.character.isalnum():
+        escape = events.Key("escape", "\x1b")
+        letter = events.Key(event.character, event.character)
+        escape.time = letter.time = event.time
+        return escape, letter
+    return (event,)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from textual.theme import Theme
 
+from emotui.cache.session import Session
 from emotui.core.errors import EmotuiError
 from emotui.core.findings import Verification
 from emotui.core.protocol import InspectRequest
@@ -37,6 +38,8 @@ class OpenOptions:
     private: bool = False
     actions: tuple[Action, ...] = ACTIONS
     """The table in force, with the user's keys."""
+    session: Session | None = None
+    """Where the explorer was left, to go on there; None begins with the request's text."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,38 @@ def with_mark(state: ScreenState) -> ScreenState:
     if name in state.marks:
         return replace(state, marks=tuple(mark for mark in state.marks if mark != name))
     return replace(state, marks=(*state.marks, name))
+
+
+def session_of(state: ScreenState) -> Session | None:
+    """Return what it takes to come back to this place; None before the first trace."""
+    if state.readings is None:
+        return None
+    return Session(
+        trace=state.readings.trace.id,
+        position=state.position,
+        layer=state.layer,
+        site=state.site,
+        emotion=state.emotion,
+        view=state.view,
+        sorting=state.sorting,
+    )
+
+
+def placed(state: ScreenState, session: Session) -> ScreenState:
+    """Return the state at a session's place, as far as its trace has it."""
+    readings = state.readings
+    if readings is None:
+        return state
+    place = replace(
+        state,
+        position=_clamped(session.position, len(readings.tokens)),
+        layer=session.layer if session.layer in readings.layers else state.layer,
+        site=session.site if session.site in readings.sites else state.site,
+        emotion=session.emotion if session.emotion in readings.emotions else state.emotion,
+        view="tokens" if session.view == "tokens" else "emotions",
+        sorting=next((known for known in SORTINGS if known == session.sorting), state.sorting),
+    )
+    return _settled(place)
 
 
 def at_token(state: ScreenState, position: int) -> ScreenState:

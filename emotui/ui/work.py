@@ -19,6 +19,7 @@ import msgspec
 
 from emotui.cache.findings import verification_of
 from emotui.cache.prepare import prepare, probes_in_force
+from emotui.cache.session import Session, save_session
 from emotui.cache.store import Store
 from emotui.core.errors import (
     CacheError,
@@ -42,6 +43,7 @@ from emotui.core.protocol import (
 from emotui.core.records import Trace
 from emotui.core.text import clean
 from emotui.ui import messages
+from emotui.ui.exports import export_trace
 from emotui.ui.readings import Readings
 
 
@@ -65,6 +67,7 @@ class Engine(Protocol):
 Post = Callable[[messages.Fact], object]
 Question = Callable[[InspectRequest, Store], Operation | Outcome]
 _END = None
+_RECENT = 4
 
 
 class Shelf:
@@ -125,6 +128,8 @@ class Workbench:
         """The model of the trace on the screen where that is another than the base's."""
         self._store: Store | None = None
         self._engine: Engine | None = None
+        self._recent: dict[str, Readings] = {}
+        """The latest traces shown, by id: the parents of those to come."""
 
     @property
     def number(self) -> int:
@@ -188,6 +193,11 @@ class Workbench:
                 failed(CacheError("It could not be done.", why=reason))
 
         self._shelf.do(task)
+
+    def save_session(self, session: Session) -> None:
+        """Keep where the explorer is."""
+        spec = self._base.spec
+        self.with_store(lambda store: save_session(store.root, spec, session), lambda _error: None)
 
     def fit(self, text: str) -> int:
         """Fit probes where there are none, then show the trace of `text` with them."""
@@ -318,6 +328,8 @@ class Workbench:
             )
         self._show(number, trace, cached=True, seconds=time.monotonic() - started)
         self._end(number, messages.WorkFinished(number))
+        if own:
+            self._load(self._base)
 
     def _look_up(self, number: int, request: InspectRequest) -> None:
         started = time.monotonic()
@@ -332,6 +344,10 @@ class Workbench:
         trace = store.get_trace(prepared.trace_id)
         self._show(number, trace, cached=True, seconds=time.monotonic() - started)
         self._continue(number, request, trace)
+        self._load(request)
+
+    def _load(self, request: InspectRequest) -> None:
+        """Load the model behind a cached trace, once, where that was asked for."""
         if self._load_behind:
             self._load_behind = False
             load = LoadRequest(request.spec, request.cache_dir, template=request.template)
@@ -439,6 +455,21 @@ class Workbench:
             return verification_of(self._store, trace.id)
         return None
 
+    def _readings(self, trace: Trace) -> Readings:
+        """Return the readings of a trace, beside those of its parent."""
+        parent = None
+        if trace.parent is not None:
+            parent = self._recent.get(trace.parent)
+            if parent is None:
+                with contextlib.suppress(EmotuiError):
+                    parent = Readings(self._opened_store().get_trace(trace.parent))
+        readings = Readings(trace, parent=parent)
+        self._recent.pop(trace.id, None)
+        self._recent[trace.id] = Readings(trace)  # without its parent, or a chain would be held
+        while len(self._recent) > _RECENT:
+            self._recent.pop(next(iter(self._recent)))
+        return readings
+
     def _export(self, number: int, trace: Trace, folder: Path) -> None:
         try:
             path, already = export_trace(self._opened_store(), trace, folder)
@@ -446,25 +477,3 @@ class Workbench:
             self._post(messages.ExportFailed(number, error))
         else:
             self._post(messages.TraceExported(number, path, already=already))
-
-
-def export_trace(store: Store, trace: Trace, folder: Path) -> tuple[Path, bool]:
-    """Write a trace and its ancestors to `emotui-ID.json` in `folder`; never over another file.
-
-    Returns the path, and whether the same document stood there already. Where another file has
-    the name, a number is added to it. Raises ExportError, CacheError.
-    """
-    from emotui.cache.lineage import ancestors_of
-    from emotui.cache.notes import notes_of
-    from emotui.core.export.json import document_bytes, write_numbered
-
-    ancestors = ancestors_of(trace, store)
-    notes = notes_of(store.root, (one.id for one in (trace, *ancestors)))
-    data = document_bytes(
-        trace,
-        ancestors=ancestors,
-        notes=notes,
-        verification=verification_of(store, trace.id),
-        all_tokens=False,
-    )
-    return write_numbered(folder, f"emotui-{trace.id}", data)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from emotui.cache.store import Store
+from emotui.ui.exports import export_trace
 from emotui.ui.handlers.area import Area
 from emotui.ui.screens.help import AskScreen
-from emotui.ui.work import export_trace
 
 if TYPE_CHECKING:
     from emotui.ui.screens.traces import TracesScreen

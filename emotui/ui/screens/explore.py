@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import ClassVar
 
 from textual import events
@@ -13,6 +14,7 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widget import Widget
 
+from emotui.cache.session import Session
 from emotui.ui import state as states
 from emotui.ui.actions import PaneName
 from emotui.ui.handlers import Handlers
@@ -22,6 +24,8 @@ from emotui.ui.panes.interventions import InterventionsPane
 from emotui.ui.panes.layers import CellChosen, LayersPane
 from emotui.ui.panes.status import KeyBar, Notice, StatusLine
 from emotui.ui.panes.text import TextPane, TokenChosen
+from emotui.ui.readings import Readings
+from emotui.ui.state import Notice as NoticeRecord
 from emotui.ui.state import OpenOptions, ScreenState
 from emotui.ui.work import Workbench
 
@@ -37,6 +41,8 @@ _LAYERS_SHARE = 0.62
 """How much of the screen's height the layers may take beside the text."""
 _AROUND_LAYERS = 3
 """Lines of the Layers pane besides the layers: border and header."""
+_SAVE_SECONDS = 1.0
+_RESUMED = "As you left it. i types another text; t lists all traces."
 _ORDER: tuple[PaneName, ...] = ("text", "layers", "features", "interventions")
 
 
@@ -79,6 +85,7 @@ class ExploreScreen(Screen[None]):
         self.handlers = Handlers(self)
         self._open_pane: PaneName = "layers"
         self._before_console: PaneName = "text"
+        self._saved: Session | None = options.session
 
     def compose(self) -> ComposeResult:
         """Compose the panes; the layout is chosen by width."""
@@ -98,11 +105,33 @@ class ExploreScreen(Screen[None]):
         self._lay_out()
         self.update(self.state)
         self.set_focus(self.text_pane.strip)
-        text = self.options.request.text
-        if text:
+        text, session = self.options.request.text, self.options.session
+        if not self.options.private:
+            self.set_interval(_SAVE_SECONDS, self.save_session)
+        if session is not None:
+            self.workbench.open_trace(session.trace)
+        elif text:
             self.workbench.read(text)
         else:
             self.call_after_refresh(self.handlers.text.do_edit)
+
+    def show_trace(self, readings: Readings, *, cached: bool, seconds: float) -> None:
+        """Show a trace: the first one where it was left, where it was left."""
+        first = self.state.readings is None
+        state = states.shown(self.state, readings, cached=cached, seconds=seconds)
+        session = self.options.session
+        if first and session is not None and session.trace == readings.trace.id:
+            notice = NoticeRecord("hint", (_RESUMED,))
+            state = replace(states.placed(state, session), notice=notice)
+        self.update(state)
+
+    def save_session(self) -> None:
+        """Keep the place where it changed, so that whatever ends the program loses nothing."""
+        session = states.session_of(self.state)
+        if session in (None, self._saved) or self.workbench.foreign is not None:
+            return
+        self._saved = session
+        self.workbench.save_session(session)
 
     def update(self, state: ScreenState) -> None:
         """Take another state and let every pane draw it."""
