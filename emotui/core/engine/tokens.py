@@ -55,6 +55,17 @@ class _Piece:
 _Part = tuple[TokenPart, _Piece]
 
 
+def _forget_texts(backend: Any) -> None:
+    """Switch off the cache of cut words that BPE and Unigram keep.
+
+    Without a pre-tokenizer, as in SentencePiece models, a whole text is one word: each text stayed
+    in memory, some kilobytes of it, and was of no use to another.
+    """
+    resize = getattr(backend.model, "_resize_cache", None)
+    if resize is not None:
+        resize(0)
+
+
 class TokenReader:
     """A model's tokenizer, as emotui uses it: fast, without truncation, BOS in one place."""
 
@@ -72,6 +83,7 @@ class TokenReader:
             )
         backend.no_truncation()
         backend.no_padding()
+        _forget_texts(backend)
         self._tokenizer = tokenizer
         self._backend = backend
         bos = tokenizer.bos_token_id
