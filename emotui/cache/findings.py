@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from emotui.cache.store import Store
     from emotui.core.protocol import VerifyRequest
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same question would be answered by other numbers."""
 
 _RECORD = "record"

@@ -9,10 +9,8 @@ edit has a larger median than all of them one time in 40.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,59 +19,42 @@ import torch
 from torch import Tensor
 
 from emotui.cache.findings import VERIFICATION, answers, find, keep, same_question
-from emotui.core.corpus import Situation, load_situations
-from emotui.core.edits import Edit, FeatureEdit, HeadEdit, parse_edit
+from emotui.core.corpus import Situation
+from emotui.core.edits import FeatureEdit, parse_edit
 from emotui.core.engine.answer import label_tokens
-from emotui.core.engine.capture import Activations, Job, capture
+from emotui.core.engine.bench import (
+    ANY_WAY,
+    MOST_PICKED_FROM,
+    SHAPED,
+    Bench,
+    Drawn,
+    Measured,
+    any_way,
+    clean_run,
+    measured,
+    metrics_of,
+    picked_from_of,
+    shaped,
+)
+from emotui.core.engine.capture import Job
 from emotui.core.engine.edited import materials_of
-from emotui.core.engine.effects import Gauge, arranged, run_variants
+from emotui.core.engine.effects import Gauge
 from emotui.core.engine.elsewhere import carried, check_portable
 from emotui.core.engine.inspect import inspect
-from emotui.core.engine.intervene import Place, group_edits, hooks_of, place_edits, places_of_edit
-from emotui.core.engine.materials import Materials, head_count, head_size
+from emotui.core.engine.intervene import group_edits, place_edits, places_of_edit
+from emotui.core.engine.other_texts import emotion_of, other_texts, source_of
 from emotui.core.engine.repeated import Directions, Judged, main_metric, repeated
 from emotui.core.engine.steps import PlacedEdit
-from emotui.core.engine.variants import Grouped, Random, Recorded, Variant
 from emotui.core.errors import Cancelled, UsageError
 from emotui.core.findings import OtherTexts, Verification
 from emotui.core.protocol import Verified, VerifyRequest
-from emotui.core.text import Template, clean, template_named
+from emotui.core.text import clean, template_named
 
 if TYPE_CHECKING:
     from emotui.cache.store import Store
     from emotui.core.engine.instruments import Instruments
     from emotui.core.engine.model import LoadedModel
-    from emotui.core.records import TextRecord, Trace
-
-ANY_WAY = 39
-"""Uniform directions: larger than all of them is one time in 40 by chance."""
-SHAPED = 19
-"""Directions with the covariance of the activations."""
-MOST_PICKED_FROM = 64
-"""Most uniform directions that one is picked from: each is a row on the trace's own text."""
-_SEED_APART = 1000
-"""The directions are not those that the trace's own controls drew."""
-
-_SOURCE = "situations of the held-out topics, all emotions, with and without emotion words"
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What is the same for every text."""
-
-    model: LoadedModel
-    trace: Trace
-    edits: tuple[Edit, ...]
-    template: Template
-    materials: Materials
-    gauge: Gauge
-    all_sites: bool
-    job: Job
-
-    @property
-    def last(self) -> Edit:
-        """The edit that is judged."""
-        return self.edits[-1]
+    from emotui.core.records import Trace
 
 
 @dataclass
@@ -86,20 +67,6 @@ class _Done:
     positions: list[str] = field(default_factory=list)
     active: list[bool] = field(default_factory=list)
     acted: list[bool] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """One text."""
-
-    metrics: tuple[str, ...]
-    deltas: np.ndarray[Any, Any]
-    """[1 + directions, metrics]."""
-    acted: bool
-
-
-_Drawn = dict[Place, Tensor]
-"""Unit directions [n, width] at each place of the last edit."""
 
 
 def verify(
@@ -174,34 +141,6 @@ def _bench(
     )
 
 
-def other_texts(count: int, *, but: str, seed: int) -> list[Situation]:
-    """Return at most `count` situations of the held-out topics, one of each pair, drawn by seed.
-
-    The emotions take turns, so that each has as many as the others; the text `but` is not among
-    them. A longer list begins with the shorter one.
-    """
-    generator = random.Random(seed)
-    by_emotion: dict[str, list[Situation]] = {}
-    pairs: dict[str, list[Situation]] = {}
-    for one in load_situations():
-        if one.split == "test":
-            pairs.setdefault(one.pair, []).append(one)
-    for pair in sorted(pairs):
-        one = generator.choice(pairs[pair])
-        if one.text != but:
-            by_emotion.setdefault(one.emotion, []).append(one)
-    for texts in by_emotion.values():
-        generator.shuffle(texts)
-    most = max(len(texts) for texts in by_emotion.values())
-    turns = [
-        by_emotion[emotion][turn]
-        for turn in range(most)
-        for emotion in sorted(by_emotion)
-        if turn < len(by_emotion[emotion])
-    ]
-    return turns[:count]
-
-
 def _run(
     request: VerifyRequest,
     bench: Bench,
@@ -210,16 +149,16 @@ def _run(
 ) -> Verification:
     job, trace = bench.job, bench.trace
     job.progress("reading the corpus for controls")
-    picked_from = _picked_from(bench)
+    picked_from = picked_from_of(bench)
     drawn = {
         place: torch.cat(
-            [_any_way(bench, place, ANY_WAY * picked_from), _shaped(bench, place, SHAPED)]
+            [any_way(bench, place, ANY_WAY * picked_from), shaped(bench, place, SHAPED)]
         )
         for place in places_of_edit(bench.last, bench.model.n_layers)
     }
     job.progress("picking random directions on this text")
     own = place_edits(bench.edits, trace.text)
-    here = _measured(bench, _clean(bench, trace.text), own, trace.text, drawn)
+    here = measured(bench, clean_run(bench, trace.text), own, trace.text, drawn)
     metric = request.metric or main_metric(
         [effect for effect in trace.effects if effect.metric in here.metrics]
     )
@@ -231,7 +170,12 @@ def _run(
     chosen = _chosen(here, metric, picked_from)
     drawn = {place: directions[chosen] for place, directions in drawn.items()}
     controls_here = here.deltas[1:][chosen]
-    texts = other_texts(request.texts, but=trace.text.raw, seed=request.inspect.seed)
+    texts = other_texts(
+        request.texts,
+        but=trace.text.raw,
+        seed=request.inspect.seed,
+        emotion=emotion_of(metric),
+    )
     done = _resumed(found, request, controls_here)
 
     def so_far() -> Verification:
@@ -277,51 +221,7 @@ def _resumed(
     )
 
 
-def _picked_from(bench: Bench) -> int:
-    """Return how many features the edit's was picked from: those active where it is edited."""
-    done, edit = bench.trace.intervention, bench.last
-    if done is None or not done.selected or not isinstance(edit, FeatureEdit):
-        return 1
-    sae = bench.materials.sae_of(edit)
-    run = _clean(bench, bench.trace.text)
-    (own,) = place_edits([edit], bench.trace.text)
-    kept = run.positions(edit.site)
-    rows = [kept.index(position) for position in own.positions if position in kept]
-    with torch.no_grad():
-        active = (sae.encode(run.at(edit.site, edit.layer)[rows]) > 0).any(dim=0)
-    return max(1, min(MOST_PICKED_FROM, int(active.sum())))
-
-
-def _any_way(bench: Bench, place: Place, count: int) -> Tensor:
-    """Return unit directions [count, width], drawn uniformly; for a head in its own columns."""
-    model = bench.model
-    width = head_size(model) * head_count(model) if place[0] == "z" else model.d_model
-    seed = f"{bench.materials.seed}:{place[0]}.{place[1]}:any way"
-    generator = torch.Generator().manual_seed(random.Random(seed).getrandbits(62))
-    drawn = torch.zeros(count, width)
-    columns = slice(None)
-    if isinstance(bench.last, HeadEdit):
-        columns = bench.materials.columns_of(bench.last)
-    inside = drawn[:, columns]
-    inside.copy_(torch.randn(inside.shape, generator=generator))
-    return (drawn / drawn.norm(dim=-1, keepdim=True)).to(model.device)
-
-
-def _shaped(bench: Bench, place: Place, count: int) -> Tensor:
-    kind: Literal["text", "readout"] = (
-        "readout" if bench.last.positions.kind == "readout" else "text"
-    )
-    last = bench.last
-    return bench.materials.statistics_of(place[0]).directions(
-        *place,
-        kind,
-        count=count,
-        seed=bench.materials.seed + _SEED_APART,
-        columns=bench.materials.columns_of(last) if isinstance(last, HeadEdit) else None,
-    )
-
-
-def _chosen(here: _Measured, metric: str, picked_from: int) -> list[int]:
+def _chosen(here: Measured, metric: str, picked_from: int) -> list[int]:
     """Return the rows of directions that are kept: the best of each draw, and all shaped ones."""
     sizes = np.abs(here.deltas[1:, here.metrics.index(metric)])
     drawn = sizes[: ANY_WAY * picked_from].reshape(ANY_WAY, picked_from)
@@ -329,16 +229,11 @@ def _chosen(here: _Measured, metric: str, picked_from: int) -> list[int]:
     return [*best.tolist(), *range(ANY_WAY * picked_from, len(sizes))]
 
 
-def _clean(bench: Bench, text: TextRecord) -> Activations:
-    ids = [token.id for token in text.tokens]
-    return capture(bench.model, ids, all_sites=bench.all_sites, job=bench.job)
-
-
-def _add(bench: Bench, one: Situation, drawn: _Drawn, done: _Done) -> None:
+def _add(bench: Bench, one: Situation, drawn: Drawn, done: _Done) -> None:
     """Run one text and add what it gave."""
     model, source = bench.model, bench.trace.text
     text = model.reader.read(one.text, bench.template, context_length=model.context_length)
-    run = _clean(bench, text)
+    run = clean_run(bench, text)
 
     def activity(edit: FeatureEdit) -> Tensor:
         """Return the activation of an edit's feature at every token, without edits."""
@@ -355,9 +250,9 @@ def _add(bench: Bench, one: Situation, drawn: _Drawn, done: _Done) -> None:
     last = placed[-1] if placed and placed[-1].edit is bench.last else None
     rows = 1 + len(next(iter(drawn.values())))
     if last is None:
-        found = _Measured((), np.zeros((rows, _metrics_of(bench)), np.float32), acted=False)
+        found = Measured((), np.zeros((rows, metrics_of(bench)), np.float32), acted=False)
     else:
-        found = _measured(bench, run, placed, text, drawn)
+        found = measured(bench, run, placed, text, drawn)
     edit = bench.last
     active = found.acted
     if isinstance(edit, FeatureEdit):
@@ -367,13 +262,6 @@ def _add(bench: Bench, one: Situation, drawn: _Drawn, done: _Done) -> None:
     done.positions.append("" if last is None else ranges(last.positions))
     done.active.append(active)
     done.acted.append(found.acted)
-
-
-def _metrics_of(bench: Bench) -> int:
-    """Return how many metrics the gauge gives."""
-    gauge = bench.gauge
-    labels = 0 if gauge.labels is None else len(gauge.labels.labels)
-    return labels + (0 if gauge.probe is None else len(gauge.probe.emotions)) + 1
 
 
 def ranges(positions: Sequence[int]) -> str:
@@ -387,52 +275,12 @@ def ranges(positions: Sequence[int]) -> str:
     return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
 
 
-def _measured(
-    bench: Bench,
-    run: Activations,
-    placed: Sequence[PlacedEdit],
-    text: TextRecord,
-    drawn: _Drawn,
-) -> _Measured:
-    """Run the last edit, nothing and the directions on one text, as rows of one batch."""
-    model = bench.model
-    materials = copy(bench.materials)
-    materials.text = text
-    earlier, groups = (group_edits(some, materials) for some in (placed[:-1], placed))
-    parent = run
-    if earlier:
-        ids = [token.id for token in text.tokens]
-        parent = capture(model, ids, hooks=hooks_of(earlier), job=bench.job)
-    at = arranged(earlier, groups, placed[-1], model.n_layers)
-    recorded = Recorded()
-    variants: list[Variant] = [
-        Grouped("edit", "", at.mine, recorded, at.before),
-        Grouped("nothing", "", at.before),
-    ]
-    count = len(next(iter(drawn.values())))
-    variants += [
-        Random(
-            "random_directions",
-            "",
-            {place: directions[row] for place, directions in drawn.items()},
-            at.before,
-            recorded,
-        )
-        for row in range(count)
-    ]
-    rows = run_variants(model, parent.resid[at.start], variants, at, bench.job)
-    measured = bench.gauge.measure(rows, parent.logits)
-    values = torch.stack(list(measured.values()), dim=-1).float().cpu().numpy()
-    deltas = np.concatenate([values[:1], values[2:]]) - values[1]
-    return _Measured(tuple(measured), deltas, acted=recorded.changed)
-
-
 def _verification(
     request: VerifyRequest,
     bench: Bench,
     texts: Sequence[Situation],
     done: _Done,
-    here: _Measured,
+    here: Measured,
     controls_here: np.ndarray[Any, Any],
     metric: str,
     picked_from: int,
@@ -461,7 +309,7 @@ def _verification(
         found.append(repeated(judged, seed=request.inspect.seed))
     return Verification(
         edits=bench.trace.edits,
-        source=_SOURCE,
+        source=source_of(texts, emotion_of(metric)),
         positions=check_portable(bench.edits, bench.trace.text),
         asked=request.texts,
         complete=len(done.ids) == len(texts),
@@ -480,7 +328,7 @@ def _verification(
             },
         ),
         metrics=tuple(found),
-        notes=tuple(_notes(bench, done, texts, request, picked_from)),
+        notes=tuple(_notes(bench, done, texts, request, picked_from, emotion_of(metric))),
     )
 
 
@@ -496,11 +344,22 @@ def _notes(
     texts: Sequence[Situation],
     request: VerifyRequest,
     picked_from: int,
+    about: str,
 ) -> list[str]:
     edit, notes = bench.last, []
     total = len(done.ids)
     if isinstance(edit, FeatureEdit):
-        notes.append(f"{edit.feature} is active on {sum(done.active)} of {total} texts")
+        active = f"{edit.feature} is active on {sum(done.active)} of {total} texts"
+        own = [
+            there for there, one in zip(done.active, texts, strict=False) if one.emotion == about
+        ]
+        if own:
+            rest = total - len(own)
+            active += (
+                f": {sum(own)} of {len(own)} of {about}, {sum(done.active) - sum(own)} of {rest} "
+                "of other emotions"
+            )
+        notes.append(active)
         if edit.operation in ("ablate", "scale") and not all(done.acted):
             notes.append("where it is not active the edit does nothing, and counts as 0 over all")
     if len(bench.edits) > 1:
