@@ -9,14 +9,27 @@ import pytest
 
 HEAVY = ("torch", "transformers", "transformer_lens", "sae_lens", "tokenizers", "scipy", "pandas")
 LIGHT_MODULES = (
-    *("emotui", "emotui.cli", "emotui.app", "emotui.commands.inspect", "emotui.commands.explore"),
+    *(
+        "emotui",
+        "emotui.api",
+        "emotui.cli",
+        "emotui.app",
+        "emotui.commands.inspect",
+        "emotui.commands.explore",
+    ),
     *("emotui.commands.cache", "emotui.commands.probe", "emotui.commands.export"),
     *("emotui.cache.store", "emotui.cache.prepare", "emotui.core.client", "emotui.core.edits"),
     *("emotui.core.corpus", "emotui.core.export.json", "emotui.core.export.schema"),
     *("emotui.core.protocol", "emotui.ui.screens.explore", "emotui.themes"),
 )
 HEADLESS_MODULES = (
-    *("emotui.cli", "emotui.commands.inspect", "emotui.commands.cache", "emotui.commands.export"),
+    *(
+        "emotui.api",
+        "emotui.cli",
+        "emotui.commands.inspect",
+        "emotui.commands.cache",
+        "emotui.commands.export",
+    ),
     *("emotui.cache.store", "emotui.core.client", "emotui.core.export.json"),
     "emotui.core.engine.__main__",
 )
