@@ -186,7 +186,8 @@ def ridge(inputs: Tensor, targets: Tensor, splits: Mapping[str, Tensor]) -> tupl
     scale = sizes.square().mean()
 
     def weights(strength: float) -> Tensor:
-        shrunk = sizes / (sizes.square() + strength * scale)
+        # Inputs that do not vary (the embedding of a fixed prompt) have weights of zero, not NaN.
+        shrunk = sizes / (sizes.square() + strength * scale).clamp_min(1e-300)
         fit: Tensor = (v.T * shrunk) @ coordinates
         return fit
 

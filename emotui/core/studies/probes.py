@@ -15,11 +15,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import msgspec
 import torch
 from torch import Tensor
 
-from emotui.cache.probes import ProbeScore
 from emotui.core.engine import controls
 from emotui.core.engine.appraisals import ridge
 from emotui.core.engine.capture import Job, QuietJob
@@ -28,102 +26,29 @@ from emotui.core.engine.design import Design, design_of
 from emotui.core.engine.labelled import Labelled, LabelledText, Row, Split, split_rows
 from emotui.core.engine.place_fits import PlaceFits, fit_places, scores_of
 from emotui.core.errors import UsageError
-from emotui.core.records import EMBEDDING_LAYER, Site
+from emotui.core.records import EMBEDDING_LAYER
 from emotui.core.studies.common.chunks import Chunks
 from emotui.core.studies.common.dataset import Item
 from emotui.core.studies.common.readings import Readings, readings, readings_bytes
-from emotui.core.studies.common.report import Cell, Heat, Line, Plot, Report, Table
 from emotui.core.studies.common.running import Cost, Implementation, Running
 from emotui.core.studies.common.statistics import balanced, bootstrap, cohen_kappa, pearson
 from emotui.core.studies.probe_controls import projected, random_weights, text_probe
+from emotui.core.studies.probe_report import report
+from emotui.core.studies.probe_results import (
+    SITES,
+    Agreement,
+    AppraisalResult,
+    Cosines,
+    ProbesResult,
+    ProjectedResult,
+    TargetResult,
+)
 
 LEAST_OF_A_LABEL = 34
 """Texts of a label below which 15 % held out are fewer than five."""
+_CONSTANT = 1e-5  # sd over size below which an input is constant
 _LEAST_RATED = 20  # texts with all appraisals
-_SITES: tuple[Site, ...] = ("resid", "attn", "mlp")
 _KEPT = ("strength", "center", "weight", "bias", "predicted", "shuffled")
-
-
-class TargetResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How well one target can be read, place by place."""
-
-    target: str
-    """`gold`, `answer`, `first word` (a random label for each first word, METHODS 3.2), or one of
-    these at a model with random weights."""
-    labels: dict[str, int]
-    """Label to texts used."""
-    left_out: dict[str, int]
-    """Labels with fewer than 34 texts."""
-    judged_on: str
-    judged: int
-    scores: tuple[ProbeScore, ...]
-    low: tuple[float, ...]
-    """95 % bootstrap interval of the balanced accuracy over judged texts, of each score."""
-    high: tuple[float, ...]
-    accuracy: tuple[float, ...]
-    """Plain accuracy on the same texts, as Tak et al. report it."""
-
-
-class ProjectedResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What is left of `gold` in a few dimensions of the residual, layer by layer."""
-
-    layer: tuple[int, ...]
-    random: tuple[float, ...]
-    """Balanced accuracy from as many random directions as there are labels."""
-    without: tuple[float, ...]
-    """The same with random directions orthogonal to all of the probe's."""
-
-
-class AppraisalResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How well one appraisal can be read, on held-out groups."""
-
-    name: str
-    site: Site
-    layer: tuple[int, ...]
-    r_squared: tuple[float, ...]
-    pearson: tuple[float | None, ...]
-    """None where the appraisal, or what is predicted, is constant."""
-
-
-class Cosines(msgspec.Struct, frozen=True, kw_only=True):
-    """Cosine of each emotion's probe row with each appraisal's regression row, residual stream."""
-
-    layer: tuple[int, ...]
-    emotions: tuple[str, ...]
-    appraisals: tuple[str, ...]
-    values: tuple[tuple[tuple[float, ...], ...], ...]
-    """[layers, emotions, appraisals]."""
-    means: tuple[tuple[float, ...], ...]
-    """[layers, emotions]: of the probe row with the difference of means."""
-
-
-class Agreement(msgspec.Struct, frozen=True, kw_only=True):
-    """How far readers agree with each other: what a probe cannot be expected to beat."""
-
-    raters: int
-    pairs: int
-    """Pairs of labels compared."""
-    accuracy: float
-    """Mean balanced accuracy of one reader against another."""
-    kappa: float | None
-
-
-class ProbesResult(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it."""
-
-    texts: int
-    unreadable: int
-    model_accuracy: float
-    """Balanced accuracy of the model's own answers, all texts, over the labels of the dataset."""
-    chance: float
-    targets: tuple[TargetResult, ...]
-    words: float | None
-    """Balanced accuracy of a probe on the counts of words, judged on the same texts as `gold`."""
-    projections: ProjectedResult
-    appraisal_source: str
-    appraisals: tuple[AppraisalResult, ...]
-    cosines: Cosines | None
-    agreement: Agreement | None
 
 
 def run(study: Running) -> ProbesResult:
@@ -169,6 +94,7 @@ def run(study: Running) -> ProbesResult:
         ),
         chance=1 / len(gold.kept),
         targets=tuple(results),
+        not_fitted={t.name: _counts(t) for t in targets if t.design is None},
         words=text_probe([item.text for item in gold.items], gold.must_design, study),
         projections=_projections(study, found, gold, fits["gold"]),
         appraisal_source="author-assigned" if study.request.data == "bundled" else "the dataset",
@@ -383,9 +309,9 @@ def _appraisals(
     wanted = targets[rated]
 
     def work(number: int) -> dict[str, Tensor]:
-        inputs = found.at(found.places[number])[rated]
+        inputs = _varying(found.at(found.places[number])[rated].double())
         rows, score = ridge(inputs, wanted, parts)
-        read = inputs[parts["test"]].double() @ rows.T
+        read = inputs[parts["test"]] @ rows.T
         return {
             "rows": rows[None],
             "score": score[None],
@@ -395,7 +321,7 @@ def _appraisals(
     chunks = study.stage("appraisals", len(found.places), work, phase="fitting the appraisals")
     score, r = chunks.joined("score"), chunks.joined("pearson")
     results = []
-    for site in _SITES:
+    for site in SITES:
         at = [n for n, place in enumerate(found.places) if place[0] == site]
         results += [
             AppraisalResult(
@@ -411,6 +337,12 @@ def _appraisals(
     return tuple(results), {
         layer: rows[n] for n, (site, layer) in enumerate(found.places) if site == "resid"
     }
+
+
+def _varying(inputs: Tensor) -> Tensor:
+    """Return inputs [n, d], those that are constant but for rounding set to zero."""
+    constant = inputs.std(dim=0) <= _CONSTANT * inputs.square().mean(dim=0).sqrt()
+    return inputs.masked_fill(constant, 0)
 
 
 def _or_none(value: float) -> float | None:
@@ -468,156 +400,6 @@ def _agreement(items: Sequence[Item], labels: Sequence[str]) -> Agreement | None
         accuracy=float(balanced(one == other, one, classes=len(labels))),
         kappa=_or_none(cohen_kappa(one, other, classes=len(labels))),
     )
-
-
-def report(result: ProbesResult) -> Report:
-    """Say from where each target can be read, and lay every curve beside its controls."""
-    table = Table(
-        "Accuracy by layer and site",
-        (
-            *("target", "site", "layer", "balanced_accuracy", "low", "high", "accuracy"),
-            *("trust", "shuffled_95", "bag_of_embeddings", "named", "unnamed"),
-        ),
-        tuple(_rows(result)),
-    )
-    appraisals = Table(
-        "Appraisals by layer and site",
-        ("appraisal", "site", "layer", "r_squared", "pearson"),
-        tuple(
-            (one.name, one.site, layer, r2, r)
-            for one in result.appraisals
-            for layer, r2, r in zip(one.layer, one.r_squared, one.pearson, strict=True)
-        ),
-    )
-    tables = (table, appraisals) if result.appraisals else (table,)
-    plots = [_accuracy_plot(result, target) for target in result.targets]
-    plots += _appraisal_plots(result)
-    return Report(tuple(_sentences(result)), tables, tuple(plots), tuple(_cosine_heats(result)))
-
-
-def _rows(result: ProbesResult) -> list[tuple[Cell, ...]]:
-    return [
-        (
-            *(target.target, score.site, score.layer, score.balanced_accuracy, low, high),
-            *(accuracy, score.trust, score.shuffled_95, score.bag_accuracy),
-            *(score.named_accuracy, score.unnamed_accuracy),
-        )
-        for target in result.targets
-        for score, low, high, accuracy in zip(
-            target.scores, target.low, target.high, target.accuracy, strict=True
-        )
-    ]
-
-
-def _best(target: TargetResult) -> ProbeScore:
-    """Return the layer of the residual stream that was best on dev: judged texts choose nothing."""
-    resid = [score for score in target.scores if score.site == "resid" and score.layer >= 0]
-    return max(resid, key=lambda score: (score.dev_accuracy or 0.0, -score.layer))
-
-
-def _sentences(result: ProbesResult) -> list[str]:
-    found = [
-        f"{result.texts:,} texts; the model's own answers have a balanced accuracy of "
-        f"{result.model_accuracy:.2f}, guessing {result.chance:.2f}."
-    ]
-    for target in result.targets:
-        best = _best(target)
-        trusted = [s.layer for s in target.scores if s.site == "resid" and s.trust == "trusted"]
-        where = f"trusted from layer {min(trusted)} on" if trusted else "trusted at no layer"
-        if trusted and sorted(trusted) != list(range(min(trusted), max(trusted) + 1)):
-            where = "trusted at layers " + ", ".join(map(str, sorted(trusted)))
-        counts = ", ".join(f"{label} {n}" for label, n in target.labels.items())
-        left_out = ", ".join(f"{label} {n}" for label, n in target.left_out.items())
-        found.append(
-            f"Target {target.target}: {best.balanced_accuracy:.2f} at layer {best.layer} (chosen "
-            f"on dev), on {target.judged} {target.judged_on}; shuffled labels reach "
-            f"{best.shuffled_95:.2f} at their best layer, the mean embedding "
-            f"{best.bag_accuracy:.2f}; {where}. Texts: {counts}"
-            + (f"; left out as too few: {left_out}." if left_out else ".")
-        )
-    named = {target.target: _best(target) for target in result.targets}
-    if "gold" in named and "first word" in named:
-        apart = named["gold"].balanced_accuracy - named["first word"].balanced_accuracy
-        found.append(f"Selectivity (gold less a random label of each first word): {apart:+.2f}.")
-    if result.words is not None:
-        gold = [s.balanced_accuracy for s in result.targets[0].scores if s.site == "resid"]
-        verdict = "beats" if max(gold) > result.words else "does not beat"
-        found.append(
-            f"A probe on the words alone (TF-IDF): {result.words:.2f}, which the best layer of the "
-            f"residual stream {verdict}."
-        )
-    if result.agreement is not None:
-        found.append(
-            f"Readers against each other: {result.agreement.accuracy:.2f} over "
-            f"{result.agreement.pairs:,} pairs; no probe can be expected above it."
-        )
-    if result.appraisals:
-        found.append(f"Appraisal values: {result.appraisal_source}.")
-    if result.unreadable:
-        found.append(f"{result.unreadable:,} texts are too long for the model with the prompt.")
-    return found
-
-
-def _accuracy_plot(result: ProbesResult, target: TargetResult) -> Plot:
-    def of(site: Site) -> list[int]:
-        return [n for n, score in enumerate(target.scores) if score.site == site]
-
-    lines = [
-        Line(
-            name=site,
-            x=tuple(float(target.scores[n].layer) for n in of(site)),
-            y=tuple(target.scores[n].balanced_accuracy for n in of(site)),
-            low=tuple(target.low[n] for n in of(site)),
-            high=tuple(target.high[n] for n in of(site)),
-        )
-        for site in _SITES
-    ]
-    resid = [target.scores[n] for n in of("resid")]
-    x = tuple(float(score.layer) for score in resid)
-    lines.append(_control("shuffled, 95 %", x, tuple(score.shuffled_95 for score in resid)))
-    lines.append(_control("mean embedding", x, tuple(score.bag_accuracy for score in resid)))
-    if target.target == "gold":
-        layers = tuple(float(layer) for layer in result.projections.layer)
-        lines.append(_control("random directions", layers, result.projections.random))
-        lines.append(_control("without the probe", layers, result.projections.without))
-        if result.words is not None:
-            lines.append(_control("words (TF-IDF)", x, (result.words,) * len(x)))
-        if result.agreement is not None:
-            lines.append(_control("readers", x, (result.agreement.accuracy,) * len(x)))
-    return Plot(f"Accuracy, {target.target}", "layer", "balanced accuracy", tuple(lines))
-
-
-def _control(name: str, x: tuple[float, ...], y: tuple[float, ...]) -> Line:
-    return Line(name=name, x=x, y=y, control=True)
-
-
-def _appraisal_plots(result: ProbesResult) -> list[Plot]:
-    plots = []
-    for site in _SITES:
-        lines = tuple(
-            Line(name=one.name, x=tuple(map(float, one.layer)), y=one.r_squared)
-            for one in result.appraisals
-            if one.site == site
-        )
-        if lines:
-            plots.append(Plot(f"Appraisals, {site}", "layer", "R² on held-out groups", lines))
-    return plots
-
-
-def _cosine_heats(result: ProbesResult) -> list[Heat]:
-    if result.cosines is None:
-        return []
-    found = result.cosines
-    layers = sorted({0, found.layer[len(found.layer) // 2], found.layer[-1]})
-    return [
-        Heat(
-            f"Cosine of emotions and appraisals, residual stream, layer {layer}",
-            found.emotions,
-            found.appraisals,
-            found.values[found.layer.index(layer)],
-        )
-        for layer in layers
-    ]
 
 
 def cost(study: Running) -> Cost:

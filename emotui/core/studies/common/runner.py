@@ -90,6 +90,7 @@ def _document(running: Running, implementation: Implementation) -> StudyDocument
     # As it will be read back: mappings in the order of the file, NaN as null.
     content = msgspec.json.encode(document, order="sorted")
     document = msgspec.json.decode(content, type=StudyDocument)
+    msgspec.convert(document.result, type(result))  # no NaN where a number must stand
     rows = implementation.rows(running) if implementation.rows is not None else None
     write_pages(running.folder, document, rows, result_type=type(result), html=running.request.html)
     return document
