@@ -93,6 +93,28 @@ def test_the_rule(three: tuple[str, str, str], pairs: set[tuple[str, str]]) -> N
 
 
 @pytest.mark.parametrize(
+    ("three", "words"),
+    [
+        (("joy", "fear", "joy"), "≠ lens disagrees"),
+        (("joy", "fear", "fear"), "≠ probe disagrees"),
+        (("joy", "joy", "fear"), "≠ answer disagrees"),
+        (("joy", "fear", "anger"), "≠ all disagree"),
+    ],
+)
+def test_who_stands_alone_is_named(three: tuple[str, str, str], words: str) -> None:
+    assert words_of(said(made_up(*three))).endswith(words)
+
+
+def test_what_an_edit_changed_is_said() -> None:
+    before, after = said(made_up("joy", "joy", "joy")), said(made_up("joy", "joy", "fear"))
+    line = words_of(after, before)
+    assert "reads joy (trusted)" in line and "lens joy #1" in line
+    assert "answers joy→fear" in line and "≠ answer disagrees" in line
+    assert words_of(before, after).endswith("answers fear→joy · agree now")
+    assert words_of(before, before) == words_of(before)
+
+
+@pytest.mark.parametrize(
     ("changes", "word"),
     [
         ({"trust": "untrusted"}, "(untrusted)"),

@@ -232,7 +232,7 @@ def _output(trace: Trace, store: Store, options: InspectOptions) -> bytes:
         from emotui.commands.report import report_of
         from emotui.core.export.verification import lines_of
 
-        page = report_of(trace)
+        page = report_of(trace, store.get_trace(trace.parent) if trace.parent else None)
         if options.verify and verification is not None:
             page += "\n" + "\n".join(lines_of(verification)) + "\n"
         return page.encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from emotui.core.agreement import rows_at, said_from, words_of
 from emotui.core.records import EMBEDDING_LAYER, Readouts, Trace
 from emotui.core.text import clean
 
@@ -11,10 +12,14 @@ _TOP_FEATURES = 3
 _TOP_ATTRIBUTED = 5
 
 
-def report_of(trace: Trace) -> str:
-    """Return what a reader wants first: answer, readouts by layer, lens, features; no colour."""
+def report_of(trace: Trace, parent: Trace | None = None) -> str:
+    """Return what a reader wants first: answer, readouts by layer, lens, features; no colour.
+
+    `parent` is the trace without the last edit, where there is one.
+    """
     sections = [
         *(_head(trace), _effects(trace), _answer(trace), _readouts(trace), _lens(trace)),
+        _said(trace, parent),
         _features(trace),
         _attribution(trace),
     ]
@@ -128,6 +133,26 @@ def _lens(trace: Trace) -> list[str]:
     lines += [
         f"  {layer:5d}  " + "  ".join(words[layer][:5]) for layer in sorted(words, reverse=True)
     ]
+    return lines
+
+
+def _said(trace: Trace, parent: Trace | None) -> list[str]:
+    """Return what is read, ranked and answered at the readout, a line a layer."""
+    if trace.lens is None or not trace.lens.answers:
+        return []
+    lines = [
+        "read, lens, say    the probe, the rank of label words in the lens, the answer; "
+        "≠ where they differ"
+    ]
+    readout = trace.text.readout
+    if parent is not None and parent.text != trace.text:
+        parent = None
+    rows = rows_at(trace, readout)
+    theirs = {} if parent is None else rows_at(parent, readout)
+    for layer in reversed(range(trace.run.layers)):
+        before = None if parent is None else said_from(parent, readout, layer, theirs)
+        line = words_of(said_from(trace, readout, layer, rows), before)
+        lines.append(f"  {layer:5d}  {clean(line)}")
     return lines
 
 

@@ -7,12 +7,12 @@ cannot be compared with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from emotui.core.records import Agreement, Answer, Lens, Mark, ProbeSummary, Readouts, Trace, Trust
+from emotui.core.records import Agreement, Answer, Lens, Mark, Trace, Trust
 
 Verdict = Literal["agree", "disagree", ""]
 
@@ -69,9 +69,27 @@ class Said:
 
 def said_at(trace: Trace, position: int, layer: int) -> Said:
     """Return what is read, ranked and answered at a token and layer of the residual stream."""
-    return _said(
-        probe_read(trace, position, layer), lens_read(trace, position, layer), trace.answer
-    )
+    return said_from(trace, position, layer, rows_at(trace, position))
+
+
+Rows = Mapping[tuple[str, int], Sequence[int]]
+"""Rows of the readouts of the residual stream at one token, by probe and layer."""
+
+
+def rows_at(trace: Trace, position: int) -> Rows:
+    """Return the rows at a token."""
+    columns = trace.readouts
+    found: dict[tuple[str, int], list[int]] = {}
+    for row, at in enumerate(columns.position):
+        if at == position and columns.site[row] == "resid":
+            found.setdefault((columns.probe[row], columns.layer[row]), []).append(row)
+    return found
+
+
+def said_from(trace: Trace, position: int, layer: int, rows: Rows) -> Said:
+    """Return the same from the rows at the token, where the caller has them."""
+    read = probe_read(trace, position, layer, rows)
+    return _said(read, lens_read(trace, position, layer), trace.answer)
 
 
 def _said(read: ProbeRead | None, lens: LensRead | None, answer: Answer | None) -> Said:
@@ -93,36 +111,25 @@ def _said(read: ProbeRead | None, lens: LensRead | None, answer: Answer | None) 
     return Said(read, lens, said, differing, len({name for pair in comparable for name in pair}))
 
 
-def probe_read(trace: Trace, position: int, layer: int) -> ProbeRead | None:
+def probe_read(trace: Trace, position: int, layer: int, rows: Rows) -> ProbeRead | None:
     """Return what the probe of a token's kind reads there; None without one."""
     wanted = "readout" if position == trace.text.readout else "token"
-    probes = sorted(trace.probes, key=lambda probe: probe.kind != wanted)
-    for probe in probes:
-        rows = _rows(trace.readouts, probe, position, layer)
-        if rows:
-            columns = trace.readouts
-            best = max(rows, key=lambda row: columns.value[row])
-            # An edit along one emotion says nothing new of any of the probe's classes.
-            marks = [columns.mark[row] for row in rows if columns.mark[row]]
-            return ProbeRead(
-                emotion=columns.emotion[best],
-                z=columns.z[best],
-                trust=columns.trust[best],
-                mark=marks[0] if marks else "",
-                emotions=probe.emotions,
-            )
+    columns = trace.readouts
+    for probe in sorted(trace.probes, key=lambda probe: probe.kind != wanted):
+        here = rows.get((probe.id, layer))
+        if not here:
+            continue
+        best = max(here, key=lambda row: columns.value[row])
+        # An edit along one emotion says nothing new of any of the probe's classes.
+        marks = [columns.mark[row] for row in here if columns.mark[row]]
+        return ProbeRead(
+            emotion=columns.emotion[best],
+            z=columns.z[best],
+            trust=columns.trust[best],
+            mark=marks[0] if marks else "",
+            emotions=probe.emotions,
+        )
     return None
-
-
-def _rows(readouts: Readouts, probe: ProbeSummary, position: int, layer: int) -> list[int]:
-    return [
-        row
-        for row, at in enumerate(readouts.position)
-        if at == position
-        and readouts.layer[row] == layer
-        and readouts.site[row] == "resid"
-        and readouts.probe[row] == probe.id
-    ]
 
 
 def lens_read(trace: Trace, position: int, layer: int) -> LensRead | None:
@@ -157,9 +164,11 @@ def _ranked(shares: Mapping[str, float], ranks: Mapping[str, int] | None) -> Len
 
 def agreement_of(trace: Trace) -> Agreement:
     """Return the columns of a trace: every layer at the readout."""
-    rows = [said_at(trace, trace.text.readout, layer) for layer in range(trace.run.layers)]
+    readout, layers = trace.text.readout, range(trace.run.layers)
+    there = rows_at(trace, readout)
+    rows = [said_from(trace, readout, layer, there) for layer in layers]
     return Agreement(
-        layer=tuple(range(trace.run.layers)),
+        layer=tuple(layers),
         read=tuple(None if said.read is None else said.read.emotion for said in rows),
         trust=tuple(None if said.read is None else said.read.trust for said in rows),
         lens=tuple(None if said.lens is None else said.lens.labels[0] for said in rows),
@@ -168,32 +177,49 @@ def agreement_of(trace: Trace) -> Agreement:
     )
 
 
-def words_of(said: Said) -> str:
-    """Return one line: what is read, ranked and answered, and what disagrees."""
-    parts = []
-    if said.read is None:
-        parts.append("no probe")
-    else:
-        note = said.read.mark.replace("_", " ") or said.read.trust
-        parts.append(f"reads {said.read.emotion} ({note})")
-    if said.lens is not None:
-        parts.append(_lens_words(said.lens, said.read))
+def words_of(said: Said, before: Said | None = None) -> str:
+    """Return one line: what is read, ranked and answered, and what disagrees.
+
+    `before` is the same place without the last edit: what changed is written `fear→joy`. `#4` is
+    a rank in the whole vocabulary, `1/7` one among the labels.
+    """
+    read, lens = said.read, said.lens
+    parts = ["no probe"]
+    if read is not None:
+        former = None if before is None or before.read is None else before.read.emotion
+        note = read.mark.replace("_", " ") or read.trust
+        parts = [f"reads {_changed(former, read.emotion)} ({note})"]
+    if lens is not None:
+        former = None if before is None or before.lens is None else before.lens.labels[0]
+        ranked = f"lens {_changed(former, lens.labels[0])} {_place(lens, lens.labels[0])}"
+        if read is not None and read.emotion in lens.labels[1:]:
+            ranked += f", {read.emotion} {_place(lens, read.emotion)}"
+        parts.append(ranked)
     if said.answer is not None:
-        parts.append(f"answers {said.answer}")
-    line = " · ".join(parts)
+        former = None if before is None else before.answer
+        parts.append(f"answers {_changed(former, said.answer)}")
     if said.pairs:
-        line += " · ≠ " + ", ".join("/".join(pair) for pair in said.pairs) + " disagree"
-    return line
+        parts.append(f"≠ {_disagreeing(said)}")
+    elif before is not None and before.pairs:
+        parts.append("agree now")
+    return " · ".join(parts)
 
 
-def _lens_words(lens: LensRead, read: ProbeRead | None) -> str:
-    shown = [lens.labels[0]]
-    if read is not None and read.emotion in lens.labels[1:]:
-        shown.append(read.emotion)
+def _changed(before: str | None, now: str) -> str:
+    return now if before in (None, now) else f"{before}→{now}"
 
-    def place(label: str) -> str:
-        if lens.vocabulary is not None:
-            return f"{label} #{lens.vocabulary[label]:,}"
-        return f"{label} {lens.labels.index(label) + 1}/{len(lens.labels)}"
 
-    return "lens " + ", ".join(place(label) for label in shown)
+def _place(lens: LensRead, label: str) -> str:
+    if lens.vocabulary is not None:
+        return f"#{lens.vocabulary[label]:,}"
+    return f"{lens.labels.index(label) + 1}/{len(lens.labels)}"
+
+
+def _disagreeing(said: Said) -> str:
+    """Return which of the three stands alone, or that none agrees with another."""
+    names = [name for pair in said.pairs for name in pair]
+    if len(said.pairs) == 1:
+        return f"{names[0]} and {names[1]} disagree"
+    if len(said.pairs) == 3:
+        return "all disagree"
+    return f"{max(names, key=names.count)} disagrees"

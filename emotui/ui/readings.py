@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
+from emotui.core.agreement import Said, said_from
 from emotui.core.findings import Verification
 from emotui.core.records import (
     EMBEDDING_LAYER,
@@ -59,8 +61,16 @@ class FeatureRow:
 class Readings:
     """An index over one trace; built once, then only read."""
 
-    def __init__(self, trace: Trace, verification: Verification | None = None) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        verification: Verification | None = None,
+        *,
+        parent: Readings | None = None,
+    ) -> None:
         self.trace = trace
+        self.parent = parent
+        """Of the trace without the last edit; None where there is none, or it is not there."""
         self.verification = verification
         """The last edit on other texts, where the cache had that."""
         self.probes: dict[str, ProbeSummary] = {probe.id: probe for probe in trace.probes}
@@ -72,6 +82,12 @@ class Readings:
         )  # fmt: skip
         for row, (probe, site, position, layer, emotion) in enumerate(places):
             self._rows.setdefault((probe, site, position), {})[layer, emotion] = row
+
+    def alone(self) -> Readings:
+        """Return the same without the parent."""
+        other = copy(self)
+        other.parent = None
+        return other
 
     @property
     def tokens(self) -> tuple[Token, ...]:
@@ -187,6 +203,18 @@ class Readings:
     def lens(self, layer: int) -> Sequence[tuple[str, float]]:
         """Return the likeliest next tokens at the readout and their probabilities, best first."""
         return self._lens.get(layer, ())
+
+    def said(self, position: int, layer: int) -> Said:
+        """Return what is read, ranked by the lens and answered at a token and layer."""
+        rows = {
+            (probe.id, layer): [
+                row
+                for (at, _), row in self._rows.get((probe.id, "resid", position), {}).items()
+                if at == layer
+            ]
+            for probe in self.trace.probes
+        }
+        return said_from(self.trace, position, layer, rows)
 
     def trust_of(self, site: Site, position: int, layer: int) -> Trust | None:
         """Return the verdict on the probe in force at a layer; None without one."""

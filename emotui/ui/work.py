@@ -444,7 +444,7 @@ class Workbench:
         if self._store is not None:
             with contextlib.suppress(EmotuiError):
                 self._store.hold(trace.id)
-        readings = Readings(trace, self._verification(trace))
+        readings = self._readings(trace)
         if number == self._number:
             self._post(messages.TraceReady(number, readings, cached=cached, seconds=seconds))
 
@@ -463,9 +463,9 @@ class Workbench:
             if parent is None:
                 with contextlib.suppress(EmotuiError):
                     parent = Readings(self._opened_store().get_trace(trace.parent))
-        readings = Readings(trace, parent=parent)
+        readings = Readings(trace, self._verification(trace), parent=parent)
         self._recent.pop(trace.id, None)
-        self._recent[trace.id] = Readings(trace)  # without its parent, or a chain would be held
+        self._recent[trace.id] = readings.alone()  # or a whole line of traces would be held
         while len(self._recent) > _RECENT:
             self._recent.pop(next(iter(self._recent)))
         return readings

@@ -18,6 +18,8 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
+from emotui.core.agreement import words_of
+from emotui.core.records import EMBEDDING_LAYER
 from emotui.ui.paint import bar, fit, glyph_of, number, safe, strip_of, visible
 from emotui.ui.panes.lines import LinePane, bindings_of
 from emotui.ui.state import ScreenState, part_of, place_name
@@ -275,6 +277,37 @@ class AnswerLine(Widget):
         return self._content
 
 
+class SaidLine(Widget):
+    """What the probe reads, the lens ranks and the model answers, and whether they agree."""
+
+    def __init__(self) -> None:
+        super().__init__(id="said-line")
+        self._content = Content("")
+
+    def show(self, state: ScreenState) -> None:
+        """Draw a state."""
+        content = _said_content(state)
+        if content != self._content:
+            self._content = content
+            self.refresh()
+
+    def render(self) -> Content:
+        """Return the line."""
+        return self._content
+
+
+def _said_content(state: ScreenState) -> Content:
+    readings = state.readings
+    if readings is None:
+        return Content("")
+    parent, before = readings.parent, None
+    if parent is not None and parent.tokens == readings.tokens:
+        before = parent.said(state.position, state.layer)
+    layer = "emb" if state.layer == EMBEDDING_LAYER else f"L{state.layer}"
+    line = words_of(readings.said(state.position, state.layer), before)
+    return safe(f"{layer} {line}")
+
+
 class TextPane(Container):
     """Tokens or editor, the token under the cursor, the answer."""
 
@@ -284,6 +317,7 @@ class TextPane(Container):
         self.strip = TokenStrip()
         self.token = TokenLine()
         self.answer = AnswerLine()
+        self.said = SaidLine()
         self.editor: TextEditor | None = None
 
     def compose(self) -> ComposeResult:
@@ -291,6 +325,7 @@ class TextPane(Container):
         yield self.strip
         yield self.token
         yield self.answer
+        yield self.said
 
     @property
     def editing(self) -> bool:
@@ -300,7 +335,7 @@ class TextPane(Container):
     def show(self, state: ScreenState) -> None:
         """Draw a state."""
         self.border_subtitle = "edited, not run" if state.draft and not self.editing else ""
-        for part in (self.strip, self.token, self.answer):
+        for part in (self.strip, self.token, self.answer, self.said):
             part.show(state)
 
     async def open_editor(self, text: str | None = None) -> TextEditor:

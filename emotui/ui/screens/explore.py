@@ -32,11 +32,13 @@ from emotui.ui.work import Workbench
 NARROWEST_WITH_TWO_COLUMNS = 100
 SMALLEST = (40, 12)
 """Columns and lines under which the panes cannot be read."""
-_NARROW_SHARE, _WIDE_SHARE = 0.35, 0.45
+_NARROW_SHARE, _WIDE_SHARE = 0.38, 0.45
 """How much of the screen's height the text may take."""
 _AROUND_TOKENS = 4
 """Lines of the Text pane besides the tokens: border, the token's line, the answer's."""
 _LEAST, _LEAST_EDITING = 6, 8
+_LOWEST_WITH_SAID = 20
+"""Lines of the screen from which the Text pane has one more: read, lens, say."""
 _LAYERS_SHARE = 0.62
 """How much of the screen's height the layers may take beside the text."""
 _AROUND_LAYERS = 3
@@ -187,8 +189,10 @@ class ExploreScreen(Screen[None]):
             return
         narrow = self.has_class("-narrow")
         share = _NARROW_SHARE if narrow else _WIDE_SHARE
-        needed = self.text_pane.strip.needed_height(width) + _AROUND_TOKENS
-        least = _LEAST_EDITING if self.text_pane.editing else _LEAST
+        said = self.app.size.height >= _LOWEST_WITH_SAID
+        self.text_pane.said.display = said
+        needed = self.text_pane.strip.needed_height(width) + _AROUND_TOKENS + said
+        least = _LEAST_EDITING if self.text_pane.editing else _LEAST + said
         height = max(least, min(int(self.app.size.height * share), needed))
         self.text_pane.styles.height = height if narrow else "100%"
         # Text above features at the left, layers above interventions at the right; three rows,

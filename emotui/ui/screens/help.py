@@ -30,6 +30,9 @@ _READING = {
     "text": (
         "Each token is shaded by the chosen emotion at the cursor's layer: orange above what",
         "neutral texts show, blue below. The line of signs says the same without colour.",
+        "Last line: what the probe reads at the cursor's token and layer, the label word that",
+        "the logit lens ranks first there (#4: fourth of all tokens, 1/7: first of the labels),",
+        "what the model answers; ≠ where they differ, fear→joy where the last edit changed it.",
     ),
     "layers": (
         "A cell is z: how many standard deviations above neutral texts. Left of the number its",
