@@ -198,12 +198,26 @@ def _input_hook(function: HookFunction) -> Callable[[nn.Module, Any, dict[str, A
     return run
 
 
+def _gathered(function: HookFunction, device: torch.device) -> HookFunction:
+    """Return the same function run on one device, whichever device the layer is on."""
+
+    def run(tensor: Tensor) -> Tensor:
+        # Returned also where it is unchanged: what a hook keeps must be what goes on, or no
+        # gradient would reach it.
+        there = tensor.to(device)
+        changed = function(there)
+        return (there if changed is None else changed).to(tensor.device)
+
+    return run
+
+
 @contextmanager
 def hooked(model: LoadedModel, hooks: Sequence[Hook], *, job: Job | None = None) -> Iterator[None]:
     """Run `hooks` in every forward inside, in the order given at each point.
 
-    With a job, each block checks first whether the work was cancelled. Every hook is removed
-    again, also where one of them or the forward raises.
+    With a job, each block checks first whether the work was cancelled. Of a model that is spread
+    over devices, the tensors are handed to them on `model.device` and go back. Every hook is
+    removed again, also where one of them or the forward raises.
     """
     with ExitStack() as stack:
         if job is not None:
@@ -212,11 +226,12 @@ def hooked(model: LoadedModel, hooks: Sequence[Hook], *, job: Job | None = None)
                 stack.callback(handle.remove)
         for hook in hooks:
             point = model.sites.point(hook.site, hook.layer)
+            function = _gathered(hook.function, model.device) if model.spread else hook.function
             if point.side == "output":
-                handle = point.module.register_forward_hook(_output_hook(hook.function))
+                handle = point.module.register_forward_hook(_output_hook(function))
             else:
                 handle = point.module.register_forward_pre_hook(
-                    _input_hook(hook.function), with_kwargs=True
+                    _input_hook(function), with_kwargs=True
                 )
             stack.callback(handle.remove)
         yield

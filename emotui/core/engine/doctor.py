@@ -10,8 +10,10 @@ import torch
 
 import emotui
 from emotui.core.engine.capture import Job, capture
+from emotui.core.engine.memory import peak_bytes
 from emotui.core.engine.model import LoadedModel
 from emotui.core.errors import ModelError
+from emotui.core.sizes import in_bytes
 
 Fact = tuple[str, str, bool]
 """Name, value, and whether it is as it should be."""
@@ -63,20 +65,19 @@ def _devices() -> Iterator[Fact]:
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
-        yield f"cuda:{index}", f"{name}, {_gibibytes(free)} free of {_gibibytes(total)}", True
+        yield f"cuda:{index}", f"{name}, {in_bytes(free)} free of {in_bytes(total)}", True
     if not torch.cuda.is_available():
         yield "CUDA", "none seen by PyTorch", True
-
-
-def _gibibytes(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"
 
 
 def _of_model(model: LoadedModel, job: Job) -> Iterator[Fact]:
     yield "model", f"{model.architecture}, {model.n_layers} layers, d_model {model.d_model}", True
     yield "fingerprint", model.fingerprint[:16], True
-    yield "runs in", f"{model.dtype_name} on {model.device}, {model.attention} attention", True
+    yield "runs in", f"{model.dtype_name} on {model.device_name}, {model.attention} attention", True
     yield "weights", f"{model.memory_bytes / 2**20:,.0f} MiB", True
+    if model.estimate is not None:
+        estimated, peak = in_bytes(model.estimate.total), in_bytes(peak_bytes(model.device))
+        yield "memory", f"{peak} at the peak so far; {estimated} were estimated for loading", True
     yield "context", f"{model.context_length:,} tokens", model.context_length > 0
     ids = model.reader.prompt_ids(_PROBE_TEXT)
     if model.reader.bos_id is None:
@@ -87,7 +88,7 @@ def _of_model(model: LoadedModel, job: Job) -> Iterator[Fact]:
     job.check()
     plain = model.forward([ids])[0, -1].float()
     kept = capture(model, ids, all_sites=True, job=job)
-    tolerance = _TOLERANCE[model.dtype_name]
+    tolerance = _TOLERANCE["float32" if model.dtype == torch.float32 else "bfloat16"]
     difference = float((kept.logits.float() - plain).abs().max())
     yield "hooked against plain logits", f"{difference:.1e}", difference <= tolerance
     resid = kept.resid.float()
@@ -106,6 +107,10 @@ def _against_transformer_lens(model: LoadedModel, ids: list[int], job: Job) -> I
 
     if isinstance(model.sites, bridge.BridgeSites):
         yield "sites", "TransformerLens's bridge: the site table lacks this architecture", True
+        return
+    if model.spread or model.quantised:
+        how = "spread over devices" if model.spread else "quantised"
+        yield "against TransformerLens", f"not compared: the model is {how}", True
         return
     job.progress("comparing with TransformerLens")
     try:

@@ -52,9 +52,9 @@ def estimate_run(
 
 
 def announce(estimate: Estimate, sets: Sequence[SaeSet], n_tokens: int, job: Job) -> None:
-    """Say what a run will take where SAEs are still to be read or it is much."""
-    told = any(saes.missing() for saes in sets) or 10 * estimate.added > estimate.free
-    if told:
+    """Say what a run will take where that is much and SAEs are still to be read."""
+    reads = any(saes.missing() for saes in sets)
+    if (reads and estimate.is_large) or 2 * estimate.added > estimate.free:
         job.notice(f"Reading {n_tokens} tokens: {estimate}.")
 
 

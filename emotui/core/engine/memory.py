@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 UNKNOWN_FREE = 8 * 2**30
 """What is taken to be free where the system does not tell."""
 
+_WORTH_A_LINE = 100 * 2**20
 _LATER_BYTES = 48 * 2**20
 """Of modules that are imported and buffers that are made while the first text is run."""
 FLOAT = 4
@@ -144,6 +145,11 @@ class Estimate:
     def total(self) -> int:
         """The peak."""
         return self.held + self.added
+
+    @property
+    def is_large(self) -> bool:
+        """Whether what is added is worth a line to the user."""
+        return self.added >= _WORTH_A_LINE or 2 * self.added > self.free
 
     @property
     def fits(self) -> bool:

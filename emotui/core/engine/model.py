@@ -252,6 +252,12 @@ def load_model(spec: ModelSpec, job: Job, *, memo: Memo | None = None) -> Loaded
     architecture = str(config["model_type"])
     table = SITE_TABLES.get(architecture)
     if table is None:
+        if spec.device_map is not None:
+            raise ModelError(
+                f"The architecture {clean(architecture)!r} cannot be spread over devices.",
+                why="It is hooked through TransformerLens's bridge, which wraps a whole model.",
+                todo=f"Leave --device-map out, or use one of: {', '.join(SITE_TABLES)}.",
+            )
         job.progress("asking TransformerLens for the architecture")
         bridge.check_known(config)
     attention = bridge.ATTENTION if table is None else table.attention
@@ -311,7 +317,8 @@ def _loaded(
     embedding = int(config.get("vocab_size") or 0) * int(config.get("hidden_size") or 0)
     estimate = estimated(weights, placement, embedding_values=embedding, device=placement.device)
     name = found.hub_id or found.folder.resolve().name
-    job.notice(f"Loading {clean(name)}: {estimate}.")
+    if estimate.is_large:
+        job.notice(f"Loading {clean(name)}: {estimate}.")
     if not estimate.fits and placement.device_map is None:
         raise too_large(name, weights, placement, estimate)
     job.progress(f"reading the weights: {in_bytes(weights.in_file)}")

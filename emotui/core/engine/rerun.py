@@ -45,6 +45,13 @@ def _skip(hidden_states: Tensor, *_arguments: Any, **_named: Any) -> Tensor:
     return hidden_states
 
 
+def _restore(block: Any, forward: Any) -> None:
+    if forward is None:
+        block.__dict__.pop("forward", None)
+    else:
+        object.__setattr__(block, "forward", forward)
+
+
 @contextmanager
 def resumed(model: LoadedModel, start: int, resid: Tensor) -> Iterator[None]:
     """Let every forward inside begin at block `start` with `resid` [rows, tokens, d_model].
@@ -60,9 +67,10 @@ def resumed(model: LoadedModel, start: int, resid: Tensor) -> Iterator[None]:
     blocks = model.sites.blocks
     with ExitStack() as stack:
         for block in blocks[:start]:
-            # Past nn.Module.__setattr__: an instance attribute that hides the class's method.
+            # Past nn.Module.__setattr__: an instance attribute that hides the class's method, or
+            # another one: accelerate's, where the model is spread over devices.
+            stack.callback(_restore, block, block.__dict__.get("forward"))
             object.__setattr__(block, "forward", _skip)
-            stack.callback(block.__dict__.pop, "forward", None)
         handle = blocks[start].register_forward_pre_hook(swap, with_kwargs=True)
         stack.callback(handle.remove)
         yield

@@ -146,7 +146,7 @@ class Sites:
         `resid` is [..., d_model] in the run's dtype; the result is [..., vocabulary], soft-capped
         where the model soft-caps. The final norm is recomputed for these residuals.
         """
-        logits: Tensor = self._unembed(self.final_norm(resid))
+        logits: Tensor = self._unembed(self.final_norm(resid)).to(resid.device)
         if self.soft_cap is not None:
             logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
         return logits
@@ -156,11 +156,14 @@ class Sites:
 
         Where the unembedding is one matrix, only their rows of it are used.
         """
-        if type(self._unembed) is not nn.Linear:
+        unembed = self._unembed
+        if type(unembed) is not nn.Linear or unembed.weight.device != resid.device:
             return self.logits_of(resid)[..., list(tokens)]
-        rows, bias = self._unembed.weight[list(tokens)], self._unembed.bias
+        rows, bias = unembed.weight[list(tokens)], unembed.bias
         logits = nn.functional.linear(
-            self.final_norm(resid), rows, None if bias is None else bias[list(tokens)]
+            self.final_norm(resid).to(rows.device),
+            rows,
+            None if bias is None else bias[list(tokens)],
         )
         if self.soft_cap is not None:
             logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
@@ -172,6 +175,8 @@ class Sites:
         `directions` is [..., d_model] in the run's dtype; the result is [..., vocabulary]. The
         bias of the final norm and the soft-cap, which change no ranking, are left out.
         """
-        through: Tensor = self.final_norm(directions) - self.final_norm(torch.zeros_like(directions))
-        logits: Tensor = self._unembed(through)
+        through: Tensor = self.final_norm(directions) - self.final_norm(
+            torch.zeros_like(directions)
+        )
+        logits: Tensor = self._unembed(through).to(directions.device)
         return logits
