@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,6 +64,16 @@ def recipe_of(trace: Trace, name: str) -> Recipe:
 def recipes(root: Path) -> list[str]:
     """Return the names of the recipes there are, sorted."""
     return sorted(path.stem for path in (root / _FOLDER).glob("*.json"))
+
+
+def recipes_held(root: Path) -> dict[str, str]:
+    """Return the recipes that can be read, by name, each with its model and edits in words."""
+    held: dict[str, str] = {}
+    for name in recipes(root):
+        with contextlib.suppress(CacheError, EditError):
+            recipe = load_recipe(root, name)
+            held[name] = f"{recipe.model}: {'; '.join(recipe.edits)}"
+    return held
 
 
 def load_recipe(root: Path, name: str) -> Recipe:

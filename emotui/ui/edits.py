@@ -14,19 +14,23 @@ def here(state: ScreenState) -> str:
     return str(at_position(state.position))
 
 
+def chosen(state: ScreenState) -> tuple[str, ...]:
+    """Return the marked features, or the one under the cursor; none where there is none."""
+    if state.marks or not state.features:
+        return state.marks
+    return (state.features[state.feature].name,)
+
+
 def ablation(state: ScreenState, positions: str) -> str | None:
-    """Return the ablation of the feature under the cursor; None where there is none."""
-    if not state.features:
-        return None
-    feature = state.features[state.feature]
-    return f"ablate {feature.name} at {positions}"
+    """Return the ablation of the chosen features, one edit; None where there is none."""
+    names = chosen(state)
+    return f"ablate {' '.join(names)} at {positions}" if names else None
 
 
 def steering(state: ScreenState) -> str | None:
-    """Return a steering along the feature under the cursor; None where there is none."""
-    if not state.features:
-        return None
-    return f"steer {state.features[state.feature].name} +0.1 at {here(state)}"
+    """Return a steering along the chosen features, one edit; None where there is none."""
+    names = chosen(state)
+    return f"steer {' '.join(names)} +0.1 at {here(state)}" if names else None
 
 
 def knockout(state: ScreenState) -> str | None:
@@ -56,7 +60,8 @@ def understood(line: str, state: ScreenState) -> tuple[str, ...]:
 
     Raises EditError that names the wrong word, and for a position the text does not have.
     """
-    edit = parse_edit(line, here=state.position)
+    traces = {visit.name: visit.id for visit in state.visits}
+    edit = parse_edit(line, here=state.position, open_traces=traces)
     if state.readings is not None:
         positions_in(edit.positions, state.readings.trace.text)
     return (str(edit),)

@@ -29,3 +29,27 @@ def export_trace(store: Store, trace: Trace, folder: Path) -> tuple[Path, bool]:
         all_tokens=False,
     )
     return write_numbered(folder, f"emotui-{trace.id}", data)
+
+
+def export_prose(store: Store, trace: Trace, folder: Path, form: str) -> tuple[Path, bool]:
+    """Write a trace as a script (`py`) or in prose (`md`); never over another file.
+
+    Returns the path, and whether the same stood there already. Raises ExportError, CacheError.
+    """
+    from emotui.cache.lineage import ancestors_of
+    from emotui.cache.notes import notes_of
+    from emotui.core.export.json import write_numbered
+
+    ancestors = ancestors_of(trace, store)
+    if form == "py":
+        from emotui.core.export.python import script_bytes
+        from emotui.core.export.strengths import mean_norms
+
+        norms = mean_norms(trace, store) if trace.edits else {}
+        data = script_bytes(trace, ancestors=ancestors, norms=norms)
+    else:
+        from emotui.core.export.markdown import markdown_bytes
+
+        notes = notes_of(store.root, (one.id for one in (trace, *ancestors)))
+        data = markdown_bytes(trace, ancestors=ancestors, notes=notes)
+    return write_numbered(folder, f"emotui-{trace.id}", data, suffix=form)

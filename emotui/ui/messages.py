@@ -5,6 +5,7 @@ Posted from other threads: they carry frozen records, and no handler but the app
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from textual.message import Message
@@ -88,6 +89,14 @@ class Answered(Fact):
     def __init__(self, number: int, outcome: Outcome) -> None:
         super().__init__(number)
         self.outcome = outcome
+
+
+class Fetched(Message, bubble=False):
+    """Something was read from the cache or kept there: `show` is to be called on the screen."""
+
+    def __init__(self, show: Callable[[], object]) -> None:
+        super().__init__()
+        self.show = show
 
 
 class TraceExported(Fact):

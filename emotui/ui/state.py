@@ -263,6 +263,13 @@ def token_by(state: ScreenState, by: int) -> ScreenState:
     return at_token(state, state.position + by)
 
 
+def at_layer(state: ScreenState, layer: int) -> ScreenState:
+    """Return the state with the cursor on a layer, where the trace has it."""
+    if state.readings is None or layer not in state.readings.layers:
+        return state
+    return _settled(replace(state, layer=layer, feature=0))
+
+
 def layer_by(state: ScreenState, by: int) -> ScreenState:
     """Return the state with the cursor `by` layers higher."""
     if state.readings is None:

@@ -199,6 +199,10 @@ class Workbench:
         spec = self._base.spec
         self.with_store(lambda store: save_session(store.root, spec, session), lambda _error: None)
 
+    def settle(self, **fields: str) -> None:
+        """Change what every request from now on has in common: `template`, `metric`."""
+        self._base = msgspec.structs.replace(self._base, **fields)
+
     def fit(self, text: str) -> int:
         """Fit probes where there are none, then show the trace of `text` with them."""
         self._fit_missing = True

@@ -87,8 +87,8 @@ def document_bytes(
 ) -> bytes:
     """Return the JSON document of a trace: sorted keys, five digits, no NaN, newline at the end.
 
-    The same trace with the same notes gives the same bytes. With `all_tokens` false, readouts and features are those
-    of the readout position.
+    The same trace with the same notes gives the same bytes. With `all_tokens` false, readouts and
+    features are those of the readout position.
     """
     select: Callable[[Trace], Trace] = (lambda one: one) if all_tokens else at_readout
     plain = msgspec.to_builtins(select(trace))
@@ -187,15 +187,17 @@ def write_file(path: Path, data: bytes, *, overwrite: bool = False) -> Path:
     return target
 
 
-def write_numbered(folder: Path, stem: str, data: bytes) -> tuple[Path, bool]:
-    """Write `data` to `STEM.json` in a folder, never over another file.
+def write_numbered(
+    folder: Path, stem: str, data: bytes, *, suffix: str = "json"
+) -> tuple[Path, bool]:
+    """Write `data` to `STEM.SUFFIX` in a folder, never over another file.
 
     Returns the path, and whether the same bytes stood there already. Where another file has the
     name, a number is added to it. Raises ExportError.
     """
     for number in itertools.count(1):
         ending = "" if number == 1 else f"-{number}"
-        path = folder / f"{stem}{ending}.json"
+        path = folder / f"{stem}{ending}.{suffix}"
         with contextlib.suppress(OSError):
             if path.is_file() and path.read_bytes() == data:
                 return path.absolute(), True

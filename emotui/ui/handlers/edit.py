@@ -49,9 +49,13 @@ class EditHandlers(Area):
         except EditError as error:
             self._update(replace(self._state, notice=Notice.of_error(error)))
             return False
-        self._undone.clear()
-        self._put_in_force((*self._edits, *printed))
+        self.make(printed)
         return True
+
+    def make(self, lines: tuple[str, ...]) -> None:
+        """Put edits, in their printed form, in force after those that are."""
+        self._undone.clear()
+        self._put_in_force((*self._edits, *lines))
 
     def forget_undone(self) -> None:
         """Forget what was taken back: it was so on another trace."""

@@ -92,6 +92,10 @@ class LookHandlers(Area):
         """Send the cursor to the readout, the last token, and back."""
         self._update(states.next_position(self._state))
 
+    def do_mark(self) -> None:
+        """Mark the feature under the cursor, or no longer."""
+        self._update(states.with_mark(self._state))
+
     def do_sort(self) -> None:
         """Sort the features otherwise."""
         self._update(states.next_sorting(self._state))

@@ -12,9 +12,13 @@ class WorkHandlers(Area):
     """Actions on work that runs."""
 
     def do_cancel(self) -> None:
-        """Cancel the work that runs; without any, take the last message away."""
-        if not self._screen.workbench.cancel() and self._state.notice is not None:
+        """Cancel the work that runs; without any, take the last message away, then the marks."""
+        if self._screen.workbench.cancel():
+            return
+        if self._state.notice is not None:
             self._update(replace(self._state, notice=None))
+        elif self._state.marks:
+            self._update(replace(self._state, marks=()))
 
     def do_interrupt(self) -> None:
         """Cancel from anywhere; say how to close where there is nothing to cancel."""

@@ -16,6 +16,7 @@ from emotui.ui.panes.lines import LinePane, bindings_of
 from emotui.ui.state import ScreenState, place_name
 
 _BAR = 8
+_MARK = "●"
 _POOR = 0.5
 """Variance explained below which an SAE is said to rebuild the text badly."""
 
@@ -32,9 +33,9 @@ class FeaturesPane(LinePane):
         """Whether any feature of the list has an attribution."""
 
     def frame(self, state: ScreenState) -> object:
-        """The rows and their order."""
+        """The rows, their order, and which are marked."""
         place = (state.site, state.layer, state.position)
-        return (id(state.readings), place, state.sorting)
+        return (id(state.readings), place, state.sorting, state.marks)
 
     def cursor(self, state: ScreenState) -> object:
         """The feature under the cursor."""
@@ -57,7 +58,8 @@ class FeaturesPane(LinePane):
     def _summary(self, state: ScreenState) -> str:
         if not state.features or state.readings is None:
             return ""
-        summary = f"{len(state.features)} active · by {state.sorting}"
+        marked = f"{len(state.marks)} marked · " if state.marks else ""
+        summary = f"{marked}{len(state.features)} active · by {state.sorting}"
         attribution = state.readings.trace.attribution
         if attribution is not None and attribution.metric:
             summary += f" · attribution: {attribution.metric} if removed"
@@ -99,7 +101,7 @@ class FeaturesPane(LinePane):
         feature = state.features[row]
         largest = state.readings.largest_activation.get((feature.sae, feature.layer), 0.0)
         share = feature.activation / largest if largest > 0 else 0.0
-        here = row == state.feature
+        here, marked = row == state.feature, feature.name in state.marks
         ink = self.palette.strong if here else self.palette.base
         warm = self.palette.inks.get(4, ink) if self.palette.coloured else ink
         attribution = ""
@@ -109,7 +111,7 @@ class FeaturesPane(LinePane):
         width = self.scrollable_content_region.width
         row_style = ink + Style(reverse=True) if here and self.has_focus else ink
         parts: list[tuple[str, Style]] = [
-            (f"{'▸' if here else ' '} {feature.name:<10} ", row_style),
+            (f"{'▸' if here else ' '}{_MARK if marked else ' '}{feature.name:<10} ", row_style),
             (bar(share, _BAR), warm),
             (f" {feature.activation:>6.2f}{attribution}  {visible(feature.label)}", row_style),
         ]

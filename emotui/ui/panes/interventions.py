@@ -10,7 +10,9 @@ from textual.binding import BindingType
 from textual.geometry import Size
 from textual.strip import Strip
 
+from emotui.core.edits import FeatureEdit, parse_edit
 from emotui.core.export.verification import summary_of
+from emotui.core.records import Trace
 from emotui.ui.effect_rows import EffectRow, effect_rows, facts_of, remarks_of
 from emotui.ui.paint import fit, strip_of, visible
 from emotui.ui.panes.lines import LinePane, bindings_of
@@ -29,7 +31,9 @@ _HINTS = (
     "No edit is in force.",
     "In Features: a ablates the feature under the cursor at the cursor's token,",
     "A at every token of the text. u takes the last edit back.",
+    "space marks features; a ablates the marked together, and controls are sets of as many.",
 )
+_TOGETHER = "Features that share work hide each other: space marks some, a ablates them together."
 
 Line = tuple[str, str]
 """A kind (`edit`, `fact`, `head`, `row`, `chosen`, `remark`) and its text, cleaned."""
@@ -45,8 +49,8 @@ class InterventionsPane(LinePane):
         self._lines: tuple[Line, ...] = ()
 
     def frame(self, state: ScreenState) -> object:
-        """The trace, what is known of its edit on other texts, and the chosen emotion."""
-        return (id(state.readings), id(state.verification), state.emotion)
+        """The trace, what is known of its edit on other texts, the chosen emotion, the notes."""
+        return (id(state.readings), id(state.verification), state.emotion, state.notes)
 
     def cursor(self, _state: ScreenState) -> object:
         """There is no cursor: lines scroll."""
@@ -63,7 +67,7 @@ class InterventionsPane(LinePane):
         if trace is None:
             self._lines = ()
         elif not trace.edits:
-            self._lines = tuple(("remark", hint) for hint in _HINTS)
+            self._lines = (*(("remark", hint) for hint in _HINTS), *_noted(state))
         else:
             count = len(trace.edits)
             wide = self.scrollable_content_region.width > _WIDE
@@ -73,6 +77,7 @@ class InterventionsPane(LinePane):
                 *(("edit", f"{n} {visible(edit)}") for n, edit in enumerate(trace.edits, start=1)),
                 *(("fact", f"  {visible(fact)}") for fact in facts_of(trace)),
                 *(("fact", f"  {visible(line)}") for line in _elsewhere(state)),
+                *_noted(state),
                 ("head", _heading(wide=wide)),
                 *(
                     ("chosen" if row.chosen else "row", _row_text(row, wide=wide))
@@ -83,6 +88,7 @@ class InterventionsPane(LinePane):
                     for remark in remarks_of(trace, state.emotion)
                     for part in remark.split("; ")
                 ),
+                *_together(trace),
             )
 
     def extent(self) -> Size:
@@ -106,6 +112,22 @@ class InterventionsPane(LinePane):
         if kind in ("edit", "chosen"):
             return self.palette.strong
         return self.palette.quiet if kind in ("fact", "head", "remark") else self.palette.base
+
+
+def _noted(state: ScreenState) -> tuple[Line, ...]:
+    """Return the last note on the trace, and how many there are."""
+    if not state.notes:
+        return ()
+    last, count = state.notes[-1], len(state.notes)
+    which = "note" if count == 1 else f"note {count} of {count}"
+    return (("fact", f"  {which}, {visible(last.time)}: {visible(last.text)}"),)
+
+
+def _together(trace: Trace) -> tuple[Line, ...]:
+    """Return what to try where removing one feature alone did nothing that can be measured."""
+    alone = any(effect.verdict.endswith("removing this alone.") for effect in trace.effects)
+    one_feature = isinstance(parse_edit(trace.edits[-1]), FeatureEdit)
+    return (("remark", _TOGETHER),) if alone and one_feature else ()
 
 
 def _elsewhere(state: ScreenState) -> tuple[str, ...]:

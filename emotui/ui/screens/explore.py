@@ -18,6 +18,7 @@ from emotui.cache.session import Session
 from emotui.ui import state as states
 from emotui.ui.actions import PaneName
 from emotui.ui.handlers import Handlers
+from emotui.ui.messages import Fetched
 from emotui.ui.panes.console import Console
 from emotui.ui.panes.features import FeaturesPane
 from emotui.ui.panes.interventions import InterventionsPane
@@ -97,7 +98,9 @@ class ExploreScreen(Screen[None]):
             yield self.layers_pane
             yield self.features_pane
             yield self.interventions_pane
+        yield self.console.choices
         yield self.console
+        yield self.console.pointer
         yield self.notice
         yield self.status
         yield self.key_bar
@@ -150,6 +153,12 @@ class ExploreScreen(Screen[None]):
                 part.show(state)
         if former.readings is not state.readings or former.text != state.text:
             self.call_after_refresh(self.resize_text)
+        if former.readings is not state.readings:
+            self.handlers.console.trace_shown()
+
+    def on_fetched(self, message: Fetched) -> None:
+        """Show what came from the cache, or what was kept there."""
+        message.show()
 
     async def action_do(self, action: str) -> None:
         """Do an action of the table."""
@@ -238,7 +247,9 @@ class ExploreScreen(Screen[None]):
 
     def open_console(self, line: str = "") -> None:
         """Open the line to type an edit in, with `line` to be changed or run."""
-        self._before_console = self.pane
+        if self.pane != "console":
+            self._before_console = self.pane
+        self.handlers.console.opened()
         self.console.open(line)
 
     def close_console(self) -> None:
