@@ -4,8 +4,9 @@
 
 Situations of the bundled corpus, as different in length as they are, through one engine: one
 request after the other, and in batches as `emotui inspect --file` does it. Both take turns in
-every round, each on an empty cache; medians are printed with the ratio, and what share of a
-request alone its passes of the model take. Without --model: the bundled demo.
+every round, each on an empty cache; medians are printed with the ratio, of the seconds on the
+clock and of those the processor worked (here and in the engine), which other programs on the
+machine disturb less. Without --model: the bundled demo.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def request_for(model: str | None, metric: str) -> InspectRequest:
 
 def run(
     client: EngineClient, like: InspectRequest, texts: list[str], *, batched: bool
-) -> tuple[float, int]:
-    """Return seconds and forwards of all texts on an empty cache."""
+) -> tuple[float, float, int]:
+    """Return seconds, processor seconds and forwards of all texts on an empty cache."""
     root = Path(tempfile.mkdtemp(prefix="emotui-batched-"))
     try:
         if not like.spec.model.endswith("stories260K"):
@@ -51,22 +52,36 @@ def run(
                 return prepare(msgspec.structs.replace(like, text=text), store)
 
             ask(client, prepared("Opening the store, the probes and the SAEs."))
-            began = time.monotonic()
+            began, worked = time.monotonic(), processor_seconds(client)
             batches = Batches(client, prepared)
             pairs = batches.of(texts) if batched else ((text, prepared(text)) for text in texts)
             forwards = 0
             for _, ready in pairs:
                 assert ready is not None
                 forwards += ask(client, ready)
-            return time.monotonic() - began, forwards + batches.forwards
+            return (
+                time.monotonic() - began,
+                processor_seconds(client) - worked,
+                forwards + batches.forwards,
+            )
     finally:
         shutil.rmtree(root)
+
+
+def processor_seconds(client: EngineClient) -> float:
+    """Return the processor seconds of this process and of its engine so far."""
+    fields = Path(f"/proc/{client.pid}/stat").read_text().rpartition(")")[2].split()
+    return time.process_time() + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def ask(client: EngineClient, prepared: Prepared) -> int:
     done = client.submit(prepared.request).result()
     assert isinstance(done, Inspected)
     return done.forwards
+
+
+def middle(runs: list[tuple[float, float, int]], column: int) -> float:
+    return statistics.median(run[column] for run in runs)
 
 
 def main() -> None:
@@ -86,13 +101,14 @@ def main() -> None:
             for _ in range(options.rounds):
                 single.append(run(client, like, texts, batched=False))
                 batched.append(run(client, like, texts, batched=True))
-            one, many = (statistics.median(s for s, _ in runs) for runs in (single, batched))
-            print(
-                f"{len(texts)} texts, --metric {metric}: "
-                f"one by one {one:.2f} s ({single[0][1]} forwards), "
-                f"in batches {many:.2f} s ({batched[0][1]} forwards), "
-                f"{one / many:.2f} times as quick"
-            )
+            print(f"{len(texts)} texts, --metric {metric}:")
+            for name, runs in (("one by one", single), ("in batches", batched)):
+                print(
+                    f"  {name}: {middle(runs, 0):6.2f} s, processor {middle(runs, 1):6.2f} s, "
+                    f"{runs[0][2]} forwards"
+                )
+            ratios = (middle(single, column) / middle(batched, column) for column in (0, 1))
+            print("  times as quick: {:.2f}, by the processor {:.2f}".format(*ratios))
     shutil.rmtree(logs)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from emotui.commands.common import wait_for
+from emotui.commands.common import progress_line, wait_for
 from emotui.core.errors import Cancelled, EmotuiError
 from emotui.core.protocol import InspectRequest, Prefetched, PrefetchRequest
 
@@ -51,10 +51,15 @@ class Batches:
             chunk = texts[start : start + size]
             prepared = [self._prepared(text) for text in chunk]
             began = time.monotonic()
+            if len(texts) > 1:
+                progress_line.within = f"texts {start + 1}-{start + len(chunk)} of {len(texts)}"
             self._run([one.request for one in prepared if one is not None and not one.trace_id])
             quick = time.monotonic() - began < _SECONDS
             size = min(size * 2, _LARGEST_CHUNK) if quick else max(size // 2, _FIRST_CHUNK)
-            yield from zip(chunk, prepared, strict=True)
+            for number, pair in enumerate(zip(chunk, prepared, strict=True), start + 1):
+                if len(texts) > 1:
+                    progress_line.within = f"text {number} of {len(texts)}"
+                yield pair
             start += len(chunk)
 
     def _prepared(self, text: str) -> Prepared | None:

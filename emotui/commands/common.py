@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from emotui.core.protocol import Outcome, Progress
 
 _SECONDS_BETWEEN_LINES = 0.1
+_QUIET_SECONDS = 2.0
+"""Without a terminal, work that takes no longer says nothing of its progress."""
+_SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
 
 def say(message: str) -> None:
@@ -56,27 +59,41 @@ def cache_for(cache_dir: Path | None, *, private: bool, demo: bool = False) -> I
 
 
 class ProgressLine:
-    """One line on stderr that says how far the work is, where stderr is a terminal; and notices."""
+    """How far the work is, on stderr: a line that changes, or without a terminal a few that stay.
+
+    Notices are lines that stay.
+    """
 
     def __init__(self) -> None:
+        self.within = ""
+        """What the work is a part of, such as `text 3/900`."""
         self._shown = 0.0
         self._width = 0
+        self._next_plain: float | None = None
 
     def __call__(self, progress: Progress) -> None:
-        """Show a progress event, at most ten a second; a notice as a line that stays."""
+        """Show a progress event: at most ten a second, without a terminal one in ten seconds."""
         if progress.notice:
             self.clear()
             say(progress.phase)
             return
         now = time.monotonic()
-        if not sys.stderr.isatty() or now - self._shown < _SECONDS_BETWEEN_LINES:
-            return
-        self._shown = now
         count = f" {progress.done}/{progress.total}" if progress.total else ""
-        line = clean(f"{progress.phase}{count}")
-        sys.stderr.write("\r" + line.ljust(self._width))
-        sys.stderr.flush()
-        self._width = len(line)
+        line = clean(f"{self.within}{': ' if self.within else ''}{progress.phase}{count}")
+        if not sys.stderr.isatty():
+            self._say_sparsely(line, now)
+        elif now - self._shown >= _SECONDS_BETWEEN_LINES:
+            self._shown = now
+            sys.stderr.write("\r" + line.ljust(self._width))
+            sys.stderr.flush()
+            self._width = len(line)
+
+    def _say_sparsely(self, line: str, now: float) -> None:
+        if self._next_plain is None:
+            self._next_plain = now + _QUIET_SECONDS
+        elif now >= self._next_plain:
+            self._next_plain = now + _SECONDS_BETWEEN_PLAIN_LINES
+            say(line)
 
     def clear(self) -> None:
         """Remove the line."""
@@ -86,14 +103,17 @@ class ProgressLine:
             self._width = 0
 
 
+progress_line = ProgressLine()
+"""That of this command: many short requests, one after the other, are one long work."""
+
+
 def wait_for(pending: Pending) -> Outcome:
     """Wait for an engine's answer with progress on stderr; ctrl+c cancels the request first."""
-    line = ProgressLine()
-    pending.on_progress(line)
+    pending.on_progress(progress_line)
     try:
         return pending.result()
     except KeyboardInterrupt:
         pending.cancel()
         raise
     finally:
-        line.clear()
+        progress_line.clear()
