@@ -15,7 +15,8 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from emotui.cache.keys import derived_key
+from emotui.cache import statistics as cache_statistics
+from emotui.cache.statistics import STATISTICS_TEXTS
 from emotui.core.corpus import Situation, load_situations
 from emotui.core.engine.capture import Job, capture
 from emotui.core.engine.sites import HookSite
@@ -26,11 +27,7 @@ if TYPE_CHECKING:
     from emotui.cache.store import Store
     from emotui.core.engine.model import LoadedModel
 
-TEXTS = 96
-"""Situations of training topics read for the statistics, spread over topics and emotions."""
 SITES: tuple[HookSite, ...] = ("resid", "attn", "mlp")
-VERSION = 2
-"""Raised whenever the same corpus would give other statistics."""
 
 Kind = Literal["text", "readout"]
 
@@ -96,14 +93,19 @@ def _row(site: HookSite, layer: int) -> int:
 def statistics_texts() -> tuple[Situation, ...]:
     """Return the texts the statistics are read from: every n-th of the training topics."""
     train = [one for one in load_situations() if one.split == "train"]
-    step = len(train) / TEXTS
-    return tuple(train[int(number * step)] for number in range(TEXTS))
+    step = len(train) / STATISTICS_TEXTS
+    return tuple(train[int(number * step)] for number in range(STATISTICS_TEXTS))
 
 
 def statistics_key(model: LoadedModel, part: str) -> str:
     """Return the key of what is measured on the corpus with this model; `part` says what."""
-    identity = f"{model.fingerprint}:{model.dtype_name}:{model.device.type}:{model.attention}"
-    return derived_key(identity, f"statistics:{VERSION}:{part}")
+    return cache_statistics.statistics_key(
+        fingerprint=model.fingerprint,
+        dtype=model.dtype_name,
+        device_type=model.device.type,
+        attention=model.attention,
+        part=part,
+    )
 
 
 def corpus_statistics(
@@ -115,7 +117,7 @@ def corpus_statistics(
     sites: Sequence[HookSite] = SITES,
 ) -> Statistics:
     """Return the statistics for a model and template, from the cache where they are."""
-    key = statistics_key(model, f"{template.name}:{TEXTS}:{'+'.join(sites)}")
+    key = statistics_key(model, cache_statistics.activations_part(template.name, sites))
     stored = store.get_entry("statistics", key)
     if stored is None:
         tensors = _measured(model, template, statistics_texts(), sites, job)

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from emotui.cache.keys import derived_key
+from emotui.cache.statistics import activations_part, statistics_key
 from emotui.core.records import EMBEDDING_LAYER, Site, Trace
 
 if TYPE_CHECKING:
     from emotui.cache.store import Store
 
-STATISTICS_VERSION = 2
-STATISTICS_TEXTS = 96
 _SITES: tuple[Site, ...] = ("resid", "attn", "mlp")
 
 
@@ -31,9 +29,14 @@ def mean_norms(trace: Trace, store: Store) -> dict[tuple[Site, int], float]:
     Empty where the cache does not hold the corpus statistics of the trace's model and template.
     """
     run = trace.run
-    identity = f"{run.fingerprint}:{run.dtype}:{run.device.partition(':')[0]}:{run.attention}"
-    part = f"statistics:{STATISTICS_VERSION}:{run.template}:{STATISTICS_TEXTS}:{'+'.join(_SITES)}"
-    stored = store.get_entry("statistics", derived_key(identity, part))
+    key = statistics_key(
+        fingerprint=run.fingerprint,
+        dtype=run.dtype,
+        device_type=run.device.partition(":")[0],
+        attention=run.attention,
+        part=activations_part(run.template, _SITES),
+    )
+    stored = store.get_entry("statistics", key)
     return {} if stored is None else _norms_in(stored)
 
 
