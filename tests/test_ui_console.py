@@ -1,0 +1,421 @@
+"""The console on the screen: completion, history, commands, recipes, notes and marks."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from support_screen import TEXT, Scene, lines_of, until
+from test_ui_edits import edited, edits_on, joined
+
+from emotui.app import EmotuiApp
+from emotui.cache.history import load_history
+from emotui.cache.notes import add_note, notes_of
+from emotui.cache.recipes import Recipe, load_recipe, recipes, save_recipe
+from emotui.core.edits import OPERATIONS
+from emotui.core.errors import EditError
+from emotui.core.protocol import InspectRequest
+from emotui.core.records import Trace
+from emotui.ui.actions import ACTIONS, Action
+from emotui.ui.commands import command_in, command_table
+
+EDITS = ("ablate L3/1 at all", "knock attn L1 mean at readout")
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    scene = Scene(tmp_path)
+    scene.put_trace(probes=scene.put_probes())
+    return scene
+
+
+def with_edits(scene: Scene) -> Trace:
+    return scene.put_trace(
+        probes=scene.put_probes(), edits=EDITS, change=lambda trace: edited(trace, EDITS)
+    )
+
+
+async def shown(app: EmotuiApp, pilot: Any) -> None:
+    await until(pilot, lambda: app.explorer.state.features)
+    await until(pilot, lambda: not app.workbench.busy)
+
+
+async def typed(pilot: Any, line: str, *keys: str) -> None:
+    await pilot.press(*["space" if c == " " else c for c in line], *keys)
+
+
+# The table
+
+
+def test_every_built_action_of_a_pane_is_a_command_by_its_id() -> None:
+    table = command_table()
+    for action in ACTIONS:
+        if action.built and set(action.panes) & {"text", "layers", "features", "interventions"}:
+            assert table[action.id].action == action.id
+    assert table["undo"].action == "edit.undo" and table["quit"].action == "app.close"
+    assert not set(table) & set(OPERATIONS), "edits come first"
+    assert all(word == word.lower() and " " not in word for word in table)
+
+
+def test_an_action_that_is_not_built_is_no_command() -> None:
+    action = Action(id="some.thing", keys=("k",), label="thing", help="", built=False)
+    assert "some.thing" not in command_table([action])
+
+
+@pytest.mark.parametrize(
+    ("line", "word", "says"),
+    [
+        ("udno", "udno", "undo"),
+        ("notes hello", "notes", "note"),
+        ("edit.undoo", "edit.undoo", "edit.undo"),
+        ("ablte L3/1", "ablte", "ablate"),
+        ("qqqqqq", "qqqqqq", "ablate"),
+        ("undo now", "now", "undo takes no word"),
+        ("note", "", "note wants TEXT"),
+        ("note   ", "", "note wants TEXT"),
+        ("layer", "", "layer wants N"),
+    ],
+)
+def test_what_is_no_command_says_what_is_like_it(line: str, word: str, says: str) -> None:
+    with pytest.raises(EditError) as refused:
+        command_in(line, command_table())
+    assert refused.value.word == word
+    assert says in refused.value.why
+
+
+def test_edits_and_recipes_are_no_commands_and_a_colon_is_left_out() -> None:
+    table = command_table()
+    for line in ("ablate L3/1", ":KNOCK attn L1", "@calm"):
+        assert command_in(line, table) is None
+    found = command_in(":note a  b", table)
+    assert found is not None and (found[0].name, found[1]) == ("note", "a  b")
+
+
+# Completion
+
+
+@pytest.mark.parametrize("size", [(80, 24), (160, 45)])
+async def test_tab_takes_goes_round_and_right_takes_the_ghost(
+    scene: Scene, size: tuple[int, int]
+) -> None:
+    async with scene.open(size=size) as (app, pilot):
+        await shown(app, pilot)
+        await pilot.press("colon")
+        await typed(pilot, "s")
+        await pilot.pause()
+        assert "▸ scale" in joined(app) and "  steer" in joined(app)
+        await pilot.press("tab")
+        assert app.explorer.console.value == "scale"
+        await pilot.press("tab")
+        assert app.explorer.console.value == "steer"
+        assert "▸ steer" in joined(app)
+        await pilot.press("shift+tab")
+        assert app.explorer.console.value == "scale"
+        await pilot.press("space")
+        first = app.explorer.state.features[0].name
+        await until(pilot, lambda: app.explorer.console._suggestion == f"scale {first}")
+        await pilot.press("right")
+        assert app.explorer.console.value == f"scale {first}"
+        await typed(pilot, " x2 at h", "tab")
+        assert app.explorer.console.value == f"scale {first} x2 at here ", "one match: and a space"
+        await pilot.press("enter")
+        await until(pilot, lambda: scene.engine.asked)
+        position = app.explorer.state.position
+        assert scene.engine.asked[0].operation.edits == (f"scale {first} x2 at {position}",)
+
+
+async def test_a_wrong_word_is_pointed_at_and_the_line_stays(scene: Scene) -> None:
+    async with scene.open(size=(80, 24)) as (app, pilot):
+        await shown(app, pilot)
+        await pilot.press("colon")
+        await typed(pilot, "knock attn wobble mean", "enter")
+        await until(pilot, lambda: "^" in joined(app))
+        lines = lines_of(app)
+        line = next(n for n, text in enumerate(lines) if "knock attn wobble mean" in text)
+        assert lines[line + 1].rstrip() == " " * lines[line].index("wobble") + "^^^^^^"
+        assert app.explorer.console.value == "knock attn wobble mean"
+        assert edits_on(app) == () and scene.engine.asked == []
+        await pilot.press("backspace")
+        await pilot.pause()
+        assert "^^^^" not in joined(app)
+
+
+async def test_keys_of_completion_do_nothing_where_nothing_fits(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        await shown(app, pilot)
+        await pilot.press("colon")
+        await typed(pilot, "wobble ", "tab", "shift+tab", "up", "down")
+        assert app.explorer.console.value == "wobble "
+
+
+# History
+
+
+async def test_history_is_walked_kept_and_private_sessions_keep_none(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        await shown(app, pilot)
+        for line in ("layer 1", "wobble", "layer 1"):
+            await pilot.press("colon")
+            await typed(pilot, line, "enter")
+            await pilot.pause()
+            await pilot.press("escape")
+        await pilot.press("colon")
+        await typed(pilot, "abl", "up")
+        assert app.explorer.console.value == "layer 1"
+        await pilot.press("up", "up", "up")
+        assert app.explorer.console.value == "wobble"
+        await pilot.press("down", "down")
+        assert app.explorer.console.value == "abl", "what was being typed"
+        await until(pilot, lambda: load_history(scene.cache) == ("wobble", "layer 1"))
+    async with scene.open() as (app, pilot):
+        await shown(app, pilot)
+        await pilot.press("colon")
+        await until(pilot, lambda: app.explorer.handlers.console._lines)
+        await pilot.press("up")
+        assert app.explorer.console.value == "layer 1"
+    async with scene.open(private=True) as (app, pilot):
+        await shown(app, pilot)
+        await pilot.press("colon")
+        await typed(pilot, "layer 2", "enter")
+        await pilot.press("colon", "up")
+        assert app.explorer.console.value == "layer 2"
+        await pilot.press("up")
+        assert app.explorer.console.value == "layer 2"
+    assert load_history(scene.cache) == ("wobble", "layer 1")
+
+
+# Commands
+
+
+async def test_commands_move_the_cursor_and_choose(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        await shown(app, pilot)
+        await pilot.press("2")
+        for line in ("layer 1", "emotion sadness", "goto 3", "site"):
+            await pilot.press("colon")
+            await typed(pilot, line, "enter")
+            await pilot.pause()
+            assert app.explorer.pane == "layers", "back where it was"
+        state = app.explorer.state
+        assert (state.layer, state.emotion, state.position) == (1, "sadness", 3)
+        assert state.site == "attn"
+        await pilot.press("colon")
+        await typed(pilot, "layer emb", "enter")
+        assert app.explorer.state.layer == -1
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("layer 99", "There are 0 to 3"),
+        ("layer two", "There is no layer"),
+        ("goto 99", "There is no token"),
+        ("emotion boredom", "No probe reads"),
+        ("metric wobble", "is no metric"),
+        ("metric answer.boredom", "is no metric"),
+        ("export pdf", "no form of export"),
+        ("template wobble", "wobble"),
+        ("save calm", "No edit is in force"),
+        ("@nothing", "no recipe called"),
+        ("@Not-A-Name", "lower-case"),
+        ("undoo", "Like it: undo"),
+        ("ablate L3/1 at 99", "past the end"),
+        ('ablate L3/1 at "zebra"', "does not occur"),
+        ("patch resid L1 from t7", "an open trace"),
+    ],
+)
+async def test_a_bad_line_says_why_and_changes_nothing(scene: Scene, line: str, says: str) -> None:
+    async with scene.open() as (app, pilot):
+        await shown(app, pilot)
+        before = app.explorer.state
+        await pilot.press("colon")
+        app.explorer.console.put(line)
+        await pilot.press("enter")
+        await until(pilot, lambda: app.explorer.state.notice)
+        assert says in " ".join(app.explorer.state.notice.lines)  # type: ignore[union-attr]
+        after = app.explorer.state
+        assert (after.layer, after.position, after.emotion) == (
+            before.layer, before.position, before.emotion,
+        )  # fmt: skip
+        assert edits_on(app) == () and scene.engine.asked == []
+        assert app.explorer.pane == "console" and app.explorer.console.value == line
+        assert recipes(scene.cache) == []
+
+
+async def test_metric_and_template_read_the_text_again(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        await shown(app, pilot)
+        for line, field, value in (
+            ("metric answer.joy", "metric", "answer.joy"),
+            ("template raw", "template", "raw"),
+        ):
+            await pilot.press("colon")
+            await typed(pilot, line, "enter")
+            await until(pilot, lambda: scene.engine.asked)
+            operation = scene.engine.asked.pop().operation
+            assert isinstance(operation, InspectRequest)
+            assert getattr(operation, field) == value and operation.text == TEXT
+
+
+# Recipes
+
+
+async def test_edits_are_saved_and_put_in_force_by_name(scene: Scene) -> None:
+    trace = with_edits(scene)
+    async with scene.open() as (app, pilot):
+        await shown(app, pilot)
+        app.explorer.workbench.read(TEXT, edits=EDITS)
+        await until(pilot, lambda: edits_on(app) == EDITS)
+        await pilot.press("colon")
+        await typed(pilot, "save calm", "enter")
+        await until(pilot, lambda: "Saved @calm: 2 edits." in joined(app))
+        recipe = load_recipe(scene.cache, "calm")
+        assert recipe == Recipe("calm", trace.run.fingerprint, trace.run.model, EDITS)
+        await pilot.press("u", "u")
+        await until(pilot, lambda: edits_on(app) == () or scene.engine.asked)
+        app.explorer.workbench.read(TEXT, edits=())
+        await until(pilot, lambda: edits_on(app) == ())
+        await pilot.press("colon")
+        await typed(pilot, "@")
+        await until(pilot, lambda: "@calm" in joined(app))
+        await pilot.press("tab", "enter")
+        await until(pilot, lambda: edits_on(app) == EDITS)
+
+
+async def test_a_recipe_of_another_model_is_refused_and_both_are_named(scene: Scene) -> None:
+    save_recipe(scene.cache, Recipe("calm", "cd" * 32, "the-other-model", EDITS))
+    async with scene.open() as (app, pilot):
+        await shown(app, pilot)
+        await pilot.press("colon")
+        await typed(pilot, "@calm", "enter")
+        await until(pilot, lambda: app.explorer.state.notice)
+        said = " ".join(app.explorer.state.notice.lines)  # type: ignore[union-attr]
+        assert "the-other-model" in said and scene.model.name in said
+        assert edits_on(app) == () and scene.engine.asked == []
+
+
+# Notes
+
+
+async def test_a_note_is_shown_kept_and_exported(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with scene.open(size=(80, 24)) as (app, pilot):
+        await shown(app, pilot)
+        trace = app.explorer.state.readings.trace.id  # type: ignore[union-attr]
+        await pilot.press("4", "colon")
+        await typed(pilot, "note it starts here", "enter")
+        await until(pilot, lambda: "Noted" in joined(app))
+        assert re.search(r"note, \d{4}-.*: it starts here", joined(app))
+        assert [note.text for note in notes_of(scene.cache, [trace])] == ["it starts here"]
+        for form in ("json", "md"):
+            await pilot.press("colon")
+            await typed(pilot, f"export {form}", "enter")
+            path = tmp_path / f"emotui-{trace}.{form}"
+            await until(pilot, path.exists)
+        assert json.loads((tmp_path / f"emotui-{trace}.json").read_text())["notes"]
+        assert "it starts here" in (tmp_path / f"emotui-{trace}.md").read_text()
+        await pilot.press("colon")
+        await typed(pilot, "export md", "enter")
+        await until(pilot, lambda: "Already there" in joined(app))
+
+
+async def test_notes_of_a_trace_come_with_it_as_plain_text(scene: Scene) -> None:
+    trace = scene.put_trace(probes=scene.put_probes())
+    add_note(scene.cache, trace.id, "[red]first[/nope]")
+    add_note(scene.cache, trace.id, "second [b]")
+    async with scene.open() as (app, pilot):
+        await shown(app, pilot)
+        await until(pilot, lambda: len(app.explorer.state.notes) == 2)
+        await pilot.press("4")
+        await until(pilot, lambda: "note 2 of 2" in joined(app))
+        assert "second [b]" in joined(app)
+        app.explorer.handlers.text.read("Another text.")
+        await until(pilot, lambda: scene.engine.asked)
+        scene.answer(scene.engine.asked[0])
+        await until(pilot, lambda: app.explorer.state.text == "Another text.")
+        await until(pilot, lambda: app.explorer.state.notes == ())
+
+
+# Marks
+
+
+@pytest.mark.parametrize("key", ["a", "A"])
+async def test_marked_features_are_one_edit(scene: Scene, key: str) -> None:
+    async with scene.open() as (app, pilot):
+        await shown(app, pilot)
+        await pilot.press("3", "space", "j", "space")
+        names = [row.name for row in app.explorer.state.features[:2]]
+        assert app.explorer.state.marks == tuple(names)
+        lines = joined(app)
+        assert lines.count("●") == 2 and "2 marked" in lines
+        await pilot.press("2", "k", "left", "3")
+        assert app.explorer.state.marks == tuple(names), "they stay where the cursor goes"
+        position = app.explorer.state.position if key == "a" else "all"
+        await pilot.press(key)
+        await until(pilot, lambda: scene.engine.asked)
+        assert scene.engine.asked[0].operation.edits == (f"ablate {' '.join(names)} at {position}",)
+
+
+async def test_marks_go_by_space_by_escape_by_unmark_and_by_another_text(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        await shown(app, pilot)
+        await pilot.press("3", "space", "j", "space", "space")
+        assert len(app.explorer.state.marks) == 1
+        await pilot.press("escape")
+        assert app.explorer.state.marks == ()
+        await pilot.press("space", "s")
+        assert app.explorer.console.value.startswith("steer ")
+        await pilot.press("escape")
+        assert len(app.explorer.state.marks) == 1, "escape left the console only"
+        await pilot.press("colon")
+        await typed(pilot, "unmark", "enter")
+        assert app.explorer.state.marks == ()
+        await pilot.press("space")
+        app.explorer.handlers.text.read("Another text.")
+        await until(pilot, lambda: scene.engine.asked)
+        scene.answer(scene.engine.asked[0])
+        await until(pilot, lambda: app.explorer.state.text == "Another text.")
+        await until(pilot, lambda: app.explorer.state.marks == ())
+
+
+async def test_joint_ablation_is_offered_where_one_alone_does_nothing(scene: Scene) -> None:
+    alone = ("ablate L3/1 at all",)
+    scene.put_trace(probes=scene.put_probes(), edits=alone, change=_nothing_alone)
+    async with scene.open(size=(160, 45)) as (app, pilot):
+        await shown(app, pilot)
+        app.explorer.workbench.read(TEXT, edits=alone)
+        await until(pilot, lambda: edits_on(app) == alone)
+        await until(pilot, lambda: "space marks some" in joined(app))
+
+
+def _nothing_alone(trace: Trace) -> Trace:
+    made = edited(trace, ("ablate L3/1 at all",))
+    effects = tuple(
+        msgspec.structs.replace(one, verdict="No measurable effect of removing this alone.")
+        for one in made.effects
+    )
+    return msgspec.structs.replace(made, effects=effects)
+
+
+async def test_visited_traces_have_names_to_patch_from(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        await shown(app, pilot)
+        first = app.explorer.state.readings.trace.id  # type: ignore[union-attr]
+        app.explorer.handlers.text.read("Another text.")
+        await until(pilot, lambda: scene.engine.asked)
+        scene.answer(scene.engine.asked[0])
+        await until(pilot, lambda: len(app.explorer.state.visits) == 2)
+        await until(pilot, lambda: not app.workbench.busy)
+        await pilot.press("colon")
+        await typed(pilot, "patch resid L1 from ")
+        await until(pilot, lambda: "▸ t1" in joined(app))
+        await typed(pilot, "t1", "enter")
+        await until(pilot, lambda: len(scene.engine.asked) == 2)
+        edits = scene.engine.asked[1].operation.edits
+        assert edits == (f"patch resid L1 from {first} at readout",)
