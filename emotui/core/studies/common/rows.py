@@ -32,7 +32,7 @@ ENVENT_APPRAISALS = (
 """The columns of crowd-enVENT that hold appraisals (METHODS 1.1); its writers are not read."""
 _LOOKED_AT = 1000  # rows the columns are guessed from
 _FIELD_LIMIT = 10_000_000
-_BLOCK = 1 << 20
+_BLOCK = 1 << 16
 
 
 class Row(msgspec.Struct, frozen=True):
