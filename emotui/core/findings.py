@@ -70,7 +70,8 @@ class Repeated(msgspec.Struct, frozen=True):
     """Over all texts."""
     controls: tuple[Rivals, ...]
     verified: bool | None
-    """None where it was not judged; see `verdict`."""
+    """Whether the interval keeps the sign it has here and no uniform direction does as much; None
+    where it was not judged, see `verdict`."""
     verdict: str
 
 

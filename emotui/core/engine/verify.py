@@ -20,7 +20,7 @@ from torch import Tensor
 
 from emotui.cache.findings import VERIFICATION, answers, find, keep, same_question
 from emotui.core.corpus import Situation
-from emotui.core.edits import FeatureEdit, parse_edit
+from emotui.core.edits import FeatureEdit, JointEdit, parse_edit
 from emotui.core.engine.answer import label_tokens
 from emotui.core.engine.bench import (
     ANY_WAY,
@@ -128,7 +128,8 @@ def _bench(
         None if layer is None else materials.probe,
         model.n_layers - 1 if layer is None else layer,
     )
-    features = [edit for edit in edits if isinstance(edit, FeatureEdit)]
+    parts = [part for edit in edits for part in getattr(edit, "parts", (edit,))]
+    features = [edit for edit in parts if isinstance(edit, FeatureEdit)]
     return Bench(
         model,
         trace,
@@ -364,6 +365,9 @@ def _notes(
             notes.append("where it is not active the edit does nothing, and counts as 0 over all")
     if len(bench.edits) > 1:
         notes.append("the last edit was judged, the earlier ones in force")
+    if bench.trace.intervention is not None and bench.trace.intervention.selected:
+        if isinstance(edit, JointEdit):
+            notes.append("features picked together: directions are not picked the same way")
     if picked_from == MOST_PICKED_FROM:
         notes.append(f"each random direction was picked from {picked_from}: more features were")
     if total < len(texts):
