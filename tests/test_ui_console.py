@@ -17,7 +17,7 @@ from emotui.cache.history import load_history
 from emotui.cache.notes import add_note, notes_of
 from emotui.cache.recipes import Recipe, load_recipe, recipes, save_recipe
 from emotui.core.edits import OPERATIONS
-from emotui.core.errors import EditError
+from emotui.core.errors import EditError, ModelError
 from emotui.core.protocol import InspectRequest
 from emotui.core.records import Trace
 from emotui.ui.actions import ACTIONS, Action
@@ -261,6 +261,19 @@ async def test_metric_and_template_read_the_text_again(scene: Scene) -> None:
             assert getattr(operation, field) == value and operation.text == TEXT
 
 
+async def test_a_template_that_cannot_be_used_is_taken_back(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        await shown(app, pilot)
+        await pilot.press("colon")
+        await typed(pilot, "template chat", "enter")
+        await until(pilot, lambda: scene.engine.asked)
+        scene.engine.asked[0].fail(ModelError("This tokenizer has no chat template."))
+        await until(pilot, lambda: "no chat template" in joined(app))
+        app.explorer.handlers.text.read("Another text.")
+        await until(pilot, lambda: len(scene.engine.asked) == 2)
+        assert scene.engine.asked[1].operation.template == "ask"
+
+
 # Recipes
 
 
@@ -419,3 +432,27 @@ async def test_visited_traces_have_names_to_patch_from(scene: Scene) -> None:
         await until(pilot, lambda: len(scene.engine.asked) == 2)
         edits = scene.engine.asked[1].operation.edits
         assert edits == (f"patch resid L1 from {first} at readout",)
+
+
+# The palette
+
+
+@pytest.mark.parametrize("size", [(80, 24), (160, 45)])
+async def test_the_palette_offers_what_the_pane_can_do(scene: Scene, size: tuple[int, int]) -> None:
+    async with scene.open(size=size) as (app, pilot):
+        await shown(app, pilot)
+        await pilot.press("3", "ctrl+p")
+        await until(pilot, lambda: app.screen is not app.explorer)
+        await typed(pilot, "mark")
+        await until(pilot, lambda: "mark  (space)" in joined(app))
+        await pilot.press("enter")
+        await pilot.press("enter") if app.screen is not app.explorer else None
+        await until(pilot, lambda: app.explorer.state.marks)
+        assert app.screen is app.explorer
+        await pilot.press("1", "ctrl+p")
+        await until(pilot, lambda: app.screen is not app.explorer)
+        await typed(pilot, "space")
+        await pilot.pause(0.3)
+        assert "mark  (space)" not in joined(app), "no such thing in the text"
+        await pilot.press("escape")
+        await until(pilot, lambda: app.screen is app.explorer)

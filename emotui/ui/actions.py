@@ -226,6 +226,14 @@ ACTIONS: tuple[Action, ...] = (
         careful=True,
     ),
     Action(
+        id="app.palette",
+        keys=("ctrl+p",),
+        label="palette",
+        help="Choose from what this pane can do; : palette opens it too.",
+        careful=True,
+        footer=False,
+    ),
+    Action(
         id="console.leave",
         keys=("escape",),
         label="leave",
@@ -497,6 +505,7 @@ _SHOWN_KEYS = {
     "ctrl+j": "^j",
     "ctrl+t": "^t",
     "ctrl+c": "^c",
+    "ctrl+p": "^p",
     "shift+tab": "shift+tab",
     "pageup": "pgup",
     "pagedown": "pgdn",

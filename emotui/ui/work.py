@@ -111,6 +111,8 @@ class Workbench:
         load_behind: bool = False,
     ) -> None:
         self._base = base
+        self._settled: InspectRequest | None = None
+        """`base` before it was changed, until a request with the change has ended well."""
         self._post = post
         self._open_store = open_store
         self._start_engine = start_engine
@@ -200,8 +202,11 @@ class Workbench:
         self.with_store(lambda store: save_session(store.root, spec, session), lambda _error: None)
 
     def settle(self, **fields: str) -> None:
-        """Change what every request from now on has in common: `template`, `metric`."""
-        self._base = msgspec.structs.replace(self._base, **fields)
+        """Change what every request from now on has in common: `template`, `metric`.
+
+        Taken back where the next request fails.
+        """
+        self._settled, self._base = self._base, msgspec.structs.replace(self._base, **fields)
 
     def fit(self, text: str) -> int:
         """Fit probes where there are none, then show the trace of `text` with them."""
@@ -305,6 +310,9 @@ class Workbench:
             if number != self._number:
                 return
             self._asked, self._busy = None, False
+            if isinstance(message, messages.WorkFailed) and self._settled is not None:
+                self._base = self._settled
+            self._settled = None
         self._post(message)
 
     def _opened_store(self) -> Store:

@@ -41,6 +41,12 @@ class AppHandlers(Area):
         app.theme = themes[place % len(themes)]
         self.say("hint", f"Theme {app.theme}.")
 
+    def do_palette(self) -> None:
+        """Choose from what the focused pane can do."""
+        from emotui.ui.screens.palette import palette
+
+        self._screen.app.push_screen(palette())
+
     def do_help(self) -> None:
         """Show the keys of the focused pane."""
         from emotui.ui.screens.help import HelpScreen
