@@ -365,9 +365,9 @@ def _notes(
             notes.append("where it is not active the edit does nothing, and counts as 0 over all")
     if len(bench.edits) > 1:
         notes.append("the last edit was judged, the earlier ones in force")
-    if bench.trace.intervention is not None and bench.trace.intervention.selected:
-        if isinstance(edit, JointEdit):
-            notes.append("features picked together: directions are not picked the same way")
+    made = bench.trace.intervention
+    if made is not None and made.selected and isinstance(edit, JointEdit):
+        notes.append("features picked together: directions are not picked the same way")
     if picked_from == MOST_PICKED_FROM:
         notes.append(f"each random direction was picked from {picked_from}: more features were")
     if total < len(texts):
