@@ -14,6 +14,7 @@ the largest control by most.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -27,7 +28,7 @@ from torch import Tensor
 from emotui.cache.demo import DEMO_MODEL, install_demo
 from emotui.cache.store import Store
 from emotui.core.corpus import Situation, Split, load_situations
-from emotui.core.edits import Source, parse_edit
+from emotui.core.edits import ALONG, PromoteEdit, Source, parse_edit
 from emotui.core.emotions import LABEL_SETS
 from emotui.core.engine.answer import label_tokens
 from emotui.core.engine.capture import Activations, Hook, QuietJob
@@ -108,10 +109,11 @@ class Bench:
         any_way = torch.randn(shaped.shape, generator=generator)
         return torch.cat([shaped, any_way / any_way.norm(dim=-1, keepdim=True)])
 
-    def changes(self, prompt: Prompt, lines: Sequence[str]) -> Tensor:
+    def changes(self, prompt: Prompt, lines: Sequence[str], *, one_norm: bool) -> Tensor:
         """Return how edits of one site and layer, and the controls of each, change the answer.
 
         [edits, 1 + 2 * controls, labels]: the edit, controls shaped like the data, of any way.
+        With `one_norm` all edits add vectors of the same norm, so their controls are the same.
         """
         placed = place_edits([parse_edit(line) for line in lines], prompt.materials.text)
         groups: list[EditGroup] = []
@@ -126,11 +128,13 @@ class Bench:
         def hooks(rows: range) -> list[Hook]:
             def function(tensor: Tensor) -> Tensor:
                 here = tensor[0]  # every row is the same before the edit: [1, width]
-                added = []
-                for group in groups:
-                    own = group.delta(here, [readout])
-                    added += [own, (own.norm() * drawn).to(own.dtype)]
-                return tensor + torch.cat(added)[rows.start : rows.stop, None]
+                own = torch.cat([group.delta(here, [readout]) for group in groups])
+                norms = own.norm(dim=-1)
+                if one_norm:
+                    assert torch.allclose(norms, norms[0], rtol=1e-4)
+                    norms = norms[:1]
+                controls = [(norm * drawn).to(own.dtype) for norm in norms]
+                return tensor + torch.cat([own, *controls])[rows.start : rows.stop, None]
 
             return [Hook(site, layer, function)]
 
@@ -138,12 +142,14 @@ class Bench:
             self.model,
             prompt.run.resid[layer],
             start=layer,
-            n_rows=len(lines) * (1 + 2 * self.controls),
+            n_rows=len(lines) + (1 if one_norm else len(lines)) * 2 * self.controls,
             hooks=hooks,
             first=readout,
         )
         after = self.answers(rows.logits) - prompt.before
-        return after.view(len(lines), 1 + 2 * self.controls, len(self.deciding))
+        controls = after[len(lines) :].view(-1, 2 * self.controls, len(self.deciding))
+        controls = controls.expand(len(lines), -1, -1)
+        return torch.cat([after[: len(lines), None], controls], dim=1)
 
 
 def chosen(split: Split, count: int) -> list[Situation]:
@@ -156,25 +162,31 @@ def chosen(split: Split, count: int) -> list[Situation]:
     return found
 
 
-def promotions(bench: Bench, prompts: Sequence[Prompt], strength: float) -> Tensor:
+def promotions(bench: Bench, prompts: Sequence[Prompt], strength: float, along: str) -> Tensor:
     """Return the mean rise of each emotion's own probability: [layers, emotions, edit, controls].
 
     The last axis as in `Bench.changes`.
     """
     layers = []
     for layer in range(bench.model.n_layers):
-        lines = [f"promote {emotion} L{layer} {strength:+g} at readout" for emotion in EMOTIONS]
-        each = torch.stack([bench.changes(prompt, lines) for prompt in prompts]).mean(dim=0)
+        lines = [
+            f"promote {emotion} L{layer} {strength:+g} along {along} at readout"
+            for emotion in EMOTIONS
+        ]
+        found = [bench.changes(prompt, lines, one_norm=True) for prompt in prompts]
+        each = torch.stack(found).mean(dim=0)
         layers.append(torch.stack([each[n, :, n] for n in range(len(EMOTIONS))]))
     return torch.stack(layers)
 
 
 def along_emotion(
-    bench: Bench, prompt: Prompt, layer: int, emotion: str, rises: Tensor
+    bench: Bench, prompt: Prompt, layer: int, emotion: str, along: str, rises: Tensor
 ) -> dict[str, float]:
-    """Return how far data-shaped controls of these rises lie along the emotion's own row."""
-    row = prompt.materials.emotion_row(emotion, layer).float()
-    cosines = bench.directions(prompt, "resid", layer)[: bench.controls] @ row
+    """Return how far data-shaped controls of these rises lie along the emotion's direction."""
+    edit = parse_edit(f"promote {emotion} L{layer} +1 along {along}")
+    assert isinstance(edit, PromoteEdit)
+    unit = prompt.materials.promoted(edit, layer).float()
+    cosines = bench.directions(prompt, "resid", layer)[: bench.controls] @ unit
     return {
         "cosine": float(cosines[rises.argmax()]),
         "correlation": float(torch.corrcoef(torch.stack([cosines, rises]))[0, 1]),
@@ -187,7 +199,8 @@ def knockouts(bench: Bench, prompts: Sequence[Prompt]) -> list[dict[str, object]
     for site in ("attn", "mlp"):
         for layer in range(bench.model.n_layers):
             lines = [f"knock {site} L{layer} {kind} at readout" for kind in KNOCKED]
-            each = torch.stack([bench.changes(prompt, lines) for prompt in prompts])
+            found_here = [bench.changes(prompt, lines, one_norm=False) for prompt in prompts]
+            each = torch.stack(found_here)
             before = torch.stack([prompt.before for prompt in prompts])
             top = before.argmax(dim=-1)
             each = each[:, :, : 1 + bench.controls]
@@ -219,6 +232,8 @@ def main() -> None:
     parser.add_argument("--controls", type=int, default=128, help="of each kind")
     parser.add_argument("--seed", type=int, default=0, help="of the controls")
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.1, 0.5, 1.5])
+    parser.add_argument("--along", nargs="+", default=list(ALONG), choices=ALONG)
+    parser.add_argument("--no-knock", action="store_true", help="promotions alone")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
@@ -244,12 +259,14 @@ def report(bench: Bench, options: argparse.Namespace) -> int:
     )
     met = False
     rows: list[dict[str, object]] = []
-    for strength in options.strengths:
-        choosing, measured = (promotions(bench, prompts, strength) for prompts in (dev, test))
+    for along, strength in itertools.product(options.along, options.strengths):
+        choosing, measured = (
+            promotions(bench, prompts, strength, along) for prompts in (dev, test)
+        )
         lead = choosing[:, :, 0] - choosing[:, :, 1:].amax(dim=-1)
-        print(f"\npromote EMOTION LAYER {strength:+g} at readout")
+        print(f"\npromote EMOTION LAYER {strength:+g} along {along} at readout")
         print(f"{'':<27}data-shaped: largest, as large; any way: largest")
-        print(f"{'':<27}cosine of that one with the probe's row; correlation of cosine and rise")
+        print(f"{'':<27}cosine of that one with the direction; correlation of cosine and rise")
         print("emotion    layer    rise" + " " * 64 + "beats all")
         beaten = []
         for number, layer in enumerate(lead.argmax(dim=0).tolist()):
@@ -257,6 +274,7 @@ def report(bench: Bench, options: argparse.Namespace) -> int:
             shaped, any_way = measured[layer, number, 1:].view(2, bench.controls)
             beaten.append(bool(rise > shaped.max()) and bool(rise > any_way.max()))
             row = {
+                "along": along,
                 "strength": strength,
                 "emotion": EMOTIONS[number],
                 "layer": layer,
@@ -264,7 +282,7 @@ def report(bench: Bench, options: argparse.Namespace) -> int:
                 "shaped": float(shaped.max()),
                 "as_large": int((shaped >= rise).sum()),
                 "any_way": float(any_way.max()),
-                **along_emotion(bench, test[0], layer, EMOTIONS[number], shaped),
+                **along_emotion(bench, test[0], layer, EMOTIONS[number], along, shaped),
             }
             rows.append(row)
             said = "yes" if beaten[-1] else "no"
@@ -276,7 +294,7 @@ def report(bench: Bench, options: argparse.Namespace) -> int:
         met = met or all(beaten)
         print(f"{sum(beaten)} of {len(EMOTIONS)} beat every control at their layer")
     figures: dict[str, object] = {"promotions": rows}
-    figures["knockouts"] = knocked = knockouts(bench, test)
+    figures["knockouts"] = knocked = [] if options.no_knock else knockouts(bench, test)
     print("\nknock SITE LAYER KIND at readout: fall of the probability of the answer given before,")
     print("and share of texts that answer otherwise; in brackets the largest of the controls")
     print(f"layer  {'':<4} " + "".join(f"{kind:^36}" for kind in KNOCKED))

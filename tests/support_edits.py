@@ -12,6 +12,7 @@ from emotui.core.edits import Source, parse_edit
 from emotui.core.engine.appraisals import Appraisals
 from emotui.core.engine.capture import QuietJob
 from emotui.core.engine.collect import places_of
+from emotui.core.engine.emotion_means import EmotionMeans
 from emotui.core.engine.intervene import EditGroup, check_layers, group_edits, place_edits
 from emotui.core.engine.materials import Materials, Other, head_count, head_size
 from emotui.core.engine.model import LoadedModel
@@ -97,6 +98,15 @@ def random_appraisals(model: LoadedModel, seed: int = 7) -> Appraisals:
     return Appraisals(rows, torch.full(shape[:2], 0.5))
 
 
+def random_means(model: LoadedModel, seed: int = 8) -> EmotionMeans:
+    """Return means of texts of the probe's emotions, and of one that it does not know."""
+    generator = torch.Generator().manual_seed(seed)
+    emotions = (*EMOTIONS, "pride")
+    return EmotionMeans(
+        emotions, torch.randn(model.n_layers, 4, model.d_model, generator=generator)
+    )
+
+
 def materials_of(
     model: LoadedModel,
     *,
@@ -124,6 +134,7 @@ def materials_of(
     statistics = random_statistics(model)
     materials.statistics = materials.head_statistics = statistics
     materials.appraisals = random_appraisals(model)
+    materials.emotion_means = random_means(model)
     return materials
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,15 +23,18 @@ from support_saes import write_sae
 from test_intervene import FAMILIES, TOLERANCE, in_dtype
 from torch import Tensor
 
-from emotui.core.corpus import APPRAISALS
+from emotui.cache.store import Store
+from emotui.core.corpus import APPRAISALS, load_situations
 from emotui.core.edits import ModulateEdit, Source, parse_edit
 from emotui.core.engine.appraisals import modulation, ridge
-from emotui.core.engine.capture import capture
+from emotui.core.engine.capture import QuietJob, capture
+from emotui.core.engine.emotion_means import EmotionMeans, emotion_means, mean_texts
 from emotui.core.engine.intervene import EditGroup, hooks_of, modulation_at, places_of
 from emotui.core.engine.materials import Materials, Other
 from emotui.core.engine.model import LoadedModel
 from emotui.core.engine.saes import load_saes
 from emotui.core.errors import EditError
+from emotui.core.text import template_named
 
 OTHER_TEXT = "Lily was happy."
 
@@ -153,17 +157,23 @@ def test_a_patch_is_what_the_other_text_has(model: LoadedModel, site: str, where
     check(model, groups, changes)
 
 
+@pytest.mark.parametrize("along", ["", " along row"])
 @pytest.mark.parametrize("where", ["readout", "all"])
-def test_promoting_adds_the_unit_row_at_each_layer(model: LoadedModel, where: str) -> None:
+def test_promoting_adds_the_unit_direction_at_each_layer(
+    model: LoadedModel, where: str, along: str
+) -> None:
     text = read(model)
     rows = [i for i, token in enumerate(text.tokens) if token.part == "text"]
     positions = [text.readout] if where == "readout" else rows
     probe = random_probe(model)
     materials = materials_of(model, probes=[probe])
-    groups = groups_under(materials, f"promote joy L1-2 -0.3 at {where}")
+    groups = groups_under(materials, f"promote joy L1-2 -0.3{along} at {where}")
 
     def adding(layer: int) -> Change:
         row = probe.weight[layer + 1, :, EMOTIONS.index("joy")].double()
+        if not along:  # joy less the mean of anger and neutral, the probe's other emotions
+            anger, joy, neutral, _pride = materials.emotion_means.means[layer].double()
+            row = joy - (anger + neutral) / 2
         strength = -0.3 * float(materials.statistics.norms["resid.text"][layer + 1])
 
         def change(tensor: Tensor) -> Tensor:
@@ -246,7 +256,7 @@ def test_edits_at_one_place_act_in_the_order_they_were_made(
     index = int(saes[0].encode(promoted).argmax())
     f = saes[0].encode(promoted)[index]
     expected = promoted - f * saes[0].weights.decoder[index]
-    lines = ("promote joy L1 +2", f"ablate L1/{index} at readout")
+    lines = ("promote joy L1 +2 along row", f"ablate L1/{index} at readout")
     check(
         model,
         groups_under(materials, *lines),
@@ -267,6 +277,46 @@ def test_nothing_changes_where_an_edit_changes_nothing(model: LoadedModel) -> No
     for line in ("promote joy L1-3 +0", 'patch attn L1 from "same"', 'patch resid L2 from "same"'):
         edited = capture(model, ids, hooks=hooks_of(groups_under(materials, line)))
         assert torch.equal(edited.logits, clean.logits), line
+
+
+def test_the_emotions_means_are_those_of_texts_run_one_by_one(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    chosen = mean_texts()
+    assert Counter(one.emotion for one in chosen) == dict.fromkeys(
+        {one.emotion for one in load_situations()}, 32
+    )
+    assert {one.split for one in chosen} == {"train"}
+    assert len({one.pair for one in chosen}) == len(chosen)
+    assert len({one.topic for one in chosen if one.emotion == "joy"}) > 15
+    with Store.open(tmp_path) as store:
+        found = emotion_means(model, template_named("ask"), store, QuietJob())
+        before = model.forwards
+        again = emotion_means(model, template_named("ask"), store, QuietJob())
+        assert model.forwards == before and torch.equal(again.means, found.means)
+    texts = [one.text for one in chosen if one.emotion == "fear"]
+    states = [capture(model, ids_of(model, text)).resid[3, -1].double() for text in texts]
+    mean = torch.stack(states).mean(dim=0)
+    ours = found.means[2, found.emotions.index("fear")].double()
+    assert (ours - mean).abs().max() < 1e-4
+
+
+def test_as_released_nothing_is_kept(model: LoadedModel) -> None:
+    """The sum of the changed rows alone, as in the published code; what would survive is told."""
+    materials = materials_of(model)
+    line = "modulate +other_agency -pleasantness L1 +0.4 {}keep predictability effort"
+    kept, released = (parse_edit(line.format(word)) for word in ("", "released "))
+    assert isinstance(kept, ModulateEdit) and isinstance(released, ModulateEdit)
+    rows = materials.appraisals.rows[1].double()
+    named = {name: rows[APPRAISALS.index(name)] for name in APPRAISALS}
+    plain = named["other_responsblt"] - named["pleasantness"]
+    held, loose = (modulation_at(edit, 1, materials) for edit in (kept, released))
+    assert torch.allclose(loose.unit, plain / plain.norm())
+    assert loose.surviving == held.surviving < 1
+    fixed = torch.stack([named["predict_event"], named["effort"]])
+    fixed = fixed / fixed.norm(dim=-1, keepdim=True)
+    assert max(abs(cosine) for cosine in held.along_kept) < 1e-9
+    assert loose.along_kept == pytest.approx((fixed @ loose.unit).tolist())
+    assert max(abs(cosine) for cosine in loose.along_kept) > 0.01
 
 
 # What is refused
@@ -296,6 +346,10 @@ def test_what_is_not_there_is_named_beside_what_is() -> None:
     wrong = refused(materials, "modulate +other_agency L1 +0.1 keep other_responsblt")
     assert "named twice" in wrong.what
     assert "no readout probe" in refused(materials_of(model), "promote joy L1 +0.1").what
+    materials.emotion_means = EmotionMeans(("anger", "neutral"), torch.ones(LAYERS, 2, WIDTH))
+    wrong = refused(materials, "promote joy L1 +0.1")
+    assert "no texts" in wrong.what and "anger, neutral" in wrong.why and "along row" in wrong.todo
+    assert "no direction" in refused(materials, "promote anger L1 +0.1").what
 
 
 def test_a_mean_is_not_made_up_for_template_tokens() -> None:

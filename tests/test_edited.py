@@ -238,7 +238,7 @@ def test_another_seed_as_control_is_that_knock_out_made_alone(probed: Bench) -> 
 
 def test_random_directions_are_of_the_norm_of_the_edit_at_each_layer(probed: Bench) -> None:
     """Their size on the residual right after is that of the edit: promotion in a single layer."""
-    trace = probed.trace("promote joy L3 +0.2")
+    trace = probed.trace("promote joy L3 +0.2 along row")
     # At the last layer nothing lies behind the edit but the readout: the deltas of a probe's
     # logits are products of its rows with the added vector, so their sizes compare.
     effect = effect_of(trace, "readout.joy")

@@ -59,6 +59,7 @@ appraisals = st.lists(
 def modulations(draw: st.DrawFn) -> ModulateEdit:
     chosen = draw(appraisals)
     raised = draw(st.integers(1, len(chosen)))
+    released = len(chosen) > raised and draw(st.booleans())
     signs = draw(st.lists(st.sampled_from("+-"), min_size=raised, max_size=raised))
     return ModulateEdit(
         tuple(sign + name for sign, name in zip(signs, chosen[:raised], strict=True)),
@@ -66,6 +67,7 @@ def modulations(draw: st.DrawFn) -> ModulateEdit:
         draw(finite),
         tuple(chosen[raised:]),
         draw(positions),
+        released,
     )
 
 
@@ -112,7 +114,7 @@ edits = st.one_of(
         sources,
         st.sampled_from([READOUT, Positions("last")]),
     ),
-    st.builds(PromoteEdit, names, windows, finite, positions),
+    st.builds(PromoteEdit, names, windows, finite, positions, st.sampled_from(["means", "row"])),
     st.builds(ProjectEdit, names, st.one_of(st.none(), windows), positions),
     modulations(),
 )
@@ -147,6 +149,12 @@ def test_printing_and_parsing_are_inverses(edit: Edit) -> None:
         ('patch mlp L1 from file:"a b" at last', 'patch mlp L1 from file:"a b" at last'),
         ('patch mlp L1 from "I won a prize."', 'patch mlp L1 from "I won a prize." at readout'),
         ("promote Anger L15 +0.1", "promote anger L15 +0.1 at readout"),
+        ("promote anger L15 +0.1 along means at all", "promote anger L15 +0.1 at all"),
+        ("promote anger L15 +.1 Along ROW", "promote anger L15 +0.1 along row at readout"),
+        (
+            "modulate +effort L2 +1 released keep urgency",
+            "modulate +effort L2 +1 released keep urgency at readout",
+        ),
         ("promote anger L14-15 -.5 at here", "promote anger L14-15 -0.5 at 4"),
         ("project out anger", "project out anger at readout"),
         ("project out anger L3-5 at all", "project out anger L3-5 at all"),
@@ -207,6 +215,10 @@ def test_canonical_form(line: str, printed: str) -> None:
         ("promote anger L5 +inf", "'+inf'"),
         ("promote anger L5 +0.1.2", "'+0.1.2'"),
         ("promote anger L5", "nothing"),
+        ("promote anger L5 +1 along", "nothing"),
+        ("promote anger L5 +1 along column", "'column'"),
+        ("modulate +effort L2 +1 released", "nothing"),
+        ("modulate +effort L2 +1 released at all", "'at'"),
         ("project anger", "'anger'"),
         ("project out", "nothing"),
         ("project out anger 5", "'5'"),

@@ -47,7 +47,7 @@ EVERY_KIND = (
     "knock mlp L2 random at all",
     "knock head L3.1 zero",
     "knock head L3.0 random at last",
-    "promote joy L4 +0.1",
+    "promote joy L4 +0.1 along row",
     "project out anger L5-6",
     "steer L4/7 -0.1 at readout",
 )
@@ -365,6 +365,7 @@ def test_what_the_script_cannot_redo_is_refused_by_name() -> None:
         ("modulate +other_agency L2 +0.1 at readout", "Edit 1 (modulate)"),
         ("steer L1/5 +0.2 at all", "Edit 1 (steer)"),
         ("promote joy L2 +0.1 at readout", "Edit 1 (promote)"),
+        ("promote joy L2 +0.1 along row at readout", "Edit 1 (promote)"),
     ):
         edited = msgspec.structs.replace(trace, edits=(line,))
         with pytest.raises(ExportError) as caught:

@@ -6,6 +6,7 @@
     knock  attn L9-13 mean          knock head L9.3 mean
     patch  resid L10 from "another text" at readout
     promote anger L15 +0.1          project out anger
+    promote anger L15 +0.1 along row
     modulate +other_agency -pleasantness L9-11 +0.1 keep predictability
     @name                           a saved set of edits, see `emotui.cache.recipes`
 
@@ -13,6 +14,7 @@ The printed form always carries its position; printing and parsing are inverses.
 """
 
 from emotui.core.edits.kinds import (
+    ALONG,
     FEATURE_OPERATIONS,
     KNOCK_KINDS,
     Edit,
@@ -44,6 +46,7 @@ from emotui.core.edits.words import STAYED, Layers
 
 __all__ = [
     "ALL",
+    "ALONG",
     "FEATURE_OPERATIONS",
     "KNOCK_KINDS",
     "LAST",

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from emotui.core.edits.kinds import FEATURE_OPERATIONS, KNOCK_KINDS
+from emotui.core.edits.kinds import ALONG, FEATURE_OPERATIONS, KNOCK_KINDS
 from emotui.core.edits.words import is_amount, quoted, unquoted
 from emotui.core.errors import EditError, EmotuiError
 
 # As in `words`, but a quotation that is still being typed is one word.
 _SPAN = re.compile(r'(?:file:)?"(?:[^"\\]|\\.)*(?:"|\\)?|[^\s"]+', re.DOTALL)
-_FEATURE = re.compile(r"(?:(?:resid|attn|mlp):)?L\d{1,4}/\d{1,9}")
+_FEATURE = re.compile(r"(?:(?:resid|attn|mlp|z):)?L\d{1,4}/\d{1,9}")
 _WINDOW = re.compile(r"L\d{1,4}(?:-\d{1,4})?")
 _RANGE = re.compile(r"\d{1,9}(?:-\d{1,9})?")
 _NAME = re.compile(r"[^\W\d_][\w-]*")
@@ -307,6 +307,10 @@ _SOURCE = Slot(lambda word: word.lower() != "at", _sources)
 _AT = _plain("at")
 _PLACE = Slot(_is_position, _positions)
 _END = (_AT, _PLACE)
+_ALONG = Slot(
+    lambda word: word.lower() in ALONG,
+    _offered(("means", "the mean of its texts less the others'"), ("row", "of the probe")),
+)
 
 _GRAMMAR: Mapping[str, tuple[tuple[Slot, ...], ...]] = MappingProxyType(
     {
@@ -336,11 +340,15 @@ _GRAMMAR: Mapping[str, tuple[tuple[Slot, ...], ...]] = MappingProxyType(
                 Slot(lambda word: word in ("readout", "last"), _at_readout_or_last),
             ),
         ),
-        "promote": ((_EMOTION, _WINDOW_SLOT, _STRENGTH, *_END),),
+        "promote": (
+            (_EMOTION, _WINDOW_SLOT, _STRENGTH, *_END),
+            (_EMOTION, _WINDOW_SLOT, _STRENGTH, _plain("along"), _ALONG, *_END),
+        ),
         "project": ((_plain("out"), _EMOTION, _OPTIONAL_WINDOW, *_END),),
         "modulate": (
             (_CHANGE, _WINDOW_SLOT, _STRENGTH, *_END),
             (_CHANGE, _WINDOW_SLOT, _STRENGTH, _plain("keep"), _KEPT, *_END),
+            (_CHANGE, _WINDOW_SLOT, _STRENGTH, _plain("released"), _plain("keep"), _KEPT, *_END),
         ),
     }
 )

@@ -14,9 +14,11 @@ FeatureOperation = Literal["ablate", "scale", "clamp", "steer"]
 KnockSite = Literal["attn", "mlp"]
 KnockKind = Literal["zero", "mean", "random", "resample"]
 SourceKind = Literal["trace", "file", "text"]
+Along = Literal["means", "row"]
 
 FEATURE_OPERATIONS: tuple[FeatureOperation, ...] = ("ablate", "scale", "clamp", "steer")
 KNOCK_KINDS: tuple[KnockKind, ...] = ("zero", "mean", "random", "resample")
+ALONG: tuple[Along, ...] = ("means", "row")
 
 
 class FeatureEdit(msgspec.Struct, frozen=True):
@@ -146,18 +148,23 @@ class PatchEdit(msgspec.Struct, frozen=True):
 
 
 class PromoteEdit(msgspec.Struct, frozen=True):
-    """The residual moved along the readout probe's unit row of an emotion (METHODS 1.6).
+    """The residual moved along the direction of an emotion (METHODS 1.6 and 3).
 
-    `value` is the fraction of the corpus mean of ||h|| that is added at each layer.
+    `value` is the fraction of the corpus mean of ||h|| that is added at each layer. `along` is
+    which unit direction: the mean of the corpus's texts of the emotion less the mean of the other
+    emotions', or the readout probe's row, as in Tak et al.
     """
 
     emotion: str
     layers: Layers
     value: float
     positions: Positions
+    along: Along = "means"
 
     def __str__(self) -> str:
-        return f"promote {self.emotion} {self.layers} {signed(self.value)} at {self.positions}"
+        along = "" if self.along == "means" else f" along {self.along}"
+        amount = signed(self.value)
+        return f"promote {self.emotion} {self.layers} {amount}{along} at {self.positions}"
 
 
 class ProjectEdit(msgspec.Struct, frozen=True):
@@ -185,11 +192,15 @@ class ModulateEdit(msgspec.Struct, frozen=True):
     value: float
     keep: tuple[str, ...]
     positions: Positions
+    released: bool = False
+    """As in the published release of Tak et al., which names what is kept and does not keep it:
+    the projection is left out (METHODS 1.7)."""
 
     def __str__(self) -> str:
         keep = "".join(f" {name}" for name in ("keep", *self.keep)) if self.keep else ""
         words = " ".join(self.raised)
-        return f"modulate {words} {self.layers} {signed(self.value)}{keep} at {self.positions}"
+        amount = signed(self.value) + (" released" if self.released else "")
+        return f"modulate {words} {self.layers} {amount}{keep} at {self.positions}"
 
 
 Edit = (

@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 
 from emotui.core.edits.kinds import (
+    ALONG,
     FEATURE_OPERATIONS,
     KNOCK_KINDS,
+    Along,
     Edit,
     FeatureEdit,
     FeatureOperation,
@@ -37,7 +39,8 @@ from emotui.core.text import clean
 OPERATIONS = (*FEATURE_OPERATIONS, "knock", "patch", "promote", "project", "modulate")
 """The first word of every edit."""
 
-_FEATURE = re.compile(r"(?:(resid|attn|mlp):)?L(\d{1,4})/(\d{1,9})")
+_SITES: dict[str, Site] = {"resid": "resid", "attn": "attn", "mlp": "mlp", "z": "z"}
+_FEATURE = re.compile(r"(?:(resid|attn|mlp|z):)?L(\d{1,4})/(\d{1,9})")
 _HEAD = re.compile(r"L(\d{1,4})\.(\d{1,4})")
 _CHANGE = re.compile(r"[+-][^\W\d_][\w-]*")
 _TRACE = re.compile(r"[0-9a-f]{4,16}")
@@ -126,9 +129,7 @@ def _feature(
 
 
 def _site(word: str | None) -> Site:
-    if word == "attn":
-        return "attn"
-    return "mlp" if word == "mlp" else "resid"
+    return _SITES.get(word or "resid", "resid")
 
 
 def _amount(operation: FeatureOperation, words: Reader) -> float | None:
@@ -224,7 +225,20 @@ def _promote(words: Reader, here: int | None) -> PromoteEdit:
     emotion = words.name("the emotion", "an emotion such as anger")
     layers = _window(words)
     value = words.strength()
-    return PromoteEdit(emotion, layers, value, _at(words, here))
+    along = _along(words)
+    return PromoteEdit(emotion, layers, value, _at(words, here), along)
+
+
+def _along(words: Reader) -> Along:
+    """Return which direction an emotion is promoted along; the means where that is not said."""
+    if words.word.lower() != "along":
+        return "means"
+    words.take()
+    for name in ALONG:
+        if words.word.lower() == name:
+            words.take()
+            return name
+    raise misread(words.word, "the direction", "means (of the corpus) or row (of the probe)")
 
 
 def _project(words: Reader, here: int | None) -> ProjectEdit:
@@ -244,6 +258,15 @@ def _modulate(words: Reader, here: int | None) -> ModulateEdit:
         raise misread(words.word, "an appraisal", "one with its sign, such as +other_agency")
     layers = _window(words)
     value = words.strength()
+    released = words.word.lower() == "released"
+    if released:
+        words.take()
+        if words.word.lower() != "keep":
+            raise misread(
+                words.word,
+                "`keep`",
+                "keep and an appraisal: the release differs in nothing where none is kept",
+            )
     keep: list[str] = []
     if words.word.lower() == "keep":
         words.take()
@@ -256,4 +279,4 @@ def _modulate(words: Reader, here: int | None) -> ModulateEdit:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise misread(clean(twice), "another appraisal", "each appraisal once")
-    return ModulateEdit(tuple(raised), layers, value, tuple(keep), positions)
+    return ModulateEdit(tuple(raised), layers, value, tuple(keep), positions, released)

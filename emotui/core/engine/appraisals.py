@@ -88,13 +88,18 @@ class Modulation:
     """[d_model], float64 on the CPU."""
     surviving: float
     """||v|| over the norm of the same sum without projection."""
+    along_kept: tuple[float, ...] = ()
+    """Cosine with each kept direction: 0 up to rounding, unless it was made as released."""
 
 
-def modulation(changed: Sequence[tuple[int, Tensor]], kept: Sequence[Tensor]) -> Modulation:
+def modulation(
+    changed: Sequence[tuple[int, Tensor]], kept: Sequence[Tensor], *, released: bool = False
+) -> Modulation:
     """Return the direction that moves `changed` (sign, row) and holds `kept` rows where they are.
 
-    Raises EditError where the kept rows are as good as dependent (condition number over 1e4), or
-    where nothing of the direction is left.
+    `released`: as the published release does, without the projection; how much of the norm would
+    have survived it is told all the same. Raises EditError where the kept rows are as good as
+    dependent (condition number over 1e4), or where nothing of the direction is left.
     """
     wanted = torch.stack([sign * row.double() for sign, row in changed]).sum(dim=0)
     left = wanted
@@ -119,7 +124,9 @@ def modulation(changed: Sequence[tuple[int, Tensor]], kept: Sequence[Tensor]) ->
             "kept, or cancels.",
             todo=f"Keep fewer appraisals, or change others. {STAYED}",
         )
-    return Modulation(left / left.norm(), surviving)
+    unit = (wanted if released else left) / (wanted if released else left).norm()
+    along = tuple(float(unit @ (row.double() / row.double().norm())) for row in kept)
+    return Modulation(unit, surviving, along)
 
 
 def appraisal_directions(

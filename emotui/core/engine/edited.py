@@ -326,13 +326,32 @@ def _notes(edit: Edit, materials: Materials) -> tuple[str, ...]:
             f"added at each of {len(edit.layers.numbers)} layers: {total:.4g} in all, "
             f"{abs(edit.value) * len(edit.layers.numbers):.4g} of the mean norm"
         )
+    if isinstance(edit, PromoteEdit) and edit.along == "means":
+        from emotui.core.engine.emotion_means import TEXTS_EACH
+
+        cosines = [
+            float(materials.promoted(edit, layer) @ materials.emotion_row(edit.emotion, layer))
+            for layer in edit.layers.numbers
+        ]
+        said = ", ".join(f"{cosine:.2f}" for cosine in cosines)
+        notes.append(
+            f"along the mean of {TEXTS_EACH} situations of {edit.emotion} less that of the others; "
+            f"cosine with the probe's row {said}"
+        )
     if isinstance(edit, ModulateEdit):
         from emotui.core.engine.appraisals import appraisal_named
 
         names = [*(word[1:] for word in edit.raised), *edit.keep]
         for layer in edit.layers.numbers:
-            left = modulation_at(edit, layer, materials).surviving
-            kept = f" once the direction of {', '.join(edit.keep)} is kept" if edit.keep else ""
+            made = modulation_at(edit, layer, materials)
+            left, names_kept = made.surviving, ", ".join(edit.keep)
+            kept = f" once the direction of {names_kept} is kept" if edit.keep else ""
+            if edit.released:
+                along = (
+                    f"{name} {cosine:+.2f}"
+                    for name, cosine in zip(edit.keep, made.along_kept, strict=True)
+                )
+                kept += f", but as released it is not: cosine with {', '.join(along)}"
             scores = {
                 name: materials.appraisals.r_squared(layer, appraisal_named(name)) for name in names
             }

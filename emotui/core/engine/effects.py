@@ -362,7 +362,7 @@ def _effect(
     verdict = _verdict(delta, noise, controls, edit)
     along = isinstance(edit, PromoteEdit | ProjectEdit) and metric == f"readout.{edit.emotion}"
     if along:
-        verdict += " By construction: the edit is along this readout's own direction."
+        verdict += " By construction: the edit is along this emotion's own direction."
     return Effect(
         metric=metric,
         clean=clean,

@@ -137,7 +137,7 @@ def _feature_step(placed: PlacedFeatureEdit, materials: Materials) -> FeatureSte
     edit = placed.edit
     sae = materials.sae_of(edit)
     steers = edit.operation == "steer"
-    unit = materials.statistics.mean_norm(edit.site, edit.layer) if steers else 0.0
+    unit = materials.statistics_of(edit.site).mean_norm(edit.site, edit.layer) if steers else 0.0
     return FeatureStep(sae, (placed,), unit)
 
 
@@ -152,8 +152,8 @@ def _step(placed: PlacedEdit, place: Place, materials: Materials) -> Step:
     if isinstance(edit, ProjectEdit):
         return ProjectStep(positions, materials.emotion_row(edit.emotion, layer))
     if isinstance(edit, PromoteEdit):
-        row = materials.emotion_row(edit.emotion, layer)
-        return AddStep(positions, materials.strength(edit, layer) * row)
+        unit = materials.promoted(edit, layer)
+        return AddStep(positions, materials.strength(edit, layer) * unit)
     assert isinstance(edit, ModulateEdit)
     unit = modulation_at(edit, layer, materials).unit
     return AddStep(positions, materials.strength(edit, layer) * unit)
@@ -177,6 +177,7 @@ def modulation_at(edit: ModulateEdit, layer: int, materials: Materials) -> Modul
     return modulation(
         [(sign, appraisals.row(layer, name)) for sign, name in signed],
         [appraisals.row(layer, name) for name in keep],
+        released=edit.released,
     )
 
 

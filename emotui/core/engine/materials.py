@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from emotui.cache.store import Store
     from emotui.core.engine.appraisals import Appraisals
     from emotui.core.engine.capture import Activations, Job
+    from emotui.core.engine.emotion_means import EmotionMeans
     from emotui.core.engine.model import LoadedModel
     from emotui.core.engine.probes import Probe
     from emotui.core.engine.saes import Sae
@@ -91,6 +92,13 @@ class Materials:
         from emotui.core.engine.appraisals import appraisal_directions
 
         return appraisal_directions(self.model, self._template, self._store, self._job)
+
+    @cached_property
+    def emotion_means(self) -> EmotionMeans:
+        """What stands at the readout after texts of each emotion."""
+        from emotui.core.engine.emotion_means import emotion_means
+
+        return emotion_means(self.model, self._template, self._store, self._job)
 
     def _statistics(self, *sites: HookSite) -> Statistics:
         from emotui.core.engine.statistics import corpus_statistics
@@ -173,15 +181,23 @@ class Materials:
             todo=f"Use zero or random, or another position. {STAYED}",
         )
 
-    def emotion_row(self, emotion: str, layer: int) -> Tensor:
-        """Return the unit row [d_model] of the readout probe, float64 on the CPU.
+    def promoted(self, edit: PromoteEdit, layer: int) -> Tensor:
+        """Return the unit direction [d_model] an emotion is promoted along, float64 on the CPU.
 
-        EditError without a probe, and for an emotion it does not know.
+        EditError as `emotion_row`, and where the corpus has no texts of the emotion.
         """
+        probe = self._probe_of(edit.emotion)
+        if edit.along == "row":
+            return self.emotion_row(edit.emotion, layer)
+        return self.emotion_means.unit(edit.emotion, probe.emotions, layer)
+
+    def _probe_of(self, emotion: str) -> Probe:
+        """Return the readout probe; EditError without one, and where it has no such emotion."""
         if self.probe is None:
             raise EditError(
                 f"{emotion} has no direction: no readout probe is in force.",
-                why="Promoting and projecting out go along the row of a fitted probe.",
+                why="A fitted probe says which emotions there are, and projecting out goes along "
+                "its row.",
                 todo=f"Fit probes with `emotui probe fit`, or --fit. {STAYED}",
             )
         if emotion not in self.probe.emotions:
@@ -190,9 +206,17 @@ class Materials:
                 why=f"It reads: {', '.join(self.probe.emotions)}.",
                 todo=STAYED,
             )
-        place = self.probe.places.index(("resid", layer))
+        return self.probe
+
+    def emotion_row(self, emotion: str, layer: int) -> Tensor:
+        """Return the unit row [d_model] of the readout probe, float64 on the CPU.
+
+        EditError without a probe, and for an emotion it does not know.
+        """
+        probe = self._probe_of(emotion)
+        place = probe.places.index(("resid", layer))
         # In float64, so that the direction is as exact as the run; not every device has it.
-        row = self.probe.weight[place][:, self.probe.emotions.index(emotion)].cpu().double()
+        row = probe.weight[place][:, probe.emotions.index(emotion)].cpu().double()
         norm = float(row.norm())
         if not norm > 0:
             raise EditError(

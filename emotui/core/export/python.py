@@ -165,6 +165,12 @@ def _steps(
     if isinstance(edit, PromoteEdit | ProjectEdit):
         window = edit.layers or Layers(0, layers - 1)
         along: Fields = {"site": "resid", "emotion": edit.emotion, **where}
+        if isinstance(edit, PromoteEdit) and edit.along == "means":
+            raise _refused(
+                f"Edit {number} ({_name(edit)}) could not be put into a script.",
+                "Its direction is a mean over texts that the script does not have; along the "
+                "probe's row (`along row` after the amount) it can be.",
+            )
         if isinstance(edit, ProjectEdit):
             return [{"do": "project", "layer": layer, **along} for layer in window.numbers]
         return [
