@@ -258,13 +258,42 @@ def test_intervals_are_beside_several_samples() -> None:
     assert max(map(len, lines[:8])) <= 76, "the table fits 80 columns"
 
 
-def test_words_of_the_console() -> None:
-    spec = GenerationSpec(40)
-    assert parse_spec("", spec) == spec
-    assert parse_spec("60 x8 t0.5", spec) == GenerationSpec(60, 0.5, 8)
-    assert parse_spec("x4", spec) == GenerationSpec(40, 0.8, 4)
-    assert parse_spec("sixty", spec) is None
+@pytest.mark.parametrize(
+    ("words_typed", "spec"),
+    [
+        ("60 x8 t0.5", GenerationSpec(60, 0.5, 8)),
+        ("x4", GenerationSpec(40, 0.8, 4)),
+        ("12", GenerationSpec(12)),
+        ("t1.5", GenerationSpec(40, 1.5)),
+        ("sixty", None),
+        ("0", None),
+        ("x0", None),
+        ("tnan", None),
+        ("t-1", None),
+    ],
+)
+def test_words_of_the_console(words_typed: str, spec: GenerationSpec | None) -> None:
+    assert parse_spec(words_typed) == spec
+
+
+def test_more_samples_go_on_from_those_there_are() -> None:
+    assert more(GenerationSpec(40)) == GenerationSpec(40, 0.8, 8)
     assert more(GenerationSpec(40, 0.8, 8)) == GenerationSpec(40, 0.8, 16)
+
+
+async def test_the_console_says_how_much(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        await pilot.press("colon")
+        app.explorer.console.value = "generate lots"
+        await pilot.press("enter")
+        await until(pilot, lambda: "was not understood" in joined(app))
+        assert scene.engine.asked == [] and app.explorer.pane == "console"
+        app.explorer.console.value = "generate 12 x3"
+        await pilot.press("enter")
+        await until(pilot, lambda: scene.engine.asked)
+        assert scene.engine.asked[0].operation.generation == GenerationSpec(12, 0.8, 3)
+        assert isinstance(app.screen, GenerateScreen)
 
 
 # A real engine

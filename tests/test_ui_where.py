@@ -162,6 +162,11 @@ async def test_cancel_and_errors_leave_the_screen_as_it_was(scene: Scene) -> Non
 async def test_a_neutral_rewrite_is_asked_for_as_it_was_typed(scene: Scene) -> None:
     async with scene.open() as (app, pilot):
         await until(pilot, lambda: app.explorer.state.features)
-        app.explorer.handlers.where.ask("Lily has a toy.")
+        await pilot.press("colon")
+        app.explorer.console.value = "where Lily"
+        await pilot.press("enter")
+        await until(pilot, lambda: "was not understood" in joined(app))
+        app.explorer.console.value = 'where from "Lily has a toy."'
+        await pilot.press("enter")
         await until(pilot, lambda: scene.engine.asked)
         assert scene.engine.asked[0].operation.neutral == "Lily has a toy."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from emotui.core.export.written import Change, changes_of
@@ -111,25 +112,27 @@ def how(spec: GenerationSpec) -> str:
     return f"{texts} of {spec.new_tokens} tokens, temperature {spec.temperature:g}"
 
 
-def parse_spec(words: str, spec: GenerationSpec) -> GenerationSpec | None:
+def parse_spec(words: str) -> GenerationSpec | None:
     """Return the specification that words as `60 x8 t0.8` ask for; None for others.
 
-    What is not said is as in `spec`, but several samples are drawn above temperature 0.
+    What is not said is 40 tokens, one text, greedy; several texts are drawn at temperature 0.8.
     """
-    tokens, samples, temperature = spec.new_tokens, 1, 0.0
-    heat = False
+    tokens, samples = NEW_TOKENS, 1
+    temperature: float | None = None
     try:
         for word in words.split():
             if word.startswith("x"):
                 samples = int(word[1:])
             elif word.startswith("t"):
-                temperature, heat = float(word[1:]), True
+                temperature = float(word[1:])
             else:
                 tokens = int(word)
     except ValueError:
         return None
-    if samples > 1 and not heat:
-        temperature = TEMPERATURE
+    if temperature is None:
+        temperature = TEMPERATURE if samples > 1 else 0.0
+    if tokens < 1 or samples < 1 or not (math.isfinite(temperature) and temperature >= 0):
+        return None
     return GenerationSpec(tokens, temperature, samples)
 
 

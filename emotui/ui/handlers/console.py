@@ -29,6 +29,7 @@ from emotui.ui.exports import export_prose
 from emotui.ui.handlers.area import Area
 from emotui.ui.messages import Fetched
 from emotui.ui.state import Notice
+from emotui.ui.writing import parse_spec
 
 if TYPE_CHECKING:
     from emotui.cache.store import Store
@@ -164,6 +165,8 @@ class ConsoleHandlers(Area):
             "metric": self._metric,
             "template": self._template,
             "unmark": self._unmark,
+            "generate": self._generate,
+            "where": self._where,
         }
 
     def _trace(self) -> Trace:
@@ -287,6 +290,23 @@ class ConsoleHandlers(Area):
             raise refusal(word, f"There is no token {clean(word)!r}.", why=why)
         self._done()
         self._update(states.at_token(self._state, place))
+
+    def _generate(self, words: str) -> None:
+        spec = parse_spec(words)
+        if spec is None:
+            why = "Expected tokens, texts and temperature, as in 60 x8 t0.8."
+            raise refusal(words, f"{clean(words)!r} was not understood.", why=why)
+        self._done()
+        self._screen.handlers.generate.start(spec)
+
+    def _where(self, words: str) -> None:
+        word, _, text = words.partition(" ")
+        text = text.strip().strip('"').strip()
+        if word.lower() != "from" or not text:
+            why = 'Expected: from "a neutral rewrite of the text".'
+            raise refusal(words, f"{clean(words)!r} was not understood.", why=why)
+        self._done()
+        self._screen.handlers.where.ask(text)
 
     def _unmark(self, _argument: str) -> None:
         self._done()
