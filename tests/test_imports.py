@@ -21,6 +21,7 @@ LIGHT_MODULES = (
     *("emotui.cache.store", "emotui.cache.prepare", "emotui.core.client", "emotui.core.edits"),
     *("emotui.core.corpus", "emotui.core.export.json", "emotui.core.export.schema"),
     *("emotui.core.protocol", "emotui.ui.screens.explore", "emotui.themes"),
+    *("emotui.commands.study", "emotui.commands.studies", "emotui.core.studies.compare"),
 )
 HEADLESS_MODULES = (
     *(

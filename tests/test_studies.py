@@ -47,10 +47,17 @@ def test_forty_texts_from_the_command_line(stories: Path, tmp_path: Path) -> Non
     assert shown.stdout == (out / "result.md").read_text(encoding="utf-8")
 
 
-def test_answers_and_rows_are_those_of_inspect(stories: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("labels", "rule"),
+    [("ekman7", "first tokens of the labels"), ("goemotions28", "whole labels' log-prob")],
+)
+def test_answers_are_those_of_inspect_and_the_rule_is_said(
+    stories: Path, tmp_path: Path, labels: str, rule: str
+) -> None:
     data, out = write_texts(tmp_path / "texts.csv", 3), tmp_path / "out"
-    arguments = ("--model", str(stories), "--template", "tak1")
-    emotui("study", "readout", str(data), *arguments, "--out", str(out), cache_dir=tmp_path)
+    arguments = ("--model", str(stories), "--template", "tak3", "--labels", labels)
+    done = emotui("study", "readout", str(data), *arguments, "--out", str(out), cache_dir=tmp_path)
+    assert done.returncode == 0 and rule in done.stderr, done.stderr
     rows = list(csv.DictReader((out / "result.csv").open(encoding="utf-8")))
     texts = list(csv.DictReader(data.open(encoding="utf-8")))
     trace = json.loads(
@@ -58,6 +65,26 @@ def test_answers_and_rows_are_those_of_inspect(stories: Path, tmp_path: Path) ->
     )
     for label, probability in trace["answer"]["labels"].items():
         assert float(rows[1][f"p_{label}"]) == pytest.approx(probability, abs=1e-4)
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(stories: Path, tmp_path: Path) -> None:
+    data, out = write_texts(tmp_path / "texts.csv", 3000), tmp_path / "out"
+    arguments = ["study", "readout", str(data), "--model", str(stories), "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "emotui", *arguments],
+        env={**os.environ, "EMOTUI_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 100
+    while len(list(out.glob("chunks/texts/0*"))) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    printed, said = process.communicate(timeout=20)
+    assert process.returncode == 130 and printed == "", said
+    assert f"emotui study resume {out}" in said and "Traceback" not in said
+    assert len(list(out.glob("chunks/texts/0*"))) >= 2 and not (out / "result.json").exists()
 
 
 class _StopsAfter(QuietJob):

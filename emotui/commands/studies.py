@@ -15,7 +15,7 @@ from emotui.commands.common import say, show_error, wait_for
 from emotui.core.client import EngineClient
 from emotui.core.errors import Cancelled, EmotuiError, UsageError
 from emotui.core.protocol import StudyDone, StudyPlanned, StudyRequest
-from emotui.core.studies.common.dataset import open_dataset
+from emotui.core.studies.common.dataset import dataset_of
 from emotui.core.studies.common.folder import (
     CHUNKS,
     StudyDocument,
@@ -23,7 +23,6 @@ from emotui.core.studies.common.folder import (
     read_study,
 )
 from emotui.core.studies.common.pages import markdown_of
-from emotui.core.studies.table import columns_of, settings_of, study_named
 from emotui.core.text import clean
 
 ENGINE = (sys.executable, "-P", "-m", "emotui.core.studies")
@@ -58,7 +57,7 @@ def do_runs(requests: Sequence[StudyRequest], plan: Plan) -> None:
     One that fails does not keep the others from running; exit code 1 then.
     """
     for request in requests:
-        check_dataset(request)  # before any model is loaded
+        dataset_of(request)  # what is wrong with it is said before any model is loaded
     done: list[StudyDocument | StudyPlanned] = []
     failed: list[EmotuiError] = []
     for request in requests:
@@ -82,22 +81,6 @@ def do_runs(requests: Sequence[StudyRequest], plan: Plan) -> None:
         say("Set them side by side: emotui study compare " + " ".join(r.out for r in requests))
     if failed:
         raise typer.Exit(1)
-
-
-def check_dataset(request: StudyRequest) -> None:
-    """Raise UsageError where the dataset cannot be what is asked for."""
-    study = study_named(request.study)
-    open_dataset(
-        request.data,
-        label_set=request.label_set,
-        needs_labels=study.needs_labels,
-        text_column=request.text_column,
-        label_column=request.label_column,
-        label_maps=request.label_maps,
-        extra=columns_of(study, settings_of(study, request.settings)),
-        limit=request.limit,
-        seed=request.seed,
-    )
 
 
 def _do_run(request: StudyRequest, plan: Plan) -> StudyDocument | StudyPlanned:

@@ -18,8 +18,9 @@ import msgspec
 from emotui.core.emotions import emotion_words_in
 from emotui.core.engine.labelled import draw, labels_of
 from emotui.core.errors import UsageError
+from emotui.core.protocol import StudyRequest
 from emotui.core.studies.common.rows import BundledRows, FileRows, Rows
-from emotui.core.studies.table import without_labels
+from emotui.core.studies.table import columns_of, settings_of, study_named, without_labels
 from emotui.core.text import clean
 
 BUNDLED = "bundled"
@@ -195,6 +196,23 @@ def open_dataset(
         )
     dataset = Dataset(rows, labels=labels, taken=counts.drawn(set(few)), labelled=needs_labels)
     return dataset, _summary(dataset, rows, counts, label_set, tuple(extra), few)
+
+
+def dataset_of(request: StudyRequest) -> tuple[Dataset, DatasetSummary]:
+    """Return the dataset of a request; UsageError where it cannot be what is asked."""
+    study = study_named(request.study)
+    settings = settings_of(study, request.settings)
+    return open_dataset(
+        request.data,
+        label_set=request.label_set,
+        needs_labels=study.needs_labels,
+        text_column=request.text_column,
+        label_column=request.label_column,
+        label_maps=request.label_maps,
+        extra=columns_of(study, settings),
+        limit=request.limit if request.limit is not None else study.most_texts,
+        seed=request.seed,
+    )
 
 
 class _Counts:

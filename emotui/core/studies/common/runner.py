@@ -21,12 +21,12 @@ from emotui.core.engine.model import LoadedModel, name_of, package_versions
 from emotui.core.errors import UsageError
 from emotui.core.protocol import StudyDone, StudyPlanned, StudyRequest
 from emotui.core.studies.common import folder as folders
-from emotui.core.studies.common.dataset import Dataset, DatasetSummary, open_dataset
+from emotui.core.studies.common.dataset import dataset_of
 from emotui.core.studies.common.folder import StudyDocument, StudyFile, StudyRun
 from emotui.core.studies.common.pages import write_pages
 from emotui.core.studies.common.readings import run_batch
 from emotui.core.studies.common.running import Implementation, Running
-from emotui.core.studies.table import Study, columns_of, settings_of, study_named
+from emotui.core.studies.table import Study, settings_of, study_named
 from emotui.core.text import template_named
 
 _TIMED = 8  # texts of the batch that is timed
@@ -37,23 +37,6 @@ def implementation_of(study: Study) -> Implementation:
     module = importlib.import_module(f"emotui.core.studies.{study.name}")
     found: Implementation = module.STUDY
     return found
-
-
-def dataset_of(request: StudyRequest) -> tuple[Dataset, DatasetSummary]:
-    """Return the dataset of a request; UsageError where it cannot be what is asked."""
-    study = study_named(request.study)
-    settings = settings_of(study, request.settings)
-    return open_dataset(
-        request.data,
-        label_set=request.label_set,
-        needs_labels=study.needs_labels,
-        text_column=request.text_column,
-        label_column=request.label_column,
-        label_maps=request.label_maps,
-        extra=columns_of(study, settings),
-        limit=request.limit if request.limit is not None else study.most_texts,
-        seed=request.seed,
-    )
 
 
 def run_study(
