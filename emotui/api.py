@@ -161,7 +161,7 @@ class Session:
                 self._request,
                 text=text,
                 edits=self._lines(edits),
-                selected=selected,
+                selected=selected and bool(edits),
                 metric=metric,
                 seed=seed,
             )

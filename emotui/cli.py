@@ -143,6 +143,9 @@ def inspect(
     text_column: Annotated[
         str | None, typer.Option("--text-column", help="The column that holds the texts.")
     ] = None,
+    selected: Annotated[
+        bool, typer.Option("--selected", help="What is edited was picked from this text's trace.")
+    ] = False,
     fit: Annotated[bool, typer.Option("--fit", help="Fit probes first if there are none.")] = False,
     all_sites: Annotated[
         bool, typer.Option("--all-sites", help="Keep attention and MLP outputs of every token.")
@@ -195,6 +198,7 @@ def inspect(
             edits=tuple(do or ()),
             file=file,
             text_column=text_column,
+            selected=selected,
             fit=fit,
             all_sites=all_sites,
             metric=metric,

@@ -100,7 +100,7 @@ def test_where_no_feature_is_special_the_best_is_no_effect(family: str, tmp_path
             assert {control.candidates for control in found.values()} == {count}
             assert {len(control.deltas) for control in found.values()} == {DRAWS}
             said = [e.verdict for e in trace.effects if "Selected: beyond" in e.verdict]
-            silent = [e for e in trace.effects if "No effect beyond the selection" in e.verdict]
+            silent = [e for e in trace.effects if "No effect beyond selection" in e.verdict]
             beyond = [c for c in found.values() if c.rank == 1]
             assert len(said) <= len(beyond) and (said or silent)
             reported += bool(said)
@@ -129,7 +129,7 @@ def test_a_feature_that_causes_the_answer_is_an_effect(tmp_path: Path) -> None:
         assert effect.verdict.startswith(
             f"Selected: beyond {DRAWS} of {DRAWS} best-of-{count} random draws; rank 1 of"
         )
-        fact = f"selected: answer beyond {DRAWS} of {DRAWS} best-of-{count} random draws"
+        fact = f"selected: of {DRAWS} best-of-{count} draws, answer beyond {DRAWS}"
         assert fact in facts_of(trace)
         assert f"the best of {count} random directions" in markdown_bytes(trace).decode()
 

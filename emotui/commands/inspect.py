@@ -31,6 +31,8 @@ class InspectOptions(msgspec.Struct, frozen=True, kw_only=True):
     """As typed, recipes (`@name`) among them; where one acts if it does not say is its kind's."""
     file: Path | None = None
     text_column: str | None = None
+    selected: bool = False
+    """Whether what is edited was picked from what the text shows."""
     fit: bool = False
     all_sites: bool = False
     metric: str = "top"
@@ -94,6 +96,7 @@ def inspect_texts(
             request,
             cache_dir=str(root),
             edits=edits,
+            selected=options.selected and bool(edits),
             all_sites=options.all_sites,
             metric=options.metric,
             seed=options.seed,

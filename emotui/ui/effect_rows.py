@@ -97,11 +97,11 @@ def _selected(trace: Trace) -> str:
     if not found:
         return "selected: picked from what this text showed, not tested against that"
     said = [
-        f"{kind} beyond {len(control.deltas) + 1 - (control.rank or 0)} of {len(control.deltas)}"
+        f"{kind} beyond {len(control.deltas) + 1 - (control.rank or 0)}"
         for kind, control in found.items()
     ]
-    number = next(iter(found.values())).candidates
-    return f"selected: {', '.join(said)} best-of-{number} random draws"
+    one = next(iter(found.values()))
+    return f"selected: of {len(one.deltas)} best-of-{one.candidates} draws, {', '.join(said)}"
 
 
 def remarks_of(trace: Trace, emotion: str) -> tuple[str, ...]:

@@ -446,7 +446,4 @@ def beyond_picking(control: Control) -> str:
     reaching = (control.rank or 1) - 1
     if not reaching:
         return f"selected: beyond {count} of {count} best-of-{number} random draws"
-    return (
-        f"no effect beyond the selection: the best of {number} random directions does as much in "
-        f"{reaching} of {count} draws"
-    )
+    return f"no effect beyond selection: {reaching} of {count} best-of-{number} draws do as much"
