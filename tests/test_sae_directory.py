@@ -138,7 +138,7 @@ def test_what_a_source_means() -> None:
     [
         ("gemma-scope-2b-pt-rez-canonical", "gemma-scope-2b-pt-res-canonical"),
         ("gemma-scope-2b-pt-res-canonical:layer_3/width_17k/canonical", "layer_3/width_16k"),
-        ("gemma-scope-2b-pt-att-canonical", "does not read"),
+        ("gemma-scope-2-4b-pt-att", "does not read"),
         ("gemma-scope-2b-pt-transcoders", "does not read"),
         ("temporal-sae-gemma-2-2b", "temporal"),
         ("\x1b[31mnothing-like-it", "neither a folder here"),
@@ -257,7 +257,7 @@ def test_an_npz_that_does_not_say_its_site(model: LoadedModel, tmp_path: Path) -
     for place, said in (
         ("saes", "no site"),
         ("scope-res", "no layer"),
-        ("scope-att/layer_1", "att"),
+        ("scope-transcoders/layer_1", "transcoders"),
     ):
         file = tmp_path / place / "params.npz"
         file.parent.mkdir(parents=True)

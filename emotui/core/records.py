@@ -16,7 +16,8 @@ from emotui.core.findings import Verification
 SCHEMA: Literal["emotui-trace"] = "emotui-trace"
 SCHEMA_VERSION: Literal[1] = 1
 
-Site = Literal["resid", "attn", "mlp"]
+Site = Literal["resid", "attn", "mlp", "z"]
+"""`z`, the heads' outputs before the output projection, is read by SAEs alone, not by probes."""
 ProbeKind = Literal["readout", "token"]
 Trust = Literal["trusted", "lexical", "untrusted"]
 Mark = Literal["", "outside", "by_construction"]

@@ -79,8 +79,9 @@ class Release(msgspec.Struct, frozen=True):
 
     @property
     def readable(self) -> bool:
-        """Whether emotui reads it; others are pickles, read heads, or act between two sites."""
-        on_heads = self.conversion and re.search(r"-att(-|$)", self.name)
+        """Whether emotui reads it; others are pickles, act between two sites, or do not say how
+        they read the heads' outputs."""
+        on_heads = self.conversion not in ("", "gemma_2") and re.search(r"-att(-|$)", self.name)
         return self.conversion in FORMATS and "transcoder" not in self.name and not on_heads
 
 
@@ -186,7 +187,7 @@ def chosen(source: str) -> tuple[Release, tuple[PretrainedSae, ...]]:
         kind = release.conversion or "transcoder"
         raise SaeError(
             f"The SAEs of {clean(name)} are of a kind that emotui does not read ({clean(kind)}).",
-            why="They are pickles, read the heads' outputs, or act between two sites.",
+            why="They are pickles, act between two sites, or do not say how they read the heads.",
             todo=f"Use a release that `emotui models {clean(base_name(release.model))}` marks "
             "as readable.",
         )

@@ -20,7 +20,7 @@ from emotui.core.records import (
 )
 from emotui.ui.paint import visible
 
-SITES: tuple[Site, ...] = ("resid", "attn", "mlp")
+SITES: tuple[Site, ...] = ("resid", "attn", "mlp", "z")
 
 
 @dataclass(frozen=True)

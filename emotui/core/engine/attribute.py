@@ -107,12 +107,14 @@ class Gradients:
     """[layers, tokens, d_model]; None where it was not kept."""
     writes: Tensor
     """[2 * layers + 1, tokens], float32: the embedding, attention by layer, MLP by layer."""
+    z: Tensor | None = None
+    """[layers, tokens, heads * d_head]; None where it was not kept."""
 
     def at(self, site: Site, layer: int) -> Tensor:
-        """Return dm / dh of one site and layer as [tokens, d_model]; KeyError if not kept."""
+        """Return dm / dh of one site and layer as [tokens, width]; KeyError if not kept."""
         if site == "resid":
             return self.resid[layer - EMBEDDING_LAYER]
-        kept = self.attn if site == "attn" else self.mlp
+        kept = {"attn": self.attn, "mlp": self.mlp, "z": self.z}[site]
         if kept is None:
             raise KeyError(f"{site}.{layer}")
         return kept[layer]
@@ -123,7 +125,11 @@ class Gradients:
             "value": torch.tensor(self.value, dtype=torch.float64),
             "resid": self.resid,
             "writes": self.writes,
-            **{n: t for n, t in (("attn", self.attn), ("mlp", self.mlp)) if t is not None},
+            **{
+                name: tensor
+                for name, tensor in (("attn", self.attn), ("mlp", self.mlp), ("z", self.z))
+                if tensor is not None
+            },
         }
         payload: bytes = tensors_to_bytes({n: t.contiguous() for n, t in tensors.items()})
         return payload
@@ -140,6 +146,7 @@ class Gradients:
                 attn=tensors.get("attn"),
                 mlp=tensors.get("mlp"),
                 writes=tensors["writes"],
+                z=tensors.get("z"),
             )
         except Exception as error:
             raise CacheError(
@@ -161,8 +168,9 @@ def gradients(
     """Run one forward and one backward pass of a prompt and return dm / dh at every site.
 
     `hooks` (edits) are in force and are differentiated through. Gradients begin at the embedding:
-    no parameter gets one. With `all_sites` those of attention and MLP outputs are kept too.
-    Counted as one forward. Raises torch.OutOfMemoryError where the graph does not fit.
+    no parameter gets one. With `all_sites` those of attention and MLP outputs and of `z`
+    are kept too. Counted as one forward. Raises torch.OutOfMemoryError where the graph does not
+    fit.
     """
     return gradients_of_rows(
         model, [token_ids], [metric], all_sites=all_sites, hooks=hooks, job=job
@@ -191,10 +199,9 @@ def gradients_of_rows(
         # A copy goes on: a leaf must not be written to, and a block may do that.
         return kept["resid", EMBEDDING_LAYER].clone()
 
+    sites: tuple[Site, ...] = ("resid", "attn", "mlp", *(("z",) if all_sites else ()))
     keeping = [
-        Hook(site, layer, _keeping(kept, site, layer, job))
-        for site in ("resid", "attn", "mlp")
-        for layer in layers
+        Hook(site, layer, _keeping(kept, site, layer, job)) for site in sites for layer in layers
     ]
     model.hf.requires_grad_(False)
     model.forwards += 1
@@ -230,6 +237,7 @@ def gradients_of_rows(
     ).float()
     along = stacked("resid", from_layer=EMBEDDING_LAYER)
     attn, mlp = (stacked("attn"), stacked("mlp")) if all_sites else (None, None)
+    heads = stacked("z") if all_sites else None
     return [
         Gradients(
             value=float(value.detach()),
@@ -237,6 +245,7 @@ def gradients_of_rows(
             attn=None if attn is None else attn[:, row],
             mlp=None if mlp is None else mlp[:, row],
             writes=writes[:, row],
+            z=None if heads is None else heads[:, row],
         )
         for row, value in enumerate(values)
     ]

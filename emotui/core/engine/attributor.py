@@ -190,4 +190,4 @@ class Attributor:
         return found
 
     def _gradient_key(self, all_sites: bool) -> str:
-        return self.key(f"gradients:{'all' if all_sites else 'resid'}")
+        return self.key(f"gradients:{'all and z' if all_sites else 'resid'}")

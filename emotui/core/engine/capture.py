@@ -88,7 +88,7 @@ class Activations:
     logits: Tensor
     """[vocabulary], at the readout."""
     z: Tensor | None = None
-    """[layers, len(site_positions), heads * d_head], where asked for."""
+    """[layers, len(site_positions), heads * d_head], where asked for or with all sites."""
     key: str = ""
     """The content key it is stored under; "" before that is known."""
 
@@ -113,9 +113,10 @@ class Activations:
         """
         if site == "resid":
             return self.resid[layer - EMBEDDING_LAYER]
-        if layer == EMBEDDING_LAYER:
+        kept = {"attn": self.attn, "mlp": self.mlp, "z": self.z}[site]
+        if layer == EMBEDDING_LAYER or kept is None:
             raise KeyError(f"{site}.{layer}")
-        return (self.attn if site == "attn" else self.mlp)[layer]
+        return kept[layer]
 
     def narrowed(self, *, all_sites: bool) -> Activations:
         """Return the same; without `all_sites`, attention and MLP outputs at the readout alone."""
@@ -258,8 +259,9 @@ def capture(
 ) -> Activations:
     """Run one forward and return residuals of all tokens, and attention and MLP outputs.
 
-    The last two (and `z` where asked for) are kept at the readout, or at every token with
-    `all_sites`. `hooks` run before the keeping ones, so that an edit is seen by what is kept.
+    The last two (and `z` where asked for) are kept at the readout; with `all_sites` all three are
+    kept at every token. `hooks` run before the keeping ones, so that an edit is seen by what is
+    kept.
     """
     return capture_rows(model, [token_ids], all_sites=all_sites, z=z, hooks=hooks, job=job)[0]
 
@@ -278,6 +280,7 @@ def capture_rows(
     Nothing is padded, so the numbers are those of single runs up to the rounding of batched
     kernels. The tensors are views of those of the whole batch.
     """
+    z = z or all_sites
     layers = range(model.sites.n_layers)
     everything, last = slice(None), slice(-1, None)
     elsewhere = everything if all_sites else last

@@ -27,7 +27,7 @@ from emotui.core.engine.capture import Hook, Job, hooked
 from emotui.core.engine.collect import batches
 from emotui.core.engine.kept import keep_record, kept_record
 from emotui.core.engine.labelled import BUNDLED, NEUTRAL, labelled_texts, labels_of
-from emotui.core.engine.lens_words import promoted_words
+from emotui.core.engine.lens_words import promoted_words, written_by
 from emotui.core.engine.selectivity import Halves, Selectivity, SelectivityMeter
 from emotui.core.errors import TextError, UsageError
 from emotui.core.protocol import LabelsFitRequest, LabelsFitted, LabelsOfSource
@@ -118,7 +118,7 @@ class FeatureLabels:
         known = self._words[key]
         missing = [index for index in indices if index not in known]
         if missing:
-            found = promoted_words(self._model, sae.directions(missing))
+            found = promoted_words(self._model, written_by(self._model, sae, missing))
             known.update(zip(missing, found, strict=True))
             keep_record(self._store, key, _Words(known), kind="features")
         return {index: known[index] for index in indices}
@@ -340,7 +340,7 @@ def _rows(
         start = here.stop
         index = active.tolist()
         wanted = [at for at, row in enumerate(here) if every or found.named[row]]
-        words = promoted_words(model, sae.directions([index[at] for at in wanted]))
+        words = promoted_words(model, written_by(model, sae, [index[at] for at in wanted]))
         word_of = dict(zip(wanted, words, strict=True))
         for at, row in enumerate(here):
             measured = Measured(

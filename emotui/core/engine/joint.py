@@ -112,7 +112,8 @@ def _like(
     if own == 0:
         if part.operation in ("ablate", "scale"):
             return None
-        own = abs(part.value or 0.0) * materials.statistics.mean_norm(part.site, part.layer)
+        unit = materials.statistics_of(part.site).mean_norm(part.site, part.layer)
+        own = abs(part.value or 0.0) * unit
     return matched(sizes, own, most=len(sizes))
 
 

@@ -7,6 +7,7 @@ and nothing else of it does. Same ranking as (v * gain) @ E (nostalgebraist 2020
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ from emotui.core.text import clean
 
 if TYPE_CHECKING:
     from emotui.core.engine.model import LoadedModel
+    from emotui.core.engine.saes import Sae
 
 WORDS = 4
 _LOOKED_AT = 48  # tokens looked at for words; most tokens of a vocabulary are pieces or marks
@@ -45,6 +47,16 @@ def promoted_tokens(
             logits[:, len(allowed) :] = -torch.inf
         parts.append(logits.topk(min(count, logits.shape[1]), dim=-1).indices.cpu())
     return torch.cat(parts) if parts else torch.empty(0, count, dtype=torch.long)
+
+
+@torch.no_grad()
+def written_by(model: LoadedModel, sae: Sae, indices: Sequence[int]) -> Tensor:
+    """Return what one unit of each feature writes to the residual stream: [F, d_model].
+
+    Of an SAE on the heads' outputs, through the output projection of the attention.
+    """
+    directions = sae.directions(indices).to(model.device, model.dtype)
+    return directions if sae.site != "z" else model.sites.written_by_heads(sae.layer, directions)
 
 
 def promoted_words(model: LoadedModel, directions: Tensor, *, count: int = WORDS) -> list[str]:

@@ -246,7 +246,8 @@ class Shape:
     def kept_bytes(self, tokens: int, *, all_sites: bool) -> int:
         """Return what is kept of one forward: residuals, attention and MLP outputs."""
         rows = (self.layers + 1) * tokens + 2 * self.layers * (tokens if all_sites else 1)
-        return rows * self.d_model * self.itemsize
+        heads = self.layers * tokens * self.heads * self.d_head if all_sites else 0
+        return (rows * self.d_model + heads) * self.itemsize
 
     def forward_bytes(self, tokens: int, *, all_sites: bool) -> int:
         """Return what a forward and the lens of each layer add: kept twice while it is stacked."""

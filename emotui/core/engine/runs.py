@@ -92,6 +92,7 @@ def activations_key(model: LoadedModel, token_ids: Sequence[int], *, all_sites: 
     """Return the content key of a plain run of these tokens."""
     elsewhere = "all" if all_sites else "readout"
     sites = ["resid:all", f"attn:{elsewhere}", f"mlp:{elsewhere}"]
+    sites += ["z:all"] if all_sites else []
     return content_key(
         fingerprint=model.fingerprint,
         token_ids=token_ids,

@@ -49,6 +49,7 @@ _HOOKS: tuple[tuple[str, Site, int, str], ...] = (
     (r"blocks\.(\d+)\.(?:hook_resid_pre|hook_in)", "resid", -1, "resid_pre"),
     (r"blocks\.(\d+)\.(?:hook_attn_out|ln1_post\.hook_out)", "attn", 0, "attn"),
     (r"blocks\.(\d+)\.(?:hook_mlp_out|ln2_post\.hook_out)", "mlp", 0, "mlp"),
+    (r"blocks\.(\d+)\.attn\.hook_z", "z", 0, "z"),
     (r"(?:model\.layers|transformer\.h|gpt_neox\.layers)\.(\d+)", "resid", 0, "resid"),
 )
 
@@ -163,11 +164,14 @@ def read_config(folder: Path) -> SaeConfig:
     architecture, k = _architecture(folder, config)
     hook_name = both.get("hook_name")
     site = site_of(hook_name) if isinstance(hook_name, str) else None
-    if site is None or config.get("reshape_activations", "none") != "none":
+    reshaped = config.get("reshape_activations", "none")
+    # `z` is captured with its heads side by side, which is what hook_z asks for.
+    if site is None or reshaped not in (("none", "hook_z") if site[0] == "z" else ("none",)):
         raise refuse(
             f"The SAE in {folder} reads a site that emotui does not have.",
             f"Its hook is {hook_name!r}.",
-            "Use an SAE on hook_resid_pre, hook_resid_post, hook_attn_out or hook_mlp_out.",
+            "Use an SAE on hook_resid_pre, hook_resid_post, hook_attn_out, hook_mlp_out or "
+            "attn.hook_z.",
         )
     shape = _shapes(folder)
     d_in, width = config.get("d_in"), config.get("d_sae")

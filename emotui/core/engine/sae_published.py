@@ -26,7 +26,11 @@ _LLAMA_SCOPE_CONFIG = "hyperparams.json"
 _LLAMA_SCOPE_WEIGHTS = "checkpoints/final.safetensors"
 _NAMES = {"w_enc": "W_enc", "w_dec": "W_dec"}
 _TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
-GEMMA_SCOPE_SITES: Mapping[str, str] = {"res": "hook_resid_post", "mlp": "hook_mlp_out"}
+GEMMA_SCOPE_SITES: Mapping[str, str] = {
+    "res": "hook_resid_post",
+    "mlp": "hook_mlp_out",
+    "att": "attn.hook_z",
+}
 """Hooks by what the names of Gemma Scope's repositories end in."""
 _GEMMA_SCOPE_2_SITES = {"resid_post": "hook_resid_post", "mlp_out": "hook_mlp_out"}
 
@@ -40,7 +44,7 @@ def jumprelu_config(hook: str, **metadata: Any) -> dict[str, Any]:
         "architecture": "jumprelu",
         "apply_b_dec_to_input": False,
         "normalize_activations": "none",
-        "reshape_activations": "none",
+        "reshape_activations": "hook_z" if hook.endswith("hook_z") else "none",
         "metadata": {"hook_name": hook, "prepend_bos": True, **metadata},
     }
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from emotui.core.engine import sae_formats
 from emotui.core.engine.capture import QuietJob
+from emotui.core.engine.materials import head_count, head_size
 from emotui.core.engine.memory import free_bytes
 from emotui.core.engine.sae_formats import SaeConfig, refuse
 from emotui.core.engine.sae_memory import SaeMemory
@@ -284,10 +285,12 @@ def _check_fit(config: SaeConfig, model: LoadedModel) -> None:
             f"It was trained on {trained_on}; the model is {model.hub_id}.",
             "Use the SAEs that were trained on this model.",
         )
-    if config.d_in != model.d_model:
+    width = head_size(model) * head_count(model) if config.site == "z" else model.d_model
+    if config.d_in != width:
         raise refuse(
             f"{where} does not fit the model.",
-            f"It reads vectors of width {config.d_in}; the model's have {model.d_model}.",
+            f"It reads vectors of width {config.d_in}; the model's have {width}"
+            + (" (all heads together)." if config.site == "z" else "."),
             "Use the SAEs that were trained on this model.",
         )
     if config.layer >= model.n_layers:

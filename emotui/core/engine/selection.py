@@ -220,8 +220,8 @@ def _sizes(
         return sizes
     # Clamping and steering add what was asked for, whatever the feature was; the unit is that of
     # the stream at each place.
-    unit = materials.statistics.mean_norm(sae.site, sae.layer)
-    unit /= materials.statistics.mean_norm(edit.site, edit.layer)
+    unit = materials.statistics_of(sae.site).mean_norm(sae.site, sae.layer)
+    unit /= materials.statistics_of(edit.site).mean_norm(edit.site, edit.layer)
     return (own.to(h.device) * unit)[:, None].expand(-1, int(active.sum()))
 
 

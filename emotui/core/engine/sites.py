@@ -19,9 +19,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from emotui.core.records import EMBEDDING_LAYER
+from emotui.core.records import EMBEDDING_LAYER, Site
 
-HookSite = Literal["resid", "attn", "mlp", "z"]
+HookSite = Site
 HOOK_SITES: tuple[HookSite, ...] = ("resid", "attn", "mlp", "z")
 
 
@@ -168,6 +168,18 @@ class Sites:
         if self.soft_cap is not None:
             logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
         return logits
+
+    def written_by_heads(self, layer: int, z: Tensor) -> Tensor:
+        """Return what directions of `z.layer`, [..., heads * d_head], write to the residual stream.
+
+        [..., d_model], up to a factor for each where a norm stands behind the attention.
+        """
+        block = self._blocks[layer]
+        project = block.get_submodule(self._table.mixed_heads)
+        written: Tensor = project(z) - project(torch.zeros_like(z))
+        after = block.get_submodule(self._table.attn)
+        # Where what is added is a norm's output, that norm lies on the way.
+        return after(written) if project not in set(after.modules()) else written
 
     def promotion(self, directions: Tensor) -> Tensor:
         """Return what directions add to the logits, up to a factor and a constant for each.
