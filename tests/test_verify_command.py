@@ -1,0 +1,86 @@
+"""`emotui inspect --verify`: text and JSON, exports that hold it, what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from support_edits import random_probe
+from support_models import LAYERS, WIDTH, tiny_folder, tiny_model
+from support_saes import write_residual_saes
+
+from emotui.cache.store import Store
+from emotui.core.export.json import read_document
+from emotui.core.export.schema import trace_schema
+
+TEXT = "He shouted at me for no reason."
+EDIT = "knock attn L1 mean"
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("bench")
+    model = tiny_model("llama")
+    with Store.open(root / "cache") as store:
+        probe = random_probe(model)
+        store.put_probe(probe.id, probe.to_bytes(), probe.file.card)
+    return root / "cache", write_residual_saes(root / "saes", d_in=WIDTH, layers=LAYERS)
+
+
+def emotui(cache: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "emotui", *arguments, "--cache-dir", str(cache)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, timeout=200, check=False, env=environment)
+
+
+def inspect(bench: tuple[Path, Path], *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    cache, saes = bench
+    model = ("--model", str(tiny_folder("llama")), "--sae", str(saes))
+    return emotui(cache, "inspect", TEXT, *model, *arguments)
+
+
+def test_it_is_printed_and_in_every_export_from_then_on(bench: tuple[Path, Path]) -> None:
+    plain = inspect(bench, "--do", EDIT, "--json")
+    assert plain.returncode == 0, plain.stderr.decode()
+    assert "verification" not in json.loads(plain.stdout)
+    done = inspect(bench, "--do", EDIT, "--verify", "--verify-texts", "12")
+    assert done.returncode == 0, done.stderr.decode()
+    page = done.stdout.decode()
+    assert f"{EDIT} at readout on 12 texts: situations of topics held out" in page
+    assert "12 of 12 texts" in page and "95 % interval" in page
+    assert "Repeating the edit on 12 other texts" in done.stderr.decode()
+    again = inspect(bench, "--do", EDIT, "--verify", "--verify-texts", "12", "--json")
+    assert again.stderr == b""
+    document: dict[str, Any] = json.loads(again.stdout)
+    jsonschema.validate(document, trace_schema())
+    found = document["verification"]
+    assert found["complete"] and len(found["others"]["id"]) == 12
+    assert document["id"] == json.loads(plain.stdout)["id"]
+    exported = emotui(bench[0], "export", document["id"], "--to", "json")
+    assert json.loads(exported.stdout)["verification"] == found
+    read = read_document(exported.stdout)
+    assert read.verification is not None and read.verification.asked == 12
+    old = {name: value for name, value in document.items() if name != "verification"}
+    assert read_document(json.dumps(old).encode()).verification is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--verify",), "no edit to verify"),
+        (("--do", "ablate L1/5 at 2-3", "--verify"), "cannot be repeated on other texts"),
+        (("--do", EDIT, "--verify", "--verify-texts", "0"), "--verify-texts"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    bench: tuple[Path, Path], arguments: tuple[str, ...], words: str
+) -> None:
+    done = inspect(bench, *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr.decode() and "Traceback" not in done.stderr.decode()
