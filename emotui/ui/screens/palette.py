@@ -9,7 +9,8 @@ from textual.command import CommandPalette, DiscoveryHit, Hit, Hits, Provider
 from emotui.ui.actions import Action, actions_of, shown_key
 from emotui.ui.screens.explore import ExploreScreen
 
-_ITSELF = "app.palette"
+_LEFT_OUT = ("app.palette", "move.")
+"""Beginnings of the ids that are not offered: itself, and what only moves the cursor."""
 
 
 class ActionProvider(Provider):
@@ -34,7 +35,7 @@ class ActionProvider(Provider):
         if not isinstance(screen, ExploreScreen):
             return []
         found = actions_of(screen.pane, actions=screen.options.actions)
-        return [action for action in found if action.id != _ITSELF]
+        return [action for action in found if not action.id.startswith(_LEFT_OUT)]
 
     def _run(self, action: Action) -> partial[bool]:
         screen = self.screen
