@@ -78,9 +78,12 @@ def _sentences(result: ProbesResult) -> list[str]:
         for name, counts in result.not_fitted.items()
     ]
     named = {target.target: _best(target) for target in result.targets}
-    if "gold" in named and "first word" in named:
+    by_name = {target.target: set(target.labels) for target in result.targets}
+    if "gold" in named and by_name["gold"] == by_name.get("first word"):
         apart = named["gold"].balanced_accuracy - named["first word"].balanced_accuracy
         found.append(f"Selectivity (gold less a random label of each first word): {apart:+.2f}.")
+    elif "first word" in named:
+        found.append("Selectivity is not given: the control task has fewer labels.")
     if result.words is not None:
         gold = [s.balanced_accuracy for s in result.targets[0].scores if s.site == "resid"]
         verdict = "beats" if max(gold) > result.words else "does not beat"

@@ -157,7 +157,7 @@ class FileRows:
     def _label(self, record: Mapping[str, str], column: str | None = None) -> str:
         value = record.get(column or self.label_column or "", "").strip().lower()
         for mapping in self._maps:
-            value = mapping.get(value, "")
+            value = mapping.get(value, value if value in self._known else "")
         value = SAME_LABEL.get(value, value) if value not in self._known else value
         return value if value in self._known else ""
 
@@ -254,7 +254,7 @@ def _digest(path: Path) -> str:
 
 
 def _read_map(path: Path) -> dict[str, str]:
-    """Return what a file makes of a value of the label column, lower case.
+    """Return what a file makes of a value of the label column, lower case; labels stay themselves.
 
     A .json object maps a value to a label, or a label to a list of values; any other file holds
     one label a line, for the values 0, 1, 2, ... .
