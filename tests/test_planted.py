@@ -146,6 +146,20 @@ def test_of_all_active_features_only_the_planted_ones_flip_the_answer(planted: P
     assert set(answers.tolist()) == {SADNESS, JOY}
 
 
+def test_the_ranking_of_the_screen_begins_with_the_planted_features(planted: Planted) -> None:
+    """Of all features of all layers and tokens, by attribution."""
+    columns = planted.trace().features
+    values = [value or 0.0 for value in columns.attribution]
+    order = sorted(range(len(values)), key=lambda row: values[row])
+    count = LAYERS - CARRIER
+    first = {(columns.layer[r], columns.index[r], columns.position[r]) for r in order[:count]}
+    readout = planted.trace().text.readout
+    assert first == {(layer, SADNESS, readout) for layer in range(CARRIER, LAYERS)}
+    # What is next moves the answer by half as much at most.
+    rest = max(abs(values[row]) for row in order[count:])
+    assert rest < 0.5 * abs(values[order[count - 1]])
+
+
 def test_the_effect_of_the_planted_feature_stands_out_among_its_controls(planted: Planted) -> None:
     trace = planted.trace(f"ablate L2/{SADNESS} at readout")
     assert answer_of(trace) == "joy"
