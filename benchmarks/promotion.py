@@ -2,7 +2,8 @@
 
     python benchmarks/promotion.py [--model FOLDER --probe ID --cache FOLDER] [--texts 21]
 
-Without --model: the bundled demo with its probes. Every edit is one of the edit language, at the
+Without --model: the bundled demo with its probes. Emotions are promoted along the difference of
+means and along the probe's row (--along). Every edit is one of the edit language, at the
 readout, on texts of the corpus topics that nothing was fitted on. Two kinds of control, of the
 norm of the edit's own delta: directions shaped like the data (the covariance of the corpus at that
 place, as the program draws them), and directions of any way. What counts is the mean over texts of
@@ -295,9 +296,10 @@ def report(bench: Bench, options: argparse.Namespace) -> int:
         print(f"{sum(beaten)} of {len(EMOTIONS)} beat every control at their layer")
     figures: dict[str, object] = {"promotions": rows}
     figures["knockouts"] = knocked = [] if options.no_knock else knockouts(bench, test)
-    print("\nknock SITE LAYER KIND at readout: fall of the probability of the answer given before,")
-    print("and share of texts that answer otherwise; in brackets the largest of the controls")
-    print(f"layer  {'':<4} " + "".join(f"{kind:^36}" for kind in KNOCKED))
+    if knocked:
+        print("\nknock SITE LAYER KIND at readout: fall of the probability of the answer given")
+        print("before, and share of texts that answer otherwise; in brackets the largest control")
+        print(f"layer  {'':<4} " + "".join(f"{kind:^36}" for kind in KNOCKED))
     for first in range(0, len(knocked), len(KNOCKED)):
         pair = knocked[first : first + len(KNOCKED)]
         print(

@@ -92,7 +92,8 @@ class Gauge:
             parts.append(logits[:, list(self.labels.deciding)].float())
         if self.probe is not None:
             parts.append(self._readouts(resid[self.layer]))
-        return torch.cat(parts, dim=-1)
+        # They may stand on two devices, where the model is spread over several.
+        return torch.cat([part.to(parts[0].device) for part in parts], dim=-1)
 
     def _readouts(self, resid: Tensor) -> Tensor:
         """Return z [rows, emotions] of `resid` [rows, d_model] at the layer that is read."""

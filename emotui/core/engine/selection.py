@@ -161,9 +161,9 @@ def picking_of(
     n_labels = 0 if gauge.labels is None else len(gauge.labels.labels)
     n_tokens = len(parent.token_ids) - first
     shortlist = max(1, min(SHORTLIST, TOKENS // (len(KINDS) * DRAWS * n_tokens)))
-    law = _Law(scores, n_labels, shortlist, generator)
+    law = _Law(scores.to(model.device), n_labels, shortlist, generator)
     listed = [
-        _shortlisted(place, there_sizes, found[place][:, at], law, job)
+        _shortlisted(place, there_sizes, found[place][:, at].to(model.device), law, job)
         for place, there_sizes in sizes.items()
     ]
     rows = _longest(listed, shortlist)
@@ -356,7 +356,7 @@ def _hook(one: _Directions, inside: Tensor, mine: slice, at: Tensor) -> Hook:
     def function(tensor: Tensor) -> Tensor:
         added = one.sizes[mine][..., None] * one.unit[mine][:, None]
         changed = tensor.clone()
-        changed[inside[:, None], at] += added.to(tensor.dtype)
+        changed[inside[:, None], at] += added.to(tensor)
         return changed
 
     return Hook(one.place[0], one.place[1], function)
