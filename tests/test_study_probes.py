@@ -14,7 +14,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
 from sklearn.preprocessing import StandardScaler
-from support_studies import TEXTS, files_of, run_here, stories_model
+from support_studies import TEXTS, emotui, files_of, run_here, stories_model
 
 from emotui.core.engine.capture import QuietJob
 from emotui.core.errors import Cancelled, UsageError
@@ -192,3 +192,17 @@ def test_two_results_are_compared_by_layer_and_by_depth(folder: Path) -> None:
     assert by_depth[0.0] == (line.y[1], line.y[1]) and by_depth[1.0] == (line.y[-1], line.y[-1])
     assert by_depth[0.5] == (line.y[3], line.y[3])
     assert curve.by_layer[0] == (line.y[0], None)
+
+
+def test_compare_prints_a_column_for_each_result(folder: Path, tmp_path: Path) -> None:
+    run = str(folder / "run")
+    done = emotui("study", "compare", run, run, cache_dir=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert (
+        lines[0].startswith("1: ") and lines[1].startswith("2: ") and lines[0][3:] != lines[1][3:]
+    )
+    start = lines.index("Accuracy, gold: resid")
+    assert lines[start + 1].split() == ["layer", "1", "2"]
+    assert lines[start + 2].split() == ["-1", "0.250", "0.250"]
+    assert lines[start + 8].split() == ["depth", "1", "2"]

@@ -19,7 +19,7 @@ from emotui.core.studies.table import STUDIES, Study, settings_of, study_named
 from emotui.core.text import clean, template_named
 
 if TYPE_CHECKING:
-    from emotui.core.studies.compare import Comparison, Curve
+    from emotui.core.studies.compare import Comparison
 
 DEFAULT_TEMPLATE = "tak1"
 """Studies ask as Tak et al. do; the explorer's own prompt is `ask`."""
@@ -251,26 +251,19 @@ def compare(
 
 def _print_curves(comparison: Comparison) -> None:
     for curve in comparison.curves:
-        typer.echo(clean(f"\n{curve.plot}: {curve.line}"))
-        for line in _columns("layer", curve.layers, curve.by_layer, comparison, curve):
-            typer.echo(line)
-        for line in _columns("depth", curve.depths, curve.by_depth, comparison, curve):
-            typer.echo(line)
+        typer.echo("\n" + clean(f"{curve.plot}: {curve.line}"))
+        _print_columns("layer", curve.layers, curve.by_layer)
+        _print_columns("depth", curve.depths, curve.by_depth)
 
 
-def _columns(
-    name: str,
-    places: tuple[float, ...],
-    values: tuple[tuple[float | None, ...], ...],
-    comparison: Comparison,
-    _curve: Curve,
-) -> list[str]:
-    head = f"{name:>6}" + "".join(f"{n:>9}" for n in range(1, len(comparison.results) + 1))
-    rows = [
-        f"{place:>6g}" + "".join(" " * 9 if v is None else f"{v:>9.3f}" for v in row)
-        for place, row in zip(places, values, strict=True)
-    ]
-    return [head, *rows]
+def _print_columns(
+    name: str, places: tuple[float, ...], values: tuple[tuple[float | None, ...], ...]
+) -> None:
+    """Print one column a result, headed by its number."""
+    typer.echo(f"{name:>6}" + "".join(f"{n:>9}" for n in range(1, len(values[0]) + 1)))
+    for place, row in zip(places, values, strict=True):
+        cells = "".join(" " * 9 if value is None else f"{value:>9.3f}" for value in row)
+        typer.echo(f"{place:>6g}{cells}")
 
 
 def _absolute(path: Path) -> str:

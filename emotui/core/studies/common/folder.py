@@ -126,6 +126,9 @@ def begin(folder: Path, file: StudyFile) -> None:
                 why="These differ: " + "; ".join(differing) + ".",
                 todo="Give another folder with --out, or go on with `emotui study resume`.",
             )
+        for path in folder.rglob(f"{files.TEMPORARY}*"):
+            if files.is_stale(path):  # of a run that was killed
+                path.unlink(missing_ok=True)
         return
     if folder.is_dir() and any(folder.iterdir()):
         raise UsageError(
