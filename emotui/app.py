@@ -120,6 +120,12 @@ class EmotuiApp(App[int]):
             work = replace(state.work, phase=fact.phase, done=fact.done, total=fact.total)
             self.explorer.update(replace(state, work=work))
 
+    def on_work_told(self, fact: messages.WorkTold) -> None:
+        """Show a fact about the work until the next message."""
+        if self._is_current(fact):
+            notice = Notice("hint", (fact.line,))
+            self.explorer.update(replace(self.explorer.state, notice=notice))
+
     def on_text_written(self, fact: messages.TextWritten) -> None:
         """Show what is being written."""
         if self._is_current(fact):

@@ -67,6 +67,10 @@ class FakeAsked:
         for callback in self._progress:
             callback(Progress(self.number, phase, done, total))
 
+    def notice(self, line: str) -> None:
+        for callback in self._progress:
+            callback(Progress(self.number, line, notice=True))
+
     def finish(self, outcome: Outcome) -> None:
         self.outcome = outcome
         for callback in self._done:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emotui.core.errors import EmotuiError
+from emotui.core.protocol import PER_CENT
 from emotui.core.text import clean
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class ProgressLine:
             return
         now = time.monotonic()
         count = f" {progress.done}/{progress.total}" if progress.total else ""
+        if progress.total == PER_CENT:
+            count = f" {progress.done} %"
         line = clean(f"{self.within}{': ' if self.within else ''}{progress.phase}{count}")
         if not sys.stderr.isatty():
             self._say_sparsely(line, now)

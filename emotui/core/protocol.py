@@ -273,6 +273,9 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     pid: int
 
 
+PER_CENT = 100
+
+
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
     """How far request `id` is; at most ten a second."""
 
@@ -280,7 +283,7 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     phase: str
     done: int = 0
     total: int = 0
-    """0 where the total is not known."""
+    """0 where the total is not known; `PER_CENT` where it is bytes, which the phase tells."""
     text: str = ""
     """What was written of the text that is being written, uncleaned; "" where none is."""
     written: Written | None = None

@@ -45,6 +45,14 @@ class WorkProgressed(Fact):
         return isinstance(message, WorkProgressed) and message.number == self.number
 
 
+class WorkTold(Fact):
+    """The work told a fact that stays in sight: what a download or a load will take."""
+
+    def __init__(self, number: int, line: str) -> None:
+        super().__init__(number)
+        self.line = line
+
+
 class TextWritten(Fact):
     """A text that is being written grew, or is finished."""
 

@@ -437,7 +437,11 @@ class Workbench:
         self._post(messages.WorkStarted(number, what))
 
         def progressed(progress: Progress) -> None:
-            if number == self._number:
+            if number != self._number:
+                return
+            if progress.notice:
+                self._post(messages.WorkTold(number, progress.phase))
+            else:
                 self._post(
                     messages.WorkProgressed(number, progress.phase, progress.done, progress.total)
                 )

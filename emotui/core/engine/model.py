@@ -29,7 +29,7 @@ from emotui.core.engine.weights import (
     too_large,
 )
 from emotui.core.errors import ModelError, UsageError
-from emotui.core.protocol import ModelSpec
+from emotui.core.protocol import PER_CENT, ModelSpec
 from emotui.core.sizes import in_bytes
 from emotui.core.text import clean
 
@@ -223,7 +223,10 @@ def _fingerprint(found: FoundModel, memo: Memo | None, job: Job) -> str:
 
     def report(done: int, total: int) -> None:
         job.check()
-        job.progress("reading the fingerprint", done, total)
+        so_far = f"{in_bytes(done)} of {in_bytes(total)}"
+        job.progress(
+            f"reading the fingerprint: {so_far}", PER_CENT * done // max(1, total), PER_CENT
+        )
 
     return model_fingerprint_of_folder(found.folder, memo, progress=report)
 

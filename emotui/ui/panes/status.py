@@ -8,6 +8,7 @@ from rich.cells import cell_len
 from textual.content import Content
 from textual.widget import Widget
 
+from emotui.core.protocol import PER_CENT
 from emotui.core.records import ProbeSummary
 from emotui.ui.actions import ACTIONS, Action, PaneName, actions_of, shown_key
 from emotui.ui.paint import bar, safe, visible
@@ -49,7 +50,9 @@ def _work(work: Work) -> Content:
     parts: list[str | Content] = [safe(work.phase or work.what)]
     if work.total > 0:
         share = work.done / work.total
-        parts.append(f" {work.done}/{work.total} ▕{bar(share, 16)}▏")
+        # Of bytes the phase says how many; what is counted then is per cent.
+        count = f"{work.done} %" if work.total == PER_CENT else f"{work.done}/{work.total}"
+        parts.append(f" {count} ▕{bar(share, 16)}▏")
     else:
         parts.append(" …")
     parts.append(" esc cancels")
