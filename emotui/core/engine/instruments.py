@@ -7,6 +7,7 @@ SAE costs no forward pass and a known one no arithmetic.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -179,7 +180,7 @@ def joined(parts: Sequence[_Columns], record: type[_Columns]) -> _Columns:
     """Return column records put one under the other."""
     return record(
         **{
-            name: tuple(value for part in parts for value in getattr(part, name))
+            name: tuple(chain.from_iterable(getattr(part, name) for part in parts))
             for name in record.__struct_fields__
         }
     )

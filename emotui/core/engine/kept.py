@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
-import torch
-from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as tensors_to_bytes
+import numpy as np
+from safetensors.numpy import load as arrays_from_bytes
+from safetensors.numpy import save as arrays_to_bytes
 
 if TYPE_CHECKING:
     from emotui.cache.layout import EntryKind
@@ -23,11 +23,11 @@ def kept_record(
 ) -> Record | None:
     """Return the record under a key of 64 hex digits; None without one of this version."""
     payload = store.get_entry(kind, key)
-    packed = None if payload is None else tensors_from_bytes(payload).get(_NAME)
+    packed = None if payload is None else arrays_from_bytes(payload).get(_NAME)
     if packed is None:
         return None
     try:
-        return msgspec.msgpack.decode(packed.numpy().tobytes(), type=record)
+        return msgspec.msgpack.decode(packed.tobytes(), type=record)
     except msgspec.DecodeError:
         return None  # whole, but not what this version writes: computed again
 
@@ -36,5 +36,6 @@ def keep_record(
     store: Store, key: str, record: msgspec.Struct, *, kind: EntryKind = "readouts"
 ) -> None:
     """Keep a record under a key of 64 hex digits, over what stands there."""
-    packed = torch.frombuffer(bytearray(msgspec.msgpack.encode(record)), dtype=torch.uint8)
-    store.put_entry(kind, key, tensors_to_bytes({_NAME: packed}))
+    # By numpy: safetensors.torch makes a ctypes type for each length it saves, and keeps it.
+    packed = np.frombuffer(msgspec.msgpack.encode(record), dtype=np.uint8)
+    store.put_entry(kind, key, arrays_to_bytes({_NAME: packed}))
