@@ -18,7 +18,7 @@ from emotui.core.engine.model import LoadedModel, load_model
 from emotui.core.engine.operations import Session, handle
 from emotui.core.engine.saes import load_saes
 from emotui.core.engine.sites import SITE_TABLES
-from emotui.core.errors import SaeError
+from emotui.core.errors import EditError, SaeError
 from emotui.core.protocol import Inspected, InspectRequest, ModelSpec
 from emotui.core.records import Trace
 from emotui.core.sae_directory import chosen
@@ -207,6 +207,37 @@ def test_words_of_a_feature_go_through_the_output_projection(model: LoadedModel)
     expected = block.post_attention_layernorm(vector @ block.self_attn.o_proj.weight.T)
     torch.testing.assert_close(written, expected)
     assert written.shape == (1, WIDTH)
+
+
+def test_where_several_saes_are_loaded_the_site_names_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mlp:` and `z:` tell two SAEs of a layer apart; two of one place cannot be told apart."""
+    few = statistics.statistics_texts()[:24]
+    monkeypatch.setattr(statistics, "statistics_texts", lambda: few)
+    session = Session()
+    trace = _inspected(folder, tmp_path / "cache", session)
+    assert {(sae.sae, sae.site) for sae in trace.saes} == {
+        (f"saes/z.{LAYER}", "z"),
+        (f"saes/mlp.{LAYER}", "mlp"),
+    }
+    columns = trace.features
+    row = columns.site.index("mlp")
+    line = f"ablate mlp:L{LAYER}/{columns.index[row]} at all"
+    edited = _inspected(folder, tmp_path / "cache", session, line)
+    assert edited.edits == (line,)
+    another = write_sae(tmp_path / "another", d_in=WIDTH, hook=f"blocks.{LAYER}.hook_mlp_out")
+    request = InspectRequest(
+        spec=ModelSpec(str(folder / "model")),
+        text=TEXT,
+        cache_dir=str(tmp_path / "cache"),
+        saes=(str(folder / "saes"), str(another)),
+        edits=(line,),
+    )
+    with pytest.raises(EditError, match="several SAEs") as caught:
+        handle(request, QuietJob(), session)
+    session.close_store()
+    assert f"saes/mlp.{LAYER}, another/mlp.{LAYER}" in caught.value.why
 
 
 def test_a_width_that_is_not_that_of_the_heads_is_refused(

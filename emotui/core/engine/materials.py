@@ -112,7 +112,14 @@ class Materials:
     def sae_of(self, edit: FeatureEdit) -> Sae:
         """Return the SAE of an edit's feature; EditError where there is none so wide."""
         place = (edit.site, edit.layer)
-        sae = next((one for one in self.saes if (one.site, one.layer) == place), None)
+        reading = [one for one in self.saes if (one.site, one.layer) == place]
+        if len(reading) > 1:
+            raise EditError(
+                f"{edit.feature} could be a feature of several SAEs.",
+                why=f"{edit.site}.{edit.layer} is read by {', '.join(one.id for one in reading)}.",
+                todo=f"Name one of them with --sae. {STAYED}",
+            )
+        sae = reading[0] if reading else None
         if sae is None:
             there = ", ".join(f"{one.site}.{one.layer}" for one in self.saes)
             raise EditError(
