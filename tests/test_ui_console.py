@@ -226,6 +226,11 @@ async def test_commands_move_the_cursor_and_choose(scene: Scene) -> None:
         ("ablate L3/1 at 99", "past the end"),
         ('ablate L3/1 at "zebra"', "does not occur"),
         ("patch resid L1 from t7", "an open trace"),
+        ("knock attn L2-9", "There is no layer 9"),
+        ("ablate L3/1 L12/1", "There is no layer 12"),
+        ("ablate L3/999999", "There is no feature L3/999999"),
+        ("steer L3/1 +nan", "a finite number"),
+        ("modulate +effort L1 +0.1 keep effort", "each appraisal once"),
     ],
 )
 async def test_a_bad_line_says_why_and_changes_nothing(scene: Scene, line: str, says: str) -> None:

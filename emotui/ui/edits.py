@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from emotui.core.edits import at_position, parse_edit, positions_in
-from emotui.core.records import EMBEDDING_LAYER
+from emotui.core.edits import (
+    STAYED,
+    Edit,
+    FeatureEdit,
+    JointEdit,
+    at_position,
+    parse_edit,
+    positions_in,
+)
+from emotui.core.errors import EditError
+from emotui.core.records import EMBEDDING_LAYER, Trace
 from emotui.ui.state import ScreenState
 
 _ON_ANY_TEXT = ("all", "last", "readout")
@@ -58,13 +67,45 @@ def promotion(state: ScreenState) -> str | None:
 def understood(line: str, state: ScreenState) -> tuple[str, ...]:
     """Return the printed form of what was typed, `here` being the cursor's token.
 
-    Raises EditError that names the wrong word, and for a position the text does not have.
+    Raises EditError that names the wrong word, and for a position, layer or feature that is not
+    there.
     """
     traces = {visit.name: visit.id for visit in state.visits}
     edit = parse_edit(line, here=state.position, open_traces=traces)
     if state.readings is not None:
         positions_in(edit.positions, state.readings.trace.text)
+        _check_places(edit, state.readings.trace)
     return (str(edit),)
+
+
+def _check_places(edit: Edit, trace: Trace) -> None:
+    """Raise EditError for a layer or a feature that the trace's model and SAEs do not have."""
+    parts = edit.parts if isinstance(edit, JointEdit) else (edit,)
+    for part in parts:
+        if part.layers is None:
+            continue
+        word = part.feature if isinstance(part, FeatureEdit) else str(part.layers)
+        if part.layers.last >= trace.run.layers:
+            raise _absent(
+                word,
+                f"There is no layer {part.layers.last} to edit.",
+                f"The model has layers 0 to {trace.run.layers - 1}.",
+            )
+        if not isinstance(part, FeatureEdit):
+            continue
+        for sae in trace.saes:
+            if (sae.site, sae.layer) == (part.site, part.layer) and part.index >= sae.width:
+                raise _absent(
+                    word,
+                    f"There is no feature {part.feature}.",
+                    f"The SAE of {part.site}.{part.layer} has features 0 to {sae.width - 1}.",
+                )
+
+
+def _absent(word: str, what: str, why: str) -> EditError:
+    error = EditError(what, why=why, todo=STAYED)
+    error.word = word
+    return error
 
 
 def carried_over(lines: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
