@@ -419,6 +419,7 @@ def _choice(option: str, value: str, allowed: Sequence[str]) -> str:
 
 def _add_groups() -> None:
     """Add the commands of modules of their own; the others start quicker without them."""
+    import emotui.commands.directions  # noqa: F401  adds its commands to those of the probes
     from emotui.commands.cache import app as cache_app
     from emotui.commands.note import note
     from emotui.commands.emotion import app as emotion_app

@@ -125,7 +125,7 @@ def _estimate(loaded: Loaded, texts: int, emotions: int) -> str:
 @app.command("list")
 def list_probes(as_json: AsJson = False, cache_dir: CacheDir = None) -> None:
     """List the fitted probes, newest first."""
-    cards = _cards(cache_dir)
+    cards = cards_in(cache_dir)
     _print_cards(cards, as_json=as_json)
     if not as_json:
         say(f"{len(cards)} {'probe' if len(cards) == 1 else 'probes'}")
@@ -138,9 +138,9 @@ def show(
     cache_dir: CacheDir = None,
 ) -> None:
     """Show what a probe was fitted on, and its scores and trust at every layer and site."""
-    card = _named(_cards(cache_dir), probe)
+    card = named(cards_in(cache_dir), probe)
     if as_json:
-        _print_json(card)
+        print_json(card)
         return
     facts = {
         "probe": card.id,
@@ -168,14 +168,15 @@ def show(
     )
 
 
-def _cards(cache_dir: Path | None) -> list[ProbeCard]:
+def cards_in(cache_dir: Path | None) -> list[ProbeCard]:
+    """Return the cards of all probes, newest first."""
     from emotui.cache.store import Store
 
     with cache_for(cache_dir, private=False) as root, Store.open(root) as store:
         return store.probes()
 
 
-def _named(cards: list[ProbeCard], name: str) -> ProbeCard:
+def named(cards: list[ProbeCard], name: str) -> ProbeCard:
     """Return the probe with this id, or the only one whose id begins so."""
     exact = [card for card in cards if card.id == name]
     found = exact or [card for card in cards if name and card.id.startswith(name)]
@@ -193,7 +194,8 @@ def _named(cards: list[ProbeCard], name: str) -> ProbeCard:
     )
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """Print one JSON document."""
     document = msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=1)
     sys.stdout.buffer.write(document + b"\n")
     sys.stdout.buffer.flush()
@@ -201,7 +203,7 @@ def _print_json(value: Any) -> None:
 
 def _print_cards(cards: list[ProbeCard], *, as_json: bool) -> None:
     if as_json:
-        _print_json(cards)
+        print_json(cards)
         return
     if not cards:
         return

@@ -224,6 +224,18 @@ class ActivationsRequest(msgspec.Struct, frozen=True, tag="activations"):
     """Of which run."""
 
 
+class ImportDirectionRequest(msgspec.Struct, frozen=True, tag="import_direction"):
+    """Read a llama.cpp control vector as the directions of an emotion."""
+
+    spec: ModelSpec
+    cache_dir: str
+    name: str
+    path: str
+    """The GGUF file."""
+    template: str = DEFAULT_TEMPLATE
+    label_set: str = DEFAULT_LABEL_SET
+
+
 class DoctorRequest(msgspec.Struct, frozen=True, tag="doctor"):
     """Report versions, devices and, with a model, how hooked and plain runs agree."""
 
@@ -244,6 +256,7 @@ Operation = (
     | StudyRequest
     | LabelsFitRequest
     | DefineRequest
+    | ImportDirectionRequest
     | VerifyRequest
     | WithoutRequest
     | ActivationsRequest

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from emotui.core.engine.capture import Job
     from emotui.core.engine.model import LoadedModel
 
-FIT_VERSION = 1
+FIT_VERSION = 2
 """Raised whenever the same fit would give another probe."""
 LEAST_NEUTRAL = 20  # texts below which there is no z
 _LEAST_SPREAD = 1e-6  # relative sd below which a place says nothing of neutral texts

@@ -6,8 +6,10 @@ divided by C times the sum of the weights:
 
     sum_i w_i * cross_entropy_i / sum_i w_i  +  ||W||^2 / (2 * C * sum_i w_i)
 
-The bias is not penalised. Solved by Newton's method with conjugate gradients for the step and
-backtracking for its length; nothing is random.
+The bias is not penalised. Solved by limited-memory BFGS (Nocedal and Wright, chapter 7) with
+backtracking, whose first guess of the curvature is (X'WX / K + ridge)^-1 class by class: what it is
+where every class is as likely. Where inputs are so wide that these matrices would not fit into
+memory, by Newton's method with conjugate gradients. Nothing is random.
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ _CONJUGATE_STEPS = 60
 _HALVINGS = 20
 _SUFFICIENT = 1e-4  # Armijo's constant
 _CURVATURE_FLOOR = 1e-12
+_QUASI_STEPS = 10  # quasi-Newton steps for each step of Newton's method
+_DECREMENT = 0.02  # share of the tolerance that the objective may still fall by, twice over
+_MEMORY = 10  # pairs of steps and gradient changes
+_INVERSE_VALUES = 2**27  # of inverses held at a time: 512 MB; beyond, there are none
 
 
 @dataclass(frozen=True)
@@ -68,20 +74,52 @@ class _Problem:
         ones = inputs.new_ones(cells, rows, 1)
         self._design = torch.cat([inputs, ones], dim=2)
         self._target = one_hot(labels.T, classes).to(inputs).unsqueeze(0)
+        self._labels = labels.T[None, :, :, None]
         total = weights.sum(dim=1)
         self._row_weights = (weights / total.unsqueeze(1)).T[None, :, :, None].to(inputs)
         penalised = inputs.new_ones(1, width + 1, 1, 1)
         penalised[:, -1] = 0
         self._ridge = penalised / (strength * total)[:, None, :, None].to(inputs)
+        self.inverse = self._inverses(inputs, classes)
+        """Inverses [C, R or 1, d, d] of X'WX / K + ridge; None where they are too large."""
+
+    def _inverses(self, inputs: Tensor, classes: int) -> Tensor | None:
+        cells, _, width = inputs.shape
+        ridge = self._ridge[:, 0, :, 0]
+        count = 1 if bool((ridge == ridge[:, :1]).all()) else ridge.shape[1]
+        if cells * count * width**2 > _INVERSE_VALUES:
+            return None
+        # The row weights of replicates differ little on the whole: those of the first serve all.
+        scaled = inputs * (self._row_weights[0, :, 0, 0] / classes).sqrt()[None, :, None]
+        gram = torch.bmm(scaled.transpose(1, 2), scaled).unsqueeze(1).repeat(1, count, 1, 1)
+        gram.diagonal(dim1=2, dim2=3).add_(ridge.expand(cells, -1)[:, :count, None])
+        # Inverted once: applied sixty times, and solving with factors is many times slower.
+        inverse: Tensor = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+        return inverse
+
+    def preconditioned(self, residual: Tensor) -> Tensor:
+        """Return the first guess of the inverse curvature times a gradient."""
+        assert self.inverse is not None
+        body = residual[:, :-1]  # [C, d, R, K]
+        if self.inverse.shape[1] == 1:
+            solved = torch.bmm(self.inverse[:, 0], body.flatten(2)).view_as(body)
+        else:
+            solved = (self.inverse @ body.transpose(1, 2)).transpose(1, 2)
+        return torch.cat([solved, residual[:, -1:] * self.shape[3]], dim=1)
+
+    def zeros(self) -> Tensor:
+        """Return the parameters to begin with."""
+        return self._design.new_zeros(self.shape)
 
     def of_cells(self, cells: Tensor) -> _Problem:
-        """Return the problem of some cells alone."""
+        """Return the problem of some cells alone, by index or mask."""
         part = object.__new__(_Problem)
-        part.shape = (len(cells), *self.shape[1:])
         part._design = self._design[cells]
-        part._target = self._target
+        part.shape = (len(part._design), *self.shape[1:])
+        part._target, part._labels = self._target, self._labels
         part._row_weights = self._row_weights
         part._ridge = self._ridge[cells]
+        part.inverse = None if self.inverse is None else self.inverse[cells]
         return part
 
     def logits(self, parameters: Tensor) -> Tensor:
@@ -93,12 +131,13 @@ class _Problem:
         return torch.bmm(self._design.transpose(1, 2), per_row.flatten(2)).view(self.shape)
 
     def objective(self, logits: Tensor, parameters: Tensor) -> Tensor:
-        loss = logits.logsumexp(dim=3, keepdim=True) - (logits * self._target).sum(3, keepdim=True)
+        chosen = logits.gather(3, self._labels.expand(len(logits), -1, -1, -1))
+        loss = logits.logsumexp(dim=3, keepdim=True) - chosen
         fit = (loss * self._row_weights).sum(dim=(1, 3))
         return fit + 0.5 * (self._ridge * parameters.square()).sum(dim=(1, 3))
 
     def gradient(self, probabilities: Tensor, parameters: Tensor) -> Tensor:
-        residual = (probabilities - self._target) * self._row_weights
+        residual = (probabilities - self._target).mul_(self._row_weights)
         return self._back(residual) + self._ridge * parameters
 
     def curve(self, probabilities: Tensor, direction: Tensor) -> Tensor:
@@ -107,6 +146,11 @@ class _Problem:
         spread = probabilities * along
         spread = spread - probabilities * spread.sum(dim=3, keepdim=True)
         return self._back(spread * self._row_weights) + self._ridge * direction
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Return the softmax over the last dimension; much quicker than torch's for few classes."""
+    return (logits - logits.logsumexp(dim=3, keepdim=True)).exp_()
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
@@ -153,7 +197,7 @@ class _Step:
 def _newton_step(problem: _Problem, parameters: Tensor, tolerance: float) -> _Step:
     logits = problem.logits(parameters)
     value = problem.objective(logits, parameters)
-    probabilities = logits.softmax(dim=3)
+    probabilities = _softmax(logits)
     gradient = problem.gradient(probabilities, parameters)
     left = gradient.abs().amax(dim=(1, 3))
     length = torch.where(left > tolerance, 1.0, 0.0).to(parameters)
@@ -174,6 +218,129 @@ def _newton_step(problem: _Problem, parameters: Tensor, tolerance: float) -> _St
     # At the limit of the dtype a step cannot be seen to improve: it is not taken.
     length = torch.where(worse, 0.0, length)
     return _Step(parameters + length[:, None, :, None] * direction, value, left, length > 0)
+
+
+@dataclass
+class _Run:
+    """Where a quasi-Newton run of some cells is."""
+
+    parameters: Tensor
+    logits: Tensor
+    value: Tensor
+    gradient: Tensor
+    pairs: list[tuple[Tensor, Tensor, Tensor]]
+    """Step, change of the gradient, and 1 / their product (0 where there was no step)."""
+
+    def of_cells(self, kept: Tensor) -> _Run:
+        """Return the run of some of its cells."""
+        pairs = [(step[kept], change[kept], weight[kept]) for step, change, weight in self.pairs]
+        return _Run(
+            self.parameters[kept], self.logits[kept], self.value[kept], self.gradient[kept], pairs
+        )
+
+
+def _begun(problem: _Problem, parameters: Tensor) -> _Run:
+    logits = problem.logits(parameters)
+    value = problem.objective(logits, parameters)
+    gradient = problem.gradient(_softmax(logits), parameters)
+    return _Run(parameters, logits, value, gradient, [])
+
+
+def _quasi_direction(problem: _Problem, run: _Run) -> Tensor:
+    """Return minus the inverse curvature times the gradient, by the two-loop recursion."""
+    direction = -run.gradient
+    shares = []
+    for step, change, weight in reversed(run.pairs):
+        share = weight * _dot(step, direction)
+        shares.append(share)
+        direction = direction - share * change
+    direction = problem.preconditioned(direction)
+    for (step, change, weight), share in zip(run.pairs, reversed(shares), strict=True):
+        direction = direction + step * (share - weight * _dot(change, direction))
+    return direction
+
+
+def _quasi_step(problem: _Problem, run: _Run, tolerance: float) -> Tensor:
+    """Take a step in place; return [C, R], where one was taken."""
+    going = run.gradient.abs().amax(dim=(1, 3)) > tolerance
+    if not bool(going.any()):
+        return going
+    direction = _quasi_direction(problem, run)
+    slope = _dot(run.gradient, direction).squeeze(3).squeeze(1)
+    # Half the slope is what the objective is still above its minimum, where curvature is known.
+    going = going & (slope < -_DECREMENT * tolerance)
+    direction = direction * going[:, None, :, None]
+    along = problem.logits(direction)
+    length = going.to(run.parameters)
+    value = run.value
+    worse = going
+    for _ in range(_HALVINGS):
+        stride = length[:, None, :, None]
+        logits, parameters = run.logits + stride * along, run.parameters + stride * direction
+        value = problem.objective(logits, parameters)
+        worse = (value > run.value + _SUFFICIENT * length * slope) & (length > 0)
+        if not bool(worse.any()):
+            break
+        length = torch.where(worse, length / 2, length)
+    if bool(worse.any()):  # at the limit of the dtype no step can be seen to improve
+        length = torch.where(worse, 0.0, length)
+        stride = length[:, None, :, None]
+        logits, parameters = run.logits + stride * along, run.parameters + stride * direction
+        value = torch.where(worse, run.value, value)
+    gradient = problem.gradient(_softmax(logits), parameters)
+    step, change = parameters - run.parameters, gradient - run.gradient
+    product = _dot(step, change)
+    weight = torch.where(product > 0, 1 / product.clamp(min=1e-30), 0.0)
+    run.pairs = [*run.pairs[1 - _MEMORY :], (step, change, weight)]
+    run.parameters, run.logits, run.value, run.gradient = parameters, logits, value, gradient
+    return length > 0
+
+
+def _quasi_newton(
+    problem: _Problem, tolerance: float, max_steps: int, check: Callable[[], None]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return parameters, objective and the largest gradient entry left, of every cell."""
+    run = _begun(problem, problem.zeros())
+    parameters, value, gradient = run.parameters.clone(), run.value.clone(), run.gradient.clone()
+    cells = torch.arange(len(parameters), device=parameters.device)
+    for _ in range(max_steps):
+        check()
+        moved = _quasi_step(problem, run, tolerance)
+        # Cells that are done drop out: the slowest few set the pace otherwise.
+        going = moved.any(dim=1)
+        if bool(going.all()):
+            continue
+        parameters[cells], value[cells] = run.parameters, run.value
+        gradient[cells] = run.gradient
+        cells = cells[going]
+        if not len(cells):
+            break
+        problem, run = problem.of_cells(going), run.of_cells(going)
+    if len(cells):
+        parameters[cells], value[cells] = run.parameters, run.value
+        gradient[cells] = run.gradient
+    return parameters, value, gradient.abs().amax(dim=(1, 3))
+
+
+def _newton(
+    problem: _Problem, tolerance: float, max_steps: int, check: Callable[[], None]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_quasi_newton`, without a first guess of the curvature."""
+    parameters = problem.zeros()
+    value, gradient = parameters[:, 0, :, 0].clone(), parameters[:, 0, :, 0].clone()
+    cells = torch.arange(len(parameters), device=parameters.device)
+    part = problem
+    for _ in range(max_steps):
+        check()
+        step = _newton_step(part, parameters[cells], tolerance)
+        parameters[cells], value[cells], gradient[cells] = step.parameters, step.value, step.left
+        going = step.moved.any(dim=1)
+        if not bool(going.all()):
+            cells = cells[going]
+            if not len(cells):
+                break
+            part = problem.of_cells(cells)
+    return parameters, value, gradient
 
 
 def fit_logistic(
@@ -198,22 +365,11 @@ def fit_logistic(
         weights = balanced_weights(labels, classes=classes)
     strength = strength.expand(inputs.shape[0], labels.shape[0])
     problem = _Problem(inputs, labels, classes, strength, weights)
-    parameters = inputs.new_zeros(problem.shape)
-    value = inputs.new_zeros(strength.shape)
-    gradient = inputs.new_zeros(strength.shape)
-    cells = torch.arange(len(inputs), device=inputs.device)
-    part = problem
-    for _ in range(max_steps):
-        check()
-        step = _newton_step(part, parameters[cells], tolerance)
-        parameters[cells], value[cells], gradient[cells] = step.parameters, step.value, step.left
-        # Cells that are done drop out: the slowest few set the pace otherwise.
-        going = step.moved.any(dim=1)
-        if not bool(going.all()):
-            cells = cells[going]
-            if not len(cells):
-                break
-            part = problem.of_cells(cells)
+    if problem.inverse is None:
+        parameters, value, gradient = _newton(problem, tolerance, max_steps, check)
+    else:
+        steps = _QUASI_STEPS * max_steps
+        parameters, value, gradient = _quasi_newton(problem, tolerance, steps, check)
     arranged = parameters.permute(0, 2, 1, 3)
     bias = arranged[:, :, -1]
     return LogisticFit(

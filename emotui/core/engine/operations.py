@@ -28,6 +28,7 @@ from emotui.core.protocol import (
     FitRequest,
     Fitted,
     Generated,
+    ImportDirectionRequest,
     GenerateRequest,
     Inspected,
     InspectRequest,
@@ -149,6 +150,13 @@ def _define(request: DefineRequest, job: Job, session: Session) -> Defined:
     return define_emotion(request, session.model(request.spec, job, store=store), store, job)
 
 
+def _import_direction(request: ImportDirectionRequest, job: Job, session: Session) -> Defined:
+    from emotui.core.engine.directions import import_direction
+
+    store = session.store(request.cache_dir)
+    return import_direction(request, session.model(request.spec, job, store=store), store, job)
+
+
 def _generate(request: GenerateRequest, job: Job, session: Session) -> Generated:
     return speak(request, session.model(request.spec, job), job)
 
@@ -206,6 +214,7 @@ OPERATIONS: dict[type[Operation], Callable[[Any, Job, Session], Outcome]] = {
     FitRequest: _fit,
     LabelsFitRequest: _fit_labels,
     DefineRequest: _define,
+    ImportDirectionRequest: _import_direction,
     GenerateRequest: _generate,
     WhereRequest: _where,
     VerifyRequest: _verify,

@@ -1,0 +1,123 @@
+"""`emotui probe export | import`: directions as llama.cpp control vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from emotui.cache.demo import demo_spec, is_demo
+from emotui.commands.common import cache_for, say, wait_for
+from emotui.commands.emotion import page_of
+from emotui.commands.probe import AsJson, CacheDir, app, cards_in, named, print_json
+from emotui.core.errors import ExportError, ProbeError
+from emotui.core.protocol import Defined, ImportDirectionRequest, ModelSpec
+from emotui.core.text import DEFAULT_TEMPLATE, clean
+
+
+class ExportedDirections(msgspec.Struct, frozen=True):
+    """What `probe export --json` prints."""
+
+    probe: str
+    emotion: str
+    file: str
+    layers: tuple[int, ...]
+
+
+@app.command("export")
+def export_directions(
+    probe: Annotated[str, typer.Argument(help="The probe's id, or the start of it.")],
+    emotion: Annotated[str, typer.Argument(help="One of its emotions.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The GGUF file to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite that file.")] = False,
+    as_json: AsJson = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Write an emotion's residual directions as a control vector, each of length 1."""
+    from emotui.cache.control_vector import write_control_vector
+    from emotui.cache.store import Store
+
+    card = named(cards_in(cache_dir), probe)
+    if emotion not in card.emotions:
+        raise ProbeError(
+            f"The probe {card.id} does not tell {clean(emotion)!r}.",
+            todo=f"It tells: {', '.join(card.emotions)}.",
+        )
+    target = out.expanduser().absolute()
+    if target.exists() and not force:
+        raise ExportError(
+            f"{target} exists already; nothing was written.",
+            todo="Name another file, or allow overwriting with --force.",
+        )
+    with cache_for(cache_dir, private=False) as root, Store.open(root) as store:
+        payload = store.get_probe(card.id)
+    import numpy
+    from safetensors.numpy import load
+
+    weight = load(payload)["weight"][:, :, card.emotions.index(emotion)]
+    lengths = numpy.linalg.norm(weight, axis=1, keepdims=True)
+    units = weight / numpy.maximum(lengths, 1e-30)
+    directions = {
+        score.layer: units[row]
+        for row, score in enumerate(card.scores)
+        if score.site == "resid" and lengths[row] > 0
+    }
+    try:
+        layers = write_control_vector(
+            target, directions, architecture="", name=f"emotui {emotion} ({card.id})"
+        )
+    except OSError as error:
+        raise ExportError(
+            f"{target} could not be written.",
+            why=error.strerror or str(error),
+            todo="Name a file in a folder that exists and that you may write to.",
+        ) from error
+    if as_json:
+        print_json(ExportedDirections(card.id, emotion, str(target), layers))
+    untrusted = [s.layer for s in card.scores if s.site == "resid" and s.trust != "trusted"]
+    say(f"Wrote {target}: layers {layers[0]} to {layers[-1]} (a control vector has none for 0).")
+    if untrusted:
+        say(f"Not trusted at layers: {', '.join(str(n) for n in untrusted if n >= 1)}.")
+
+
+@app.command("import")
+def import_directions(
+    file: Annotated[Path, typer.Argument(help="A control vector in GGUF.")],
+    name: Annotated[str, typer.Option("--name", help="What its row is called.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="A local folder, a hub id or an alias.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "auto",
+    template: Annotated[
+        str, typer.Option("--template", help="The prompt around the texts.")
+    ] = DEFAULT_TEMPLATE,
+    offline: Annotated[bool, typer.Option("--offline", help="Make no connection.")] = False,
+    as_json: AsJson = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Read a control vector as the directions of an emotion; it is a row, and never trusted."""
+    from emotui.cache.control_vector import read_control_vector
+    from emotui.core.client import EngineClient
+
+    path = file.expanduser().absolute()
+    read_control_vector(path)  # what is wrong with it is said before a model is loaded
+    spec = (
+        demo_spec(dtype=dtype, device=device)
+        if model is None
+        else ModelSpec(model=model, revision=revision, dtype=dtype, device=device, offline=offline)
+    )
+    with cache_for(cache_dir, private=False, demo=is_demo(spec)) as root:
+        request = ImportDirectionRequest(
+            spec=spec, cache_dir=str(root), name=name, path=str(path), template=template
+        )
+        with EngineClient(root, offline=offline) as client:
+            done = wait_for(client.submit(request))
+    assert isinstance(done, Defined)
+    if as_json:
+        print_json(done)
+        return
+    typer.echo("\n".join(page_of(done)[:2]))
