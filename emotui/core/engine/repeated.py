@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 RESAMPLES = 2000
 """Bootstrap samples of the texts for the interval of a median."""
-LEAST_TEXTS = 10
-"""Texts the edit must have acted on for anything to be said of other texts."""
+LEAST_TEXTS = 6
+"""Texts the edit must have acted on for anything to be said of other texts: of five, all lie on
+one side of the median more than one time in twenty by chance (2 / 2^5)."""
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 

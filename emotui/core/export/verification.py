@@ -30,7 +30,9 @@ def summary_of(found: Verification) -> tuple[str, ...]:
     """Return a few short lines: the judged metric on other texts, part by part."""
     judged = _judged(found)
     first, *rest = judged.verdict.split("; ")
-    return (f"on other texts, {judged.metric}: {first}", *rest)
+    median, over, texts = first.partition(" over ")
+    counted = (over.strip() + " " + texts,) if over else ()
+    return (f"on other texts, {judged.metric}: {median}", *counted, *rest)
 
 
 def _judged(found: Verification) -> Repeated:

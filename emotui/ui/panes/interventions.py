@@ -71,18 +71,17 @@ class InterventionsPane(LinePane):
         else:
             count = len(trace.edits)
             wide = self.scrollable_content_region.width > _WIDE
+            rows = effect_rows(trace, state.emotion)
             edits = "1 edit" if count == 1 else f"{count} edits"
             self.border_title = f"4 Interventions · {edits}"
             self._lines = (
                 *(("edit", f"{n} {visible(edit)}") for n, edit in enumerate(trace.edits, start=1)),
                 *(("fact", f"  {visible(fact)}") for fact in facts_of(trace)),
-                *(("fact", f"  {visible(line)}") for line in _elsewhere(state)),
                 *_noted(state),
                 ("head", _heading(wide=wide)),
-                *(
-                    ("chosen" if row.chosen else "row", _row_text(row, wide=wide))
-                    for row in effect_rows(trace, state.emotion)
-                ),
+                *(("chosen", _row_text(row, wide=wide)) for row in rows if row.chosen),
+                *(("fact", f"  {visible(line)}") for line in _elsewhere(state)),
+                *(("row", _row_text(row, wide=wide)) for row in rows if not row.chosen),
                 *(
                     ("remark", visible(part))
                     for remark in remarks_of(trace, state.emotion)
