@@ -23,12 +23,13 @@ from support_saes import write_sae
 from test_intervene import FAMILIES, TOLERANCE, in_dtype
 from torch import Tensor
 
+from emotui.cache.statistics import emotion_texts
 from emotui.cache.store import Store
 from emotui.core.corpus import APPRAISALS, load_situations
 from emotui.core.edits import ModulateEdit, Source, parse_edit
 from emotui.core.engine.appraisals import modulation, ridge
 from emotui.core.engine.capture import QuietJob, capture
-from emotui.core.engine.emotion_means import EmotionMeans, emotion_means, mean_texts
+from emotui.core.engine.emotion_means import EmotionMeans, emotion_means
 from emotui.core.engine.intervene import EditGroup, hooks_of, modulation_at, places_of
 from emotui.core.engine.materials import Materials, Other
 from emotui.core.engine.model import LoadedModel
@@ -281,7 +282,7 @@ def test_nothing_changes_where_an_edit_changes_nothing(model: LoadedModel) -> No
 
 def test_the_emotions_means_are_those_of_texts_run_one_by_one(tmp_path: Path) -> None:
     model = tiny_model("llama")
-    chosen = mean_texts()
+    chosen = emotion_texts()
     assert Counter(one.emotion for one in chosen) == dict.fromkeys(
         {one.emotion for one in load_situations()}, 32
     )

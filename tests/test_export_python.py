@@ -32,7 +32,7 @@ from emotui.core.errors import ExportError
 from emotui.core.export.json import document_bytes, read_document, trace_of
 from emotui.core.export.markdown import markdown_bytes
 from emotui.core.export.python import MODULES, script_bytes
-from emotui.core.export.strengths import mean_norms
+from emotui.core.export.strengths import mean_norms, promoted_directions
 from emotui.core.protocol import InspectRequest, ModelSpec
 from emotui.core.records import Site, Trace
 
@@ -47,7 +47,8 @@ EVERY_KIND = (
     "knock mlp L2 random at all",
     "knock head L3.1 zero",
     "knock head L3.0 random at last",
-    "promote joy L4 +0.1 along row",
+    "promote joy L4 +0.1",
+    "promote fear L5 +0.05 along row",
     "project out anger L5-6",
     "steer L4/7 -0.1 at readout",
 )
@@ -64,6 +65,7 @@ class Written:
     trace: Trace
     ancestors: tuple[Trace, ...]
     norms: dict[tuple[Site, int], float]
+    directions: dict[tuple[str, int], tuple[float, ...]]
     cache: Path
     arguments: tuple[str, ...]
 
@@ -73,6 +75,7 @@ class Written:
             ancestors=self.ancestors,
             all_tokens=all_tokens,
             norms=self.norms,
+            directions=self.directions,
         )
 
 
@@ -102,7 +105,12 @@ def ran(
     saes: tuple[str, ...],
     probes: list[str],
     labels: str = "ekman7",
-) -> tuple[Trace, tuple[Trace, ...], dict[tuple[Site, int], float]]:
+) -> tuple[
+    Trace,
+    tuple[Trace, ...],
+    dict[tuple[Site, int], float],
+    dict[tuple[str, int], tuple[float, ...]],
+]:
     request = InspectRequest(
         model.spec,
         text,
@@ -114,7 +122,8 @@ def ran(
     )
     done = inspect(request, model, Instruments(model, store), store, QuietJob())
     trace = store.get_trace(done.trace_id)
-    return trace, tuple(ancestors_of(trace, store)), mean_norms(trace, store)
+    units = mean_norms(trace, store), promoted_directions(trace, store)
+    return trace, tuple(ancestors_of(trace, store)), *units
 
 
 def in_a_clean_process(folder: Path, script: bytes, *arguments: str) -> tuple[int, str]:
@@ -264,7 +273,12 @@ def test_edits_of_every_kind_it_can_redo_stack(
     document = read_document(
         document_bytes(written.trace, ancestors=written.ancestors, all_tokens=False)
     )
-    rounded = script_bytes(trace_of(document), ancestors=document.ancestors, norms=written.norms)
+    rounded = script_bytes(
+        trace_of(document),
+        ancestors=document.ancestors,
+        norms=written.norms,
+        directions=written.directions,
+    )
     code, printed = in_this_process(tmp_path, rounded, written, capsys)
     assert code == 0, printed
     export_trace(
@@ -287,7 +301,7 @@ def test_edits_of_every_kind_it_can_redo_stack(
         code, printed = in_this_process(tmp_path, written.script(alter(last)), written, capsys)
         assert code == 1
         wrong = [line for line in printed.splitlines() if "the trace says" in line]
-        assert len(wrong) == 1 and words in wrong[0] and "after 11 edits" in wrong[0]
+        assert len(wrong) == 1 and words in wrong[0] and "after 12 edits" in wrong[0]
 
 
 @pytest.mark.parametrize("rule", ["whole_label", "after_shared_prefix"])

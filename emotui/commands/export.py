@@ -30,6 +30,7 @@ def export_trace(
     from emotui.core.export.json import read_document, trace_of, write_file
 
     norms: Mapping[tuple[Site, int], float] = {}
+    directions: Mapping[tuple[str, int], Sequence[float]] = {}
     notes: Sequence[Note]
     if Path(name).is_file():
         document = read_document(Path(name).read_bytes(), name=name)
@@ -47,9 +48,10 @@ def export_trace(
             notes = notes_of(root, (one.id for one in (trace, *ancestors)))
             verification = verification_of(store, trace.id)
             if to == "py" and trace.edits:
-                from emotui.core.export.strengths import mean_norms
+                from emotui.core.export.strengths import mean_norms, promoted_directions
 
                 norms = mean_norms(trace, store)
+                directions = promoted_directions(trace, store)
     data = _document(
         trace,
         ancestors,
@@ -57,6 +59,7 @@ def export_trace(
         to=to,
         all_tokens=all_tokens,
         norms=norms,
+        directions=directions,
         verification=verification,
     )
     if out is None:
@@ -73,12 +76,19 @@ def _document(
     to: str,
     all_tokens: bool,
     norms: Mapping[tuple[Site, int], float],
+    directions: Mapping[tuple[str, int], Sequence[float]],
     verification: Verification | None,
 ) -> bytes:
     if to == "py":
         from emotui.core.export.python import script_bytes
 
-        return script_bytes(trace, ancestors=ancestors, all_tokens=all_tokens, norms=norms)
+        return script_bytes(
+            trace,
+            ancestors=ancestors,
+            all_tokens=all_tokens,
+            norms=norms,
+            directions=directions,
+        )
     if to == "md":
         from emotui.core.export.markdown import markdown_bytes
 

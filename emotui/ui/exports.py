@@ -43,10 +43,11 @@ def export_prose(store: Store, trace: Trace, folder: Path, form: str) -> tuple[P
     ancestors = ancestors_of(trace, store)
     if form == "py":
         from emotui.core.export.python import script_bytes
-        from emotui.core.export.strengths import mean_norms
+        from emotui.core.export.strengths import mean_norms, promoted_directions
 
         norms = mean_norms(trace, store) if trace.edits else {}
-        data = script_bytes(trace, ancestors=ancestors, norms=norms)
+        directions = promoted_directions(trace, store)
+        data = script_bytes(trace, ancestors=ancestors, norms=norms, directions=directions)
     else:
         from emotui.core.export.markdown import markdown_bytes
 

@@ -327,7 +327,7 @@ def _notes(edit: Edit, materials: Materials) -> tuple[str, ...]:
             f"{abs(edit.value) * len(edit.layers.numbers):.4g} of the mean norm"
         )
     if isinstance(edit, PromoteEdit) and edit.along == "means":
-        from emotui.core.engine.emotion_means import TEXTS_EACH
+        from emotui.cache.statistics import EMOTION_TEXTS
 
         cosines = [
             float(materials.promoted(edit, layer) @ materials.emotion_row(edit.emotion, layer))
@@ -335,8 +335,8 @@ def _notes(edit: Edit, materials: Materials) -> tuple[str, ...]:
         ]
         said = ", ".join(f"{cosine:.2f}" for cosine in cosines)
         notes.append(
-            f"along the mean of {TEXTS_EACH} situations of {edit.emotion} less that of the others; "
-            f"cosine with the probe's row {said}"
+            f"along the mean of {EMOTION_TEXTS} situations of {edit.emotion} less that of the "
+            f"others; cosine with the probe's row {said}"
         )
     if isinstance(edit, ModulateEdit):
         from emotui.core.engine.appraisals import appraisal_named

@@ -17,7 +17,8 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from emotui.core.corpus import Situation, load_situations
+from emotui.cache.statistics import emotion_texts, emotions_part
+from emotui.core.corpus import Situation
 from emotui.core.edits import STAYED
 from emotui.core.engine.collect import places_of, visit
 from emotui.core.engine.statistics import statistics_key
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from emotui.cache.store import Store
     from emotui.core.engine.capture import Job
     from emotui.core.engine.model import LoadedModel
-
-TEXTS_EACH = 32
-"""Situations of each emotion, spread over the training topics."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,9 @@ class EmotionMeans:
 
 def emotion_means(model: LoadedModel, template: Template, store: Store, job: Job) -> EmotionMeans:
     """Return the means of a model and template, from the cache where they are."""
-    texts = mean_texts()
+    texts = emotion_texts()
     emotions = tuple(dict.fromkeys(one.emotion for one in texts))
-    key = statistics_key(model, f"emotions:{template.name}:{TEXTS_EACH}")
+    key = statistics_key(model, emotions_part(template.name))
     stored = store.get_entry("statistics", key)
     if stored is None:
         means = _measured(model, template, texts, emotions, job)
@@ -79,22 +77,6 @@ def emotion_means(model: LoadedModel, template: Template, store: Store, job: Job
     else:
         means = tensors_from_bytes(stored)["means"]
     return EmotionMeans(emotions, means)
-
-
-def mean_texts() -> tuple[Situation, ...]:
-    """Return the situations that are read, emotion by emotion."""
-    by_emotion: dict[str, list[Situation]] = {}
-    for one in load_situations():
-        if one.split == "train":
-            by_emotion.setdefault(one.emotion, []).append(one)
-    chosen: list[Situation] = []
-    for those in by_emotion.values():
-        # The halves of a pair stand side by side: of each pair drawn, one half, in turn.
-        pairs = len(those) // 2
-        count = min(TEXTS_EACH, pairs)
-        drawn = [number * pairs // count for number in range(count)]
-        chosen += [those[2 * pair + number % 2] for number, pair in enumerate(drawn)]
-    return tuple(chosen)
 
 
 def _measured(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import pprint
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -33,6 +34,8 @@ from emotui.core.text import template_named
 
 Norms = Mapping[tuple[Site, int], float]
 """By site and layer, the corpus mean of the norm of the activation: the unit of strength."""
+Directions = Mapping[tuple[str, int], Sequence[float]]
+"""By emotion and layer, the unit directions that are promoted along, where these are means."""
 Fields = dict[str, Any]
 
 _TEMPLATE = Path(__file__).with_name("redo.txt")
@@ -57,20 +60,32 @@ MODULES: Mapping[str, tuple[str, str, str, str]] = MappingProxyType(
 gives `attn`, `mlp` and takes `z`. Those of the engine's site table."""
 
 
+@dataclass(frozen=True)
+class Units:
+    """What edits are fractions of, or go along, and no document holds."""
+
+    norms: Norms
+    directions: Directions
+
+
 def script_bytes(
     trace: Trace,
     *,
     ancestors: Sequence[Trace] = (),
     all_tokens: bool = False,
     norms: Norms | None = None,
+    directions: Directions | None = None,
 ) -> bytes:
     """Return the script of a trace; the same trace gives the same bytes.
 
     Each ancestor is checked too, as far as its edits are the first of the trace's. `norms` are
-    needed for steering and promoting alone. With `all_tokens` false, readouts are those of the
-    readout position. Raises ExportError for an edit or a model that the script cannot redo.
+    needed for steering and promoting alone, `directions` for promoting along means. With
+    `all_tokens` false, readouts are those of the readout position. Raises ExportError for an edit
+    or a model that the script cannot redo.
     """
-    fields = _fields(trace, ancestors, all_tokens=all_tokens, norms=norms or {})
+    fields = _fields(
+        trace, ancestors, all_tokens=all_tokens, units=Units(norms or {}, directions or {})
+    )
     literal = pprint.pformat(fields, width=96, compact=True, sort_dicts=False)
     before, found, after = _TEMPLATE.read_text(encoding="utf-8").partition(_HOLE)
     assert found, "redo.txt has a place for the trace"
@@ -86,7 +101,7 @@ def _refused(what: str, why: str) -> ExportError:
     return ExportError(what, why=why, todo="Export this trace with --to json or --to md.")
 
 
-def _fields(trace: Trace, ancestors: Sequence[Trace], *, all_tokens: bool, norms: Norms) -> Fields:
+def _fields(trace: Trace, ancestors: Sequence[Trace], *, all_tokens: bool, units: Units) -> Fields:
     run, text = trace.run, trace.text
     names = MODULES.get(run.architecture)
     if names is None:
@@ -96,7 +111,7 @@ def _fields(trace: Trace, ancestors: Sequence[Trace], *, all_tokens: bool, norms
         )
     edits = [parse_edit(line) for line in trace.edits]
     steps = [
-        _steps(number, edit, positions_in(edit.positions, text), run.layers, norms)
+        _steps(number, edit, positions_in(edit.positions, text), run.layers, units)
         for number, edit in enumerate(edits, start=1)
     ]
     lineage = [one for one in ancestors if one.edits == trace.edits[: len(one.edits)]]
@@ -131,22 +146,31 @@ def _fields(trace: Trace, ancestors: Sequence[Trace], *, all_tokens: bool, norms
 
 
 def _steps(
-    number: int, edit: Edit, positions: Sequence[int], layers: int, norms: Norms
+    number: int, edit: Edit, positions: Sequence[int], layers: int, units: Units
 ) -> list[Fields]:
     """Return what an edit does at each of its places, as the script reads it."""
 
     def norm(site: Site, layer: int) -> float:
-        if (site, layer) not in norms:
+        if (site, layer) not in units.norms:
             raise _refused(
                 f"Edit {number} ({_name(edit)}) could not be put into a script.",
                 "Its strength is a fraction of the corpus mean of the norm of the activation, "
                 "which is in no document, and not in this cache either.",
             )
-        return norms[site, layer]
+        return units.norms[site, layer]
+
+    def direction(emotion: str, layer: int) -> Sequence[float]:
+        if (emotion, layer) not in units.directions:
+            raise _refused(
+                f"Edit {number} ({_name(edit)}) could not be put into a script.",
+                "Its direction is a mean over texts of the corpus, which is in no document, and "
+                "not in this cache either.",
+            )
+        return units.directions[emotion, layer]
 
     if isinstance(edit, JointEdit):
         return [
-            step for part in edit.parts for step in _steps(number, part, positions, layers, norms)
+            step for part in edit.parts for step in _steps(number, part, positions, layers, units)
         ]
     where: Fields = {"positions": list(positions)}
     if isinstance(edit, FeatureEdit):
@@ -165,18 +189,16 @@ def _steps(
     if isinstance(edit, PromoteEdit | ProjectEdit):
         window = edit.layers or Layers(0, layers - 1)
         along: Fields = {"site": "resid", "emotion": edit.emotion, **where}
-        if isinstance(edit, PromoteEdit) and edit.along == "means":
-            raise _refused(
-                f"Edit {number} ({_name(edit)}) could not be put into a script.",
-                "Its direction is a mean over texts that the script does not have; along the "
-                "probe's row (`along row` after the amount) it can be.",
-            )
         if isinstance(edit, ProjectEdit):
             return [{"do": "project", "layer": layer, **along} for layer in window.numbers]
-        return [
+        steps: list[Fields] = [
             {"do": "promote", "layer": layer, "value": edit.value * norm("resid", layer), **along}
             for layer in window.numbers
         ]
+        if edit.along == "means":
+            for step in steps:
+                step["unit"] = list(direction(edit.emotion, step["layer"]))
+        return steps
     raise _refused(
         f"Edit {number} ({_name(edit)}) could not be put into a script.",
         "What it puts in comes from other texts, which the script does not have.",
