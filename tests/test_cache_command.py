@@ -112,6 +112,33 @@ def test_clear_asks_and_does_nothing_where_it_cannot_ask(filled: Path) -> None:
     assert run(filled, "list").stdout == ""
 
 
+def test_converted_saes_are_counted_and_stay_unless_all_is_cleared(filled: Path) -> None:
+    folder = filled / "saes" / "release" / "layer_0" / "float32"
+    folder.mkdir(parents=True)
+    (folder / "cfg.json").write_bytes(b"{}")
+    (folder / "sae_weights.safetensors").write_bytes(b"x" * 5_000_000)
+    sizes = json.loads(run(filled, "size", "--json").stdout)
+    assert sizes["saes"] == {"count": 2, "bytes": 5_000_002}
+    assert "saes               2     5.0 MB" in run(filled, "size").stdout
+    done = run(filled, "clear", "--yes")
+    assert "5.0 MB of converted SAEs stayed; --all removes them too." in done.stderr
+    assert (folder / "cfg.json").exists()
+    done = run(filled, "clear", "--yes", "--all")
+    assert done.stdout == "Removed 2 files, 5.0 MB.\n"
+    assert done.stderr == ""
+    assert not list((filled / "saes").iterdir())
+
+
+def test_saes_that_are_only_linked_to_are_never_removed(filled: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "elsewhere" / "cfg.json"
+    kept.parent.mkdir()
+    kept.write_bytes(b"{}")
+    (filled / "saes").symlink_to(kept.parent, target_is_directory=True)
+    assert json.loads(run(filled, "size", "--json").stdout)["saes"]["count"] == 0
+    assert run(filled, "clear", "--yes", "--all").returncode == 0
+    assert kept.exists()
+
+
 @pytest.mark.parametrize(("answer", "code", "left"), [("n", 130, 2), ("y", 0, 0)])
 def test_clear_on_a_terminal_does_what_is_answered(
     filled: Path, answer: str, code: int, left: int

@@ -7,6 +7,7 @@ notes/                          what a user wrote beside a trace (cache/notes.py
 recipes/                        sets of edits under a name (cache/recipes.py)
 console-history.json            lines of the console (cache/history.py)
 probes/                         fitted probes (cache/probes.py)
+saes/                           converted SAEs (core/engine/sae_store.py)
 pins/                           an empty file for each trace that must stay
 damaged/                        what was set aside
 logs/
@@ -28,6 +29,9 @@ from emotui.cache.keys import TRACE_ID_DIGITS
 EntryKind = Literal["activations", "features", "readouts", "statistics"]
 ENTRY_KINDS: tuple[EntryKind, ...] = ("activations", "features", "readouts", "statistics")
 KINDS = ("traces", *ENTRY_KINDS)
+
+SAES = "saes"
+"""Folder of the SAEs that were converted for a model's dtype."""
 
 SUFFIX = ".safetensors"
 KEY = "emotui_key"
@@ -81,6 +85,22 @@ def listed(folder: Path) -> list[str]:
         return os.listdir(folder)  # noqa: PTH208, ten times as quick for thousands of names
     except OSError:
         return []
+
+
+def sae_files(root: Path) -> list[Path]:
+    """Return the files of converted SAEs; none where a private session only links to them."""
+    if (root / SAES).is_symlink():
+        return []
+    return [Path(folder, name) for folder, _, names in os.walk(root / SAES) for name in names]
+
+
+def drop_empty_folders(folder: Path) -> None:
+    """Remove the empty folders below a folder, deepest first; a link is not followed."""
+    if folder.is_symlink():
+        return
+    for below, _, _ in os.walk(folder, topdown=False):
+        if Path(below) != folder and not listed(Path(below)):
+            Path(below).rmdir()
 
 
 def read_checked(path: Path, key: str | None = None) -> tuple[bytes, dict[str, str]]:

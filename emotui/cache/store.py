@@ -50,9 +50,11 @@ class StoreSize(msgspec.Struct, frozen=True, kw_only=True):
     readouts: Amount
     statistics: Amount
     probes: Amount
+    saes: Amount
+    """Files of SAEs that were converted."""
     damaged: Amount
     budget_bytes: int
-    """For traces and entries together; probes and what was set aside do not count."""
+    """For traces and entries together; probes, SAEs and what was set aside do not count."""
 
     @property
     def evictable_bytes(self) -> int:
@@ -360,6 +362,7 @@ class Store:
         return StoreSize(
             **kinds,
             probes=amount(list(probes.paths(self.root))),
+            saes=amount(layout.sae_files(self.root)),
             damaged=amount(list((self.root / "damaged").glob("*"))),
             budget_bytes=self._shelf.budget_bytes,
         )
@@ -381,7 +384,7 @@ class Store:
     def clear(self, *, everything: bool = False) -> Freed:
         """Remove all entries, unpinned traces, their notes, the console's history, damaged files.
 
-        With `everything`, pinned traces and fitted probes too.
+        With `everything`, pinned traces, fitted probes and converted SAEs too.
         """
         self._shelf.require_writable()
         try:
@@ -389,7 +392,7 @@ class Store:
             if everything:
                 for name in self._shelf.pinned():
                     (self.root / "pins" / name).unlink(missing_ok=True)
-                loose += probes.paths(self.root)
+                loose += [*probes.paths(self.root), *layout.sae_files(self.root)]
             freed = self._shelf.evict(0, keep_open=False)
             loose += note_files(self.root, keep=layout.scan(self.root, "traces")[0])
             loose += [path for path in (history_file(self.root),) if path.exists()]
@@ -397,6 +400,8 @@ class Store:
                 size = path.stat().st_size
                 path.unlink()
                 freed = Freed(freed.count + 1, freed.bytes + size)
+            if everything:
+                layout.drop_empty_folders(self.root / layout.SAES)
         except OSError as error:
             files.write_failed(self.root, error)
         return freed

@@ -205,13 +205,13 @@ def prune(
 @app.command()
 def clear(
     everything: Annotated[
-        bool, typer.Option("--all", help="Pinned traces and fitted probes too.")
+        bool, typer.Option("--all", help="Pinned traces, fitted probes and converted SAEs too.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Remove all traces and activations; pinned traces and probes stay unless --all."""
+    """Remove all traces and activations; pinned traces, probes and SAEs stay unless --all."""
     from emotui.cache.store import Store
 
     with cache_for(cache_dir, private=False) as root, Store.open(root) as store:
@@ -221,11 +221,15 @@ def clear(
                     "Nothing was removed: there is no terminal to ask on.",
                     todo="Add --yes to clear without a question.",
                 )
-            rest = ", pinned traces and probes included" if everything else ""
+            rest = ", pinned traces, probes and SAEs included" if everything else ""
             if not typer.confirm(f"Remove everything in {clean(str(root))}{rest}?", err=True):
                 raise Cancelled("Nothing was removed.")
         freed = store.clear(everything=everything)
+        stays = store.size()
     _report_freed(freed, as_json=as_json)
+    for what, amount in (("probes", stays.probes), ("converted SAEs", stays.saes)):
+        if amount.count:
+            say(f"{_human(amount.bytes)} of {what} stayed; --all removes them too.")
 
 
 def _report_freed(freed: Any, *, as_json: bool) -> None:
