@@ -311,7 +311,7 @@ def where(
 @app.command()
 def export(
     trace: Annotated[str, typer.Argument(help="A trace id, its beginning, or a JSON file.")],
-    to: Annotated[str, typer.Option("--to", help="The format: json, py or md.")] = "json",
+    to: Annotated[str, typer.Option("--to", help="The format: json, py, md or neuronpedia.")] = "json",
     tokens: Annotated[str, typer.Option("--tokens", help="`readout`, or `all`.")] = "readout",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite that file.")] = False,

@@ -10,7 +10,7 @@ from emotui.commands.common import cache_for, say
 from emotui.core.findings import Verification
 from emotui.core.records import Note, Site, Trace
 
-FORMATS = ("json", "py", "md")
+FORMATS = ("json", "py", "md", "neuronpedia")
 
 
 def export_trace(
@@ -89,6 +89,10 @@ def _document(
             norms=norms,
             directions=directions,
         )
+    if to == "neuronpedia":
+        from emotui.core.export.neuronpedia import graph_bytes
+
+        return graph_bytes(trace, all_tokens=all_tokens)
     if to == "md":
         from emotui.core.export.markdown import markdown_bytes
 

@@ -32,15 +32,16 @@ DIGITS = 5
 Columns = TypeVar("Columns", Readouts, Features, Writes)
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """Return plain data with every float at five digits; None for what is not finite."""
     if isinstance(value, float):
         if not math.isfinite(value):
             return None
         return float(f"{value:.{DIGITS}g}")
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return value
 
 
@@ -96,7 +97,7 @@ def document_bytes(
     plain["notes"] = msgspec.to_builtins(tuple(notes))
     if verification is not None:
         plain["verification"] = msgspec.to_builtins(verification)
-    plain = _rounded(plain)
+    plain = rounded(plain)
     return msgspec.json.encode(plain, order="sorted") + b"\n"
 
 
