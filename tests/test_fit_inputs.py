@@ -102,6 +102,27 @@ def test_files_that_cannot_be_used_are_refused_and_say_why(tmp_path: Path) -> No
         labelled_texts(label_set="ekman7", data=str(tmp_path / "bad.jsonl"))
 
 
+def test_a_class_of_two_rows_is_left_out_and_said(tmp_path: Path) -> None:
+    rows = [row for row in _sentences(300) if row[1] != "fear"]
+    rows += [("It crept over the floor.", "fear"), ("He hid.", "fear")]
+    file = _write(tmp_path / "mine.tsv", ("text", "label"), rows)
+    found = labelled_texts(label_set="ekman7", data=str(file))
+    assert "fear" not in found.emotions and len(found.emotions) >= 2
+    assert all(text.text not in ("It crept over the floor.", "He hid.") for text in found.texts)
+    assert found.name.endswith("; left out for too few texts: fear (2)")
+    alone = _write(tmp_path / "two.tsv", ("text", "label"), rows[-2:])
+    with pytest.raises(UsageError, match="too few texts"):
+        labelled_texts(label_set="ekman7", data=str(alone))
+
+
+def test_a_dataset_without_labels_is_refused(tmp_path: Path) -> None:
+    rows = [(text, "") for text, _ in _sentences(60)]
+    for name, columns in (("unlabelled.tsv", ("text", "label")), ("other.tsv", ("text", "note"))):
+        file = _write(tmp_path / name, columns, rows)
+        with pytest.raises(UsageError, match=r"too few texts|no column that could be the label"):
+            labelled_texts(label_set="ekman7", data=str(file))
+
+
 def test_the_bundled_situations_by_topic_and_label_set() -> None:
     data = labelled_texts(label_set="ekman7", data=None)
     assert data.emotions == EKMAN7

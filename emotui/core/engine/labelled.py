@@ -111,6 +111,10 @@ def labelled_texts(
             why=f"Fewer than two labels of {label_set} have {_LEAST_TRAIN} texts for training.",
             todo=f"Give texts labelled with: {', '.join(known)}.",
         )
+    rare = Counter(row.label for row in rows if row.label not in emotions)
+    if data is not None and rare:
+        counts = ", ".join(f"{label} ({rare[label]})" for label in known if rare[label])
+        name = f"{name}; left out for too few texts: {counts}"
     if other is not None:
         columns = (text_column, label_column) if data is None else (None, None)
         further, other_name = _file_rows(other, known, *columns)
