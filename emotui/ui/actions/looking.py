@@ -1,0 +1,141 @@
+"""The text, and what is looked at."""
+
+from __future__ import annotations
+
+from emotui.ui.actions.action import CELLS, LOOKING, Action
+
+LOOKING_ACTIONS: tuple[Action, ...] = (
+    Action(id="text.edit", keys=("i",), label="edit", help="Edit the text, or paste another one."),
+    Action(
+        id="text.run",
+        keys=("enter",),
+        label="run",
+        help="Read this text with the model.",
+        panes=("editor",),
+    ),
+    Action(
+        id="text.newline",
+        keys=("ctrl+j",),
+        label="newline",
+        help="Begin a new line.",
+        panes=("editor",),
+    ),
+    Action(
+        id="text.leave",
+        keys=("escape",),
+        label="leave",
+        help="Leave the editor; what you typed stays there.",
+        panes=("editor",),
+    ),
+    Action(
+        id="look.open",
+        keys=("enter",),
+        label="open",
+        help="Open what is under the cursor: a token its layers, a cell its features.",
+        panes=("text", "layers"),
+    ),
+    Action(
+        id="move.left",
+        keys=("left", "h"),
+        label="left",
+        help="Token or emotion to the left.",
+        panes=CELLS,
+        footer=False,
+    ),
+    Action(
+        id="move.right",
+        keys=("right", "l"),
+        label="right",
+        help="Token or emotion to the right.",
+        panes=CELLS,
+        footer=False,
+    ),
+    Action(
+        id="move.up",
+        keys=("up", "k"),
+        label="up",
+        help="Line, layer or feature above.",
+        panes=LOOKING,
+        footer=False,
+    ),
+    Action(
+        id="move.down",
+        keys=("down", "j"),
+        label="down",
+        help="Line, layer or feature below.",
+        panes=LOOKING,
+        footer=False,
+    ),
+    Action(
+        id="move.first",
+        keys=("home",),
+        label="first",
+        help="First token, column or feature.",
+        panes=CELLS,
+        footer=False,
+    ),
+    Action(
+        id="move.last",
+        keys=("end",),
+        label="last",
+        help="Last token, column or feature.",
+        panes=CELLS,
+        footer=False,
+    ),
+    Action(id="look.emotion", keys=("e",), label="emotion", help="Next emotion."),
+    Action(
+        id="look.emotion_back",
+        keys=("E",),
+        label="emotion back",
+        help="Emotion before.",
+        footer=False,
+    ),
+    Action(
+        id="look.view",
+        keys=("0",),
+        label="view",
+        help="Layers: emotions at the cursor's token, or tokens for the chosen emotion.",
+    ),
+    Action(id="look.site", keys=("S",), label="site", help="Site: resid, attn or mlp."),
+    Action(
+        id="look.position",
+        keys=("P",),
+        label="position",
+        help="Cursor to the readout, then to the text's last token, then back.",
+    ),
+    Action(
+        id="look.sort",
+        keys=("o",),
+        label="sort",
+        help="Sort the features by activation, attribution or number.",
+        panes=("features",),
+    ),
+    Action(
+        id="look.mark",
+        keys=("space",),
+        label="mark",
+        help="Mark this feature, or no longer: marked ones are edited together. Esc unmarks all.",
+        panes=("features",),
+    ),
+    Action(id="pane.text", keys=("1",), label="text", help="To the text.", footer=False),
+    Action(id="pane.layers", keys=("2",), label="layers", help="To the layers.", footer=False),
+    Action(
+        id="pane.features", keys=("3",), label="features", help="To the features.", footer=False
+    ),
+    Action(
+        id="pane.interventions",
+        keys=("4",),
+        label="interventions",
+        help="To the interventions.",
+        footer=False,
+    ),
+    Action(id="pane.next", keys=("tab",), label="pane", help="Next pane.", footer=False),
+    Action(
+        id="pane.previous",
+        keys=("shift+tab",),
+        label="pane back",
+        help="Pane before.",
+        footer=False,
+    ),
+    Action(id="look.template", keys=("T",), label="template", help="Template.", built=False),
+)
