@@ -15,22 +15,24 @@ from support_edits import TEXT as SHOUTED
 from support_edits import ids_of, random_probe
 from support_models import LAYERS, WIDTH, tiny_folder, tiny_model
 from support_saes import write_sae
+from test_intervene import in_dtype
 from test_planted import CARRIER, SADNESS, TEXT, coordinate_saes, planted_model
 from torch import Tensor
 
 from emotui.cache.store import Store
 from emotui.core.engine.answer import label_tokens
-from emotui.core.engine.attribute import margin
+from emotui.core.engine.attribute import answer_metric, gradients, margin
 from emotui.core.engine.capture import Activations, Hook, QuietJob, capture, hooked
 from emotui.core.engine.exact import ablations
 from emotui.core.engine.inspect import inspect
 from emotui.core.engine.instruments import Instruments
 from emotui.core.engine.model import LoadedModel, load_model
+from emotui.core.engine.rerun import slopes
 from emotui.core.engine.saes import Sae, load_saes
 from emotui.core.engine.selection import DRAWS
 from emotui.core.export.markdown import markdown_bytes
 from emotui.core.protocol import InspectRequest, ModelSpec
-from emotui.core.records import Control, Trace
+from emotui.core.records import Control, Site, Trace
 from emotui.core.text import template_named
 from emotui.ui.effect_rows import facts_of
 
@@ -206,3 +208,34 @@ def maxima_by_hand(
         logits = model.forward([run.token_ids] * len(features))[:, -1]
     after = logits[:, deciding].softmax(dim=-1)
     return (after - run.logits[deciding].softmax(dim=-1)).abs().max()
+
+
+@pytest.mark.parametrize("first", [0, 4])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_slopes_are_those_of_one_whole_backward_pass(family: str, first: int) -> None:
+    """Resumed at a layer and a token, many numbers at once, against one metric of the full run."""
+    model = in_dtype(family, torch.float64)
+    run = capture(model, ids_of(model))
+    labels = label_tokens(model.reader, "ekman7", template_named("ask"))
+    deciding = list(labels.deciding)
+    places: list[tuple[Site, int]] = [("resid", 1), ("mlp", 2), ("attn", 3)]
+    found = slopes(
+        model,
+        run.resid[1],
+        start=1,
+        places=places,
+        value=lambda logits, _resid: logits[:, deciding],
+        first=first,
+    )
+    metric = answer_metric(labels, "joy")
+    assert metric is not None
+    whole = gradients(model, run.token_ids, metric, all_sites=True)
+    joy = labels.labels.index("joy")
+    others = [row for row in range(len(deciding)) if row != joy]
+    for site, layer in places:
+        slope = found[site, layer]
+        assert slope.shape == (len(deciding), len(run.token_ids) - first, WIDTH)
+        margin_slope = slope[joy] - slope[others].mean(dim=0)
+        # Norms and rotations of some families are computed in float32 whatever the dtype.
+        assert (margin_slope - whole.at(site, layer)[first:]).abs().max() < 1e-6
+        assert margin_slope.abs().max() > 1e-2

@@ -66,8 +66,9 @@ class Picking:
 
     def control(self, metric: str, delta: float) -> Control:
         """Return the maxima as a control of one metric that changed by `delta`."""
-        maxima = self.maxima.get(metric.partition(".")[0], ())
-        note = self.note or ("" if maxima else "a best of random directions is not drawn for it")
+        kind = metric.partition(".")[0]
+        maxima = self.maxima.get(kind, ())
+        note = self.note or ("" if maxima else f"no best of random directions for {kind}")
         rank = 1 + sum(largest >= abs(delta) for largest in maxima) if maxima else None
         return Control("selection", maxima, rank, (), note, self.candidates if maxima else None)
 
