@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from support_screen import TEXT, Scene, lines_of, until
 
@@ -13,6 +15,7 @@ from emotui.cache.located import keep_where
 from emotui.cache.prepare import prepare
 from emotui.cache.store import Store
 from emotui.core.errors import UsageError
+from emotui.core.phases import phases_of
 from emotui.core.protocol import Located, WhereRequest
 from emotui.core.records import (
     TextRecord,
@@ -123,6 +126,37 @@ async def test_no_line_of_the_table_is_broken_at_80_columns(scene: Scene) -> Non
         assert len(rows) == LAYERS
         assert "RUW" in "".join(rows) or "R·W" in "".join(rows)
         assert "' because' +0.20" not in "".join(rows), "what does not fit is left out whole"
+
+
+async def test_the_layers_pane_marks_the_phases_of_this_text_and_emotion(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        readings = app.explorer.state.readings
+        assert readings is not None
+        plain = joined(app)
+        emotion, text = app.explorer.state.emotion, readings.trace.text
+        where = msgspec.structs.replace(made_up(emotion), text=text)
+        columns = msgspec.structs.replace(
+            where.layers, layer=tuple(range(readings.trace.run.layers))
+        )
+        where = msgspec.structs.replace(where, layers=columns)
+        await pilot.press("w")
+        await until(pilot, lambda: scene.engine.asked)
+        scene.engine.asked[0].finish(Located(where, forwards=9))
+        await until(pilot, lambda: isinstance(app.screen, WhereScreen))
+        await pilot.press("escape")
+        await until(pilot, lambda: "R readable" in joined(app))
+        letters = [phases.letters for phases in phases_of(where)]
+        for layer, letter in enumerate(letters):
+            assert re.search(rf"[ ▸] +{layer}[tlu ] {letter} ", joined(app)), (layer, letter)
+        await pilot.press("2", "l", "l", "right", "h")
+        await until(pilot, lambda: app.explorer.state.emotion != emotion)
+        assert "R readable" not in joined(app), "they are of one emotion"
+        await pilot.press("E")
+        while app.explorer.state.emotion != emotion:
+            await pilot.press("e")
+        await until(pilot, lambda: "R readable" in joined(app))
+        assert len(plain.splitlines()) == len(joined(app).splitlines())
 
 
 async def test_what_was_told_before_asks_no_engine(scene: Scene) -> None:

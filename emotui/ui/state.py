@@ -11,8 +11,9 @@ from textual.theme import Theme
 from emotui.cache.session import Session
 from emotui.core.errors import EmotuiError
 from emotui.core.findings import Verification
+from emotui.core.phases import phases_of
 from emotui.core.protocol import InspectRequest
-from emotui.core.records import Note, Site, Token, Trace
+from emotui.core.records import Note, Site, Token, Trace, Where
 from emotui.themes import DARK
 from emotui.ui.actions import ACTIONS, Action
 from emotui.ui.readings import FeatureRow, Readings
@@ -107,6 +108,8 @@ class ScreenState:
     """Whether the editor holds another text than the one on the screen."""
     features: tuple[FeatureRow, ...] = field(default=())
     """Those at the cursor, sorted."""
+    where: Where | None = None
+    """What was told last; it may be of another text or emotion."""
     marks: tuple[str, ...] = ()
     """Features that are edited together, as the edit language writes them, in order of marking."""
     notes: tuple[Note, ...] = ()
@@ -335,6 +338,19 @@ def next_sorting(state: ScreenState) -> ScreenState:
     has_attribution = any(row.attribution is not None for row in state.features)
     choices = SORTINGS if has_attribution else ("activation", "number")
     return _settled(replace(state, sorting=_stepped(choices, state.sorting, 1, around=True)))  # type: ignore[arg-type]
+
+
+def phases(state: ScreenState) -> tuple[str, ...]:
+    """Return R, U and W for each layer from 0: the chosen emotion is readable, used, written there.
+
+    () unless that was told of this text and emotion, and nothing is edited.
+    """
+    where, readings = state.where, state.readings
+    if where is None or readings is None or readings.trace.edits:
+        return ()
+    if where.emotion != state.emotion or where.text != readings.trace.text:
+        return ()
+    return tuple(layer.letters for layer in phases_of(where))
 
 
 def place_name(state: ScreenState) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,7 @@ class WhereHandlers(Area):
         if not isinstance(outcome, Located) or readings is None:
             return
         where, run = outcome.where, readings.trace.run
+        self._update(replace(self._state, where=where))
         notes = (_EDITED,) if readings.trace.edits else ()
         width = self._screen.app.size.width
         screen = WhereScreen(

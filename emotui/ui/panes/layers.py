@@ -14,6 +14,7 @@ from textual.message import Message
 from textual.strip import Strip
 
 from emotui.core.records import EMBEDDING_LAYER
+from emotui.ui import state as states
 from emotui.ui.paint import GLYPHS, fit, glyph_of, number, safe, step_of, strip_of, visible
 from emotui.ui.panes.lines import LinePane, bindings_of
 from emotui.ui.readings import Cell, Readings
@@ -24,6 +25,9 @@ _LEGENDS = (
     "t trusted  l lexical  u untrusted  ( ) not fitted here  * above neutral",
     "t trusted  l lexical  u untrusted",
 )
+_PHASES = 4
+"""Cells of the phases of a layer."""
+_PHASES_LEGEND = "R readable  U used  W written"
 _WIDTHS = (9, 8, 7, 6, 5, 4, 3)
 _LENS_LEAST = 22
 """Cells below which the lens is left out."""
@@ -63,11 +67,19 @@ class LayersPane(LinePane):
         self._lens = 0
         """Cells for the lens at the right; 0 where it is not shown."""
         self._heads: tuple[str, ...] = ()
+        self._phases: tuple[str, ...] = ()
+        """R, U and W for each layer from 0; () where they were not computed."""
+
+    @property
+    def frozen(self) -> int:
+        """With room for the phases, where these were computed."""
+        return self.GUTTER + (_PHASES if self._phases else 0)
 
     def frame(self, state: ScreenState) -> object:
-        """The trace, the view, and what the view is of."""
+        """The trace, the view, what the view is of, and the phases."""
         of = state.position if state.view == "emotions" else state.emotion
-        return (id(state.readings), state.view, state.site, of, state.work is None)
+        phases = states.phases(state)
+        return (id(state.readings), state.view, state.site, of, phases, state.work is None)
 
     def cursor(self, state: ScreenState) -> object:
         """The cell under the cursor."""
@@ -86,14 +98,17 @@ class LayersPane(LinePane):
     def prepare(self, state: ScreenState) -> None:
         """Choose the width of a cell: the widest with which all columns are seen, else 4."""
         readings = state.readings
+        self._phases = states.phases(state)
         legend = _LEGENDS[self.size.width < len(_LEGENDS[0]) + 6]
+        if self._phases:
+            legend = f"{_PHASES_LEGEND}  {_LEGENDS[1]}"
         self.border_subtitle = legend if readings is not None and readings.emotions else ""
         self.border_title = safe(self._title(state))
         if readings is None:
             self._heads = ()
             return
         self._heads = self._columns(state, readings)
-        room = self.scrollable_content_region.width - self.GUTTER
+        room = self.scrollable_content_region.width - self.frozen
         widths = _WIDTHS if state.view == "emotions" else _WIDTHS[3:]
         has_lens = state.view == "emotions" and readings.lens_at(state.position)
         for width in widths:
@@ -121,7 +136,7 @@ class LayersPane(LinePane):
 
     @property
     def _full_width(self) -> int:
-        return self.GUTTER + self._width * len(self._heads) + self._lens
+        return self.frozen + self._width * len(self._heads) + self._lens
 
     def extent(self) -> Size:
         """Gutter and columns; header and layers."""
@@ -145,7 +160,7 @@ class LayersPane(LinePane):
         if state is None or state.readings is None or not state.readings.emotions:
             return None
         column, width = self._column(state), self._full_width
-        parts: list[tuple[str, Style]] = [(" " * self.GUTTER, self.palette.quiet)]
+        parts: list[tuple[str, Style]] = [(" " * self.frozen, self.palette.quiet)]
         for index, head in enumerate(self._heads):
             chosen = index == column
             style = self.palette.strong + Style(underline=True) if chosen else self.palette.quiet
@@ -176,6 +191,8 @@ class LayersPane(LinePane):
         name = "emb" if layer == EMBEDDING_LAYER else str(layer)
         letter = _TRUST_LETTERS[trust] if trust is not None else " "
         gutter = f"{'▸' if here else ' '}{name:>3}{letter} "
+        if self._phases:
+            gutter += (self._phases[layer] if layer >= 0 else "").ljust(_PHASES)
         yield gutter, self.palette.strong if here else self.palette.quiet
         chosen = self._column(state)
         for column in range(len(self._heads)):
@@ -205,7 +222,7 @@ class LayersPane(LinePane):
         if offset is None or self.state is None or self.state.readings is None:
             return
         row = offset.y - self.HEADER_LINES + self.scroll_offset.y
-        column = (offset.x - self.GUTTER + self.scroll_offset.x) // self._width
+        column = (offset.x - self.frozen + self.scroll_offset.x) // self._width
         if 0 <= row < len(self.state.readings.layers) and 0 <= column < len(self._heads):
             self.post_message(CellChosen(self.state.readings.layers[row], column))
 

@@ -61,6 +61,11 @@ class LinePane(ScrollView, can_focus=True):
         """The width that the content was laid out for."""
 
     @property
+    def frozen(self) -> int:
+        """Cells at the left that do not scroll, as things are."""
+        return self.GUTTER
+
+    @property
     def palette(self) -> Palette:
         """The styles in force."""
         if self._palette is None:
@@ -103,7 +108,7 @@ class LinePane(ScrollView, can_focus=True):
             return
         width, height = self.scrollable_content_region.size
         left, top = self.scroll_offset
-        inner_width, inner_height = width - self.GUTTER, height - self.HEADER_LINES
+        inner_width, inner_height = width - self.frozen, height - self.HEADER_LINES
         if inner_width <= 0 or inner_height <= 0:
             return
         x = min(max(left, region.right - inner_width), region.x)
@@ -127,7 +132,7 @@ class LinePane(ScrollView, can_focus=True):
         if line is None:
             return Strip.blank(width, self.palette.base)
         if left:
-            gutter, rest = line.crop(0, self.GUTTER), line.crop(self.GUTTER + left)
+            gutter, rest = line.crop(0, self.frozen), line.crop(self.frozen + left)
             line = Strip.join([gutter, rest])
         return line.adjust_cell_length(width, self.palette.base)
 
