@@ -6,8 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from emotui.cache.keys import derived_key
 from emotui.core.engine.attribute import (
     Gradients,
@@ -18,6 +16,7 @@ from emotui.core.engine.attribute import (
     readout_metric,
     writes_of,
 )
+from emotui.core.engine.memory import free_bytes, is_out_of_memory
 from emotui.core.errors import CacheError, UsageError
 from emotui.core.records import Answer, Attribution, Features
 from emotui.core.text import clean
@@ -173,6 +172,9 @@ class Attributor:
 
     def _computed(self, metric: Metric) -> Gradients | None:
         self._job.progress("attributing")
+        if not self._fits():
+            self._note = _NO_MEMORY
+            return None
         try:
             found = gradients(
                 self._model,
@@ -182,12 +184,23 @@ class Attributor:
                 hooks=self._hooks,
                 job=self._job,
             )
-        except (torch.OutOfMemoryError, MemoryError):
+        except (RuntimeError, MemoryError) as problem:
+            if not is_out_of_memory(problem):
+                raise
             # The trace is worth having without it; freed before anything else is computed.
             self._note = _NO_MEMORY
             return None
         self.keep(found)
         return found
+
+    def _fits(self) -> bool:
+        """Whether there is room for the graph: on the CPU nothing tells before it is too late."""
+        shape = self._model.shape
+        if shape is None:
+            return True
+        tokens = len(self._activations.token_ids)
+        needed = shape.backward_bytes(tokens, all_sites=self._all_sites)
+        return needed <= free_bytes(self._model.device)
 
     def _gradient_key(self, all_sites: bool) -> str:
         return self.key(f"gradients:{'all and z' if all_sites else 'resid'}")

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 Place = tuple[Site, int]
 """A site and a layer; (`resid`, -1) is the embedding."""
 
-_TOKENS_PER_BATCH = 4096
+TOKENS_PER_BATCH = 4096
+"""Most tokens of one forward pass over a corpus."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def places_of(n_layers: int) -> tuple[Place, ...]:
     return resid + attn + mlp
 
 
-def batches(lengths: Sequence[int], *, most_tokens: int = _TOKENS_PER_BATCH) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], *, most_tokens: int = TOKENS_PER_BATCH) -> Iterator[list[int]]:
     """Yield the indices of texts of equal length, at most `most_tokens` tokens at a time."""
     by_length: dict[int, list[int]] = defaultdict(list)
     for text, length in enumerate(lengths):

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from emotui.core.edits import FeatureEdit, JointEdit, parse_edit
 from emotui.core.engine import memory
+from emotui.core.engine.collect import TOKENS_PER_BATCH
 from emotui.core.engine.lens_words import words_at_once
-from emotui.core.engine.memory import Estimate
+from emotui.core.engine.memory import Estimate, Shape
+from emotui.core.engine.rerun import KEYS_AT_ONCE, TOKENS_AT_ONCE
 from emotui.core.engine.saes import READOUT_FEATURES, encoded_at_once
+from emotui.core.engine.variants import MATCHED_FEATURES, RANDOM_DIRECTIONS
 from emotui.core.errors import OutOfMemory
 from emotui.core.sizes import in_bytes
 
@@ -18,6 +22,12 @@ if TYPE_CHECKING:
     from emotui.core.engine.saes import SaeSet
 
 
+_CORPUS_TOKENS = 24
+"""About what a text of the corpus and its template have."""
+_CORPUS_ROWS = 96
+"""How many there are: no more than these are ever run at once."""
+
+
 def estimate_run(
     model: LoadedModel,
     sets: Sequence[SaeSet],
@@ -25,11 +35,12 @@ def estimate_run(
     *,
     all_sites: bool,
     attributes: bool,
+    edits: Sequence[str] = (),
 ) -> Estimate:
     """Return what a text of `n_tokens` takes: its activations, a backward pass, and the SAEs.
 
     The SAEs are those that are not in memory yet and will be at the same time; the run is the
-    most of forward, backward and encoding, as they do not overlap.
+    most of forward, backward, encoding and what edits need, as they do not overlap.
     """
     held = memory.held_bytes(model.device)
     parts: list[tuple[str, int]] = []
@@ -44,6 +55,8 @@ def estimate_run(
         steps.append(model.shape.forward_bytes(n_tokens, all_sites=all_sites))
         if attributes:
             steps.append(model.shape.backward_bytes(n_tokens, all_sites=all_sites))
+        if edits:
+            steps += _editing(model.shape, n_tokens, edits)
     run = kept + max(steps)
     if model.device.type == "cpu":
         run += max(0, memory.later_bytes() - _ran_before(model))
@@ -92,6 +105,22 @@ def _of_saes(sets: Sequence[SaeSet]) -> tuple[str, int]:
     name = f"of SAEs ({len(missing)} to read, {in_bytes(every)} in all)"
     converted = max(saes.conversion_bytes() for _, saes in missing)
     return name, at_once + converted
+
+
+def _editing(shape: Shape, n_tokens: int, edits: Sequence[str]) -> list[int]:
+    """Return what an edit's controls take, and the corpus that they are drawn from."""
+    features = isinstance(parse_edit(edits[-1]), FeatureEdit | JointEdit)
+    rows = RANDOM_DIRECTIONS + 3 + (MATCHED_FEATURES if features else 0)
+    controls = shape.editing_bytes(
+        n_tokens, rows=rows, at_once=TOKENS_AT_ONCE, keys_at_once=KEYS_AT_ONCE
+    )
+    corpus = shape.editing_bytes(
+        _CORPUS_TOKENS,
+        rows=_CORPUS_ROWS,
+        at_once=TOKENS_PER_BATCH,
+        keys_at_once=TOKENS_PER_BATCH,
+    )
+    return [controls, corpus]
 
 
 def _naming(model: LoadedModel) -> int:

@@ -139,7 +139,12 @@ def _ready(
         site != "resid" for source in saes for site, _ in source.places
     )
     expected = estimate_run(
-        model, saes, len(text.tokens), all_sites=all_sites, attributes=request.metric != NONE
+        model,
+        saes,
+        len(text.tokens),
+        all_sites=all_sites,
+        attributes=request.metric != NONE,
+        edits=request.edits,
     )
     announce(expected, saes, len(text.tokens), job)
     return _Ready(template, labels, text, saes, probes, all_sites, expected)

@@ -263,6 +263,13 @@ class Shape:
         logits = self.vocabulary * (self.itemsize + 2 * FLOAT)
         return self.layers * self.layer_bytes(tokens) + kept + logits
 
+    def editing_bytes(self, tokens: int, *, rows: int, at_once: int, keys_at_once: int) -> int:
+        """Return what `rows` variants of a prompt add, run as many at once as `rerun` does."""
+        fitting = max(1, min(rows, at_once // tokens, keys_at_once // tokens))
+        keys = 2 * self.layers * self.key_heads * self.d_head * self.itemsize
+        logits = self.vocabulary * (self.itemsize + 2 * FLOAT)
+        return fitting * (tokens * keys + self.layer_bytes(tokens) + logits)
+
 
 def encoding_bytes(rows: int, width: int, itemsize: int) -> int:
     """Return what encoding `rows` tokens at a time adds: about five tensors [rows, width]."""
