@@ -125,6 +125,7 @@ async def test_v_asks_shows_a_report_and_keeps_lines_under_the_effect(
         assert "answer.joy: here -0.3; median -0.25 [-0.5, -0.125]" in report
         await pilot.press("escape")
         assert "on other texts, answer.joy: median -0.25 [-0.5, -0.125]" in shown(app)
+        assert "sign kept on 50, rank 1/40, shaped 2/20: verified" in shown(app)
         # Again, and after walking away and back: from the cache.
         await pilot.press("v")
         await until(pilot, lambda: isinstance(app.screen, ReportScreen))

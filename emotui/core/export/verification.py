@@ -27,12 +27,20 @@ def lines_of(found: Verification) -> list[str]:
 
 
 def summary_of(found: Verification) -> tuple[str, ...]:
-    """Return a few short lines: the judged metric on other texts, part by part."""
+    """Return two short lines: median and interval of the judged metric, and what stands by it."""
     judged = _judged(found)
-    first, *rest = judged.verdict.split("; ")
-    median, over, texts = first.partition(" over ")
-    counted = (over.strip() + " " + texts,) if over else ()
-    return (f"on other texts, {judged.metric}: {median}", *counted, *rest)
+    acted, total = judged.acted, len(found.others.id)
+    if acted.median is None:
+        return (f"on other texts, {judged.metric}: acted on none of {total}",)
+    any_way, shaped = (f"{one.rank or '-'}/{len(one.medians) + 1}" for one in judged.controls)
+    end = judged.verdict.rpartition("; ")[2]
+    end = {True: "verified", False: "not verified", None: end}[judged.verified]
+    return (
+        f"on other texts, {judged.metric}: median {acted.median:+.3g} "
+        f"[{acted.low:+.3g}, {acted.high:+.3g}]",
+        f"{acted.texts} of {total} texts, sign kept on {acted.same_sign}, rank {any_way}, "
+        f"shaped {shaped}: {end}",
+    )
 
 
 def _judged(found: Verification) -> Repeated:
