@@ -76,7 +76,10 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             path = unquote(urlsplit(self.path).path)
             token = self.headers.get("Authorization", "").removeprefix("Bearer ")
             hub.requests.append((self.command, path, token))
-            if path.startswith("/api/models/"):
+            if path.startswith("/api/datasets/"):
+                name, _, revision = path.removeprefix("/api/datasets/").partition("/revision/")
+                self._listing(f"datasets/{name}", revision or "main", body=body)
+            elif path.startswith("/api/models/"):
                 name, _, revision = path.removeprefix("/api/models/").partition("/revision/")
                 self._listing(name, revision or "main", body=body)
             elif "/resolve/" in path:

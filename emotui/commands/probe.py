@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -53,7 +55,9 @@ def fit(
     ] = DEFAULT_LABEL_SET,
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Labelled texts (TSV, CSV, JSONL); else the bundled ones."),
+        typer.Option(
+            "--data", help="Labelled texts: TSV, CSV, JSONL, or a dataset's OWNER/NAME[:SPLIT]."
+        ),
     ] = None,
     other: Annotated[
         Path | None,
@@ -72,6 +76,8 @@ def fit(
     from emotui.core.engine.labelled import labelled_texts
 
     template_named(template)
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
     # Read here too: a file that cannot be used is said before a model is loaded.
     texts = labelled_texts(
         label_set=labels,
@@ -107,8 +113,12 @@ def fit(
 
 
 def _absolute(path: Path | None) -> str | None:
-    """The engine may run elsewhere."""
-    return None if path is None else str(path.expanduser().absolute())
+    """The engine may run elsewhere; a dataset's id stays as it is."""
+    from emotui.core.engine.hub_data import is_dataset_id
+
+    if path is None or is_dataset_id(str(path)):
+        return None if path is None else str(path)
+    return str(path.expanduser().absolute())
 
 
 def _estimate(loaded: Loaded, texts: int, emotions: int) -> str:
@@ -161,11 +171,34 @@ def show(
             for score in {score.site: score for score in card.scores}.values()
         )
     )
+    typer.echo(f"{'source':<10} {_source_of(card)}")
     _print_table(_score_table(card))
     say(
         "Balanced accuracy. trusted: above shuffled labels (95 %, best layer) and above the bag of "
         "embeddings by more than its standard error; lexical: above shuffled labels alone."
     )
+
+
+def _source_of(card: ProbeCard) -> str:
+    """Say whether the texts it was judged on are of another source than those it was fitted on."""
+    if all(score.other_accuracy is None for score in card.scores):
+        return (
+            "trust is judged on held-out texts of the SAME source as those it was fitted on; "
+            "--other FILE judges it on others"
+        )
+    fitted, _, judged = card.data.partition("; judged on ")
+    if judged and _stem(fitted) == _stem(judged):
+        return (
+            "trust is judged on another file of the SAME source, by their names: how it does on "
+            "texts of other kinds is not known"
+        )
+    return "trust is judged on texts of another source than those it was fitted on"
+
+
+def _stem(name: str) -> str:
+    """Return the name of a file without what tells its part of the data."""
+    first = name.split(" (")[0].lower()
+    return re.sub(r"[-_.]?(train|dev|test|validation|valid|val)\b.*$|\.[a-z]+$", "", first)
 
 
 def cards_in(cache_dir: Path | None) -> list[ProbeCard]:

@@ -15,6 +15,7 @@ import msgspec
 
 from emotui.core.corpus import load_situations
 from emotui.core.emotions import LABEL_SETS, emotion_words_in
+from emotui.core.engine.hub_data import dataset_files, is_dataset_id, read_parquet
 from emotui.core.errors import UsageError
 from emotui.core.text import clean
 
@@ -141,7 +142,11 @@ def _file_rows(
     file: str, known: Sequence[str], text_column: str | None, label_column: str | None
 ) -> tuple[list[Row], str]:
     path = Path(file).expanduser()
-    records = _read(path)
+    if is_dataset_id(file):
+        path = Path(file.replace("/", " "))  # a name, not a place
+        records = [record for one in dataset_files(file) for record in _read(one)]
+    else:
+        records = _read(path)
     columns = list(dict.fromkeys(name for record in records[:100] for name in record))
     label_name = _column(label_column, columns, LABEL_NAMES, "label", path) or _label_guess(
         records, columns, known
@@ -173,6 +178,8 @@ def _file_rows(
 
 
 def _read(path: Path) -> list[dict[str, str]]:
+    if path.suffix.lower() == ".parquet":
+        return read_parquet(path)
     try:
         raw = path.read_bytes()
     except OSError as error:

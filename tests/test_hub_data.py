@@ -1,0 +1,112 @@
+"""Datasets of the hub as labelled texts, over a hub on the loopback."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from support_hub import Hub, Repository, serving
+
+from emotui.core.engine.hub_data import is_dataset_id
+from emotui.core.engine.labelled import labelled_texts
+from emotui.core.errors import UsageError
+
+NAMES = ("sadness", "joy", "love", "anger", "fear", "surprise")
+
+
+def parquet_of(count: int, *, labels: bool = True) -> bytes:
+    """A file as `datasets` writes it: labels are numbers, their names in the metadata."""
+    columns: dict[str, list[object]] = {
+        "text": [f"sentence {n} of the set" for n in range(count)],
+        "tokens": [[n] for n in range(count)],
+    }
+    features: dict[str, object] = {"text": {"dtype": "string", "_type": "Value"}}
+    if labels:
+        columns["label"] = [n % len(NAMES) for n in range(count)]
+        features["label"] = {"names": list(NAMES), "_type": "ClassLabel"}
+    table = pa.table(columns)
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    file = io.BytesIO()
+    parquet.write_table(table.replace_schema_metadata(metadata), file)
+    return file.getvalue()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    csv = "content,emotion\n" + "\n".join(
+        f"text {n} of it,{('joy', 'anger')[n % 2]}" for n in range(60)
+    )
+    repositories = {
+        "datasets/dair-ai/emotion": Repository(
+            {
+                "split/train-00000-of-00001.parquet": parquet_of(300),
+                "split/test-00000-of-00001.parquet": parquet_of(90),
+                "unsplit/train-00000-of-00001.parquet": parquet_of(12),
+                "emotion.py": b"raise SystemExit('a script was run')",
+            }
+        ),
+        "datasets/me/plain": Repository({"data.csv": csv.encode(), "README.md": b"# mine"}),
+        "datasets/me/unlabelled": Repository({"train.parquet": parquet_of(90, labels=False)}),
+        "datasets/me/pictures": Repository({"train.bin": b"x"}),
+        "datasets/me/broken": Repository({"train.parquet": b"PAR1 not really"}),
+        "datasets/me/closed": Repository({"train.csv": csv.encode()}, gated=True),
+    }
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with serving(repositories) as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
+        yield served
+
+
+def test_class_labels_of_a_split_become_texts(hub: Hub) -> None:
+    data = labelled_texts(label_set="ekman7", data="dair-ai/emotion")
+    assert set(data.emotions) == {"sadness", "joy", "anger", "fear", "surprise"}
+    assert len(data.texts) == 250  # love is no label of the set
+    assert "dair-ai emotion (text: text, label: label; 250 of 300 rows)" in data.name
+    assert hub.gets() == ["main/split/train-00000-of-00001.parquet"] or len(hub.gets()) == 1
+    test = labelled_texts(label_set="ekman7", data="dair-ai/emotion:test")
+    assert len(test.texts) == 75
+
+
+def test_offline_reads_what_is_here_and_asks_nothing(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    online = labelled_texts(label_set="ekman7", data="me/plain")
+    assert "text: content, label: emotion" in online.name
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    asked = len(hub.requests)
+    assert labelled_texts(label_set="ekman7", data="me/plain") == online
+    with pytest.raises(UsageError, match="no file that emotui reads"):
+        labelled_texts(label_set="ekman7", data="dair-ai/emotion")
+    assert len(hub.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("me/unlabelled", "no column that could be the label"),
+        ("me/pictures", "no file that emotui reads"),
+        ("me/broken", "could not be read"),
+        ("me/closed", "is gated"),
+        ("me/nothing", "could not be fetched"),
+        ("dair-ai/emotion:validation", "for the split validation"),
+    ],
+)
+def test_datasets_that_cannot_be_used_are_said(hub: Hub, name: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        labelled_texts(label_set="ekman7", data=name)
+
+
+def test_what_is_an_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_dataset_id("dair-ai/emotion") and is_dataset_id("a/b:test")
+    assert not is_dataset_id("/tmp/mine.csv") and not is_dataset_id("mine.csv")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_text("x")
+    assert not is_dataset_id("a/b")
