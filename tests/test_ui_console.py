@@ -466,7 +466,10 @@ async def test_the_palette_offers_what_the_pane_can_do(scene: Scene, size: tuple
 # What is offered for commands
 
 
-async def test_every_argument_that_is_offered_is_taken(scene: Scene) -> None:
+async def test_every_argument_that_is_offered_is_taken(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with_arguments = ("emotion", "layer", "goto", "metric", "template", "export")
     async with scene.open() as (app, pilot):
         await shown(app, pilot)
