@@ -273,3 +273,27 @@ def test_a_text_that_does_not_fit_says_how_many_tokens_would(
     assert isinstance(kept, Inspected) and isinstance(again, Inspected)
     assert (again.trace_id, again.cached) == (kept.trace_id, True)
     session.close_store()
+
+
+@pytest.mark.parametrize("how", ["no room for the graph", "the allocator failed"])
+def test_a_trace_does_without_attribution_where_the_graph_does_not_fit(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emotui.core.engine import attributor
+    from emotui.core.engine.operations import Session, handle
+
+    def fail(*_arguments: object, **_named: object) -> object:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    if how == "the allocator failed":
+        monkeypatch.setattr(attributor, "gradients", fail)
+    else:
+        monkeypatch.setattr(attributor, "free_bytes", lambda _device: 1000)
+    session = Session()
+    done = handle(_request(tmp_path), QuietJob(), session)
+    assert isinstance(done, Inspected)
+    trace = session.store(str(tmp_path / "cache")).get_trace(done.trace_id)
+    session.close_store()
+    assert trace.answer is not None and trace.attribution is not None
+    assert trace.attribution.value is None
+    assert "not enough memory for the backward pass" in trace.attribution.note
