@@ -14,10 +14,21 @@ import pytest
 from support_edits import random_probe
 from support_models import LAYERS, WIDTH, tiny_folder, tiny_model
 from support_saes import write_residual_saes
+from support_traces import made_up_trace
 
 from emotui.cache.store import Store
+from emotui.commands import verify as command
+from emotui.core.errors import Cancelled
 from emotui.core.export.json import read_document
 from emotui.core.export.schema import trace_schema
+from emotui.core.private import private_words
+from emotui.core.protocol import (
+    InspectRequest,
+    ModelSpec,
+    Operation,
+    VerifyRequest,
+    WithoutRequest,
+)
 
 TEXT = "He shouted at me for no reason."
 EDIT = "knock attn L1 mean"
@@ -84,3 +95,37 @@ def test_what_cannot_be_is_refused(
     done = inspect(bench, *arguments)
     assert done.returncode == 2
     assert words in done.stderr.decode() and "Traceback" not in done.stderr.decode()
+
+
+def test_ctrl_c_waits_until_what_is_done_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Asked:
+        waited = 0.0
+
+        def result(self, timeout: float | None = None) -> None:
+            Asked.waited = timeout or 0.0
+            raise Cancelled("The work was cancelled.")
+
+    class Client:
+        def submit(self, operation: Operation) -> Asked:
+            assert isinstance(operation, VerifyRequest) and operation.texts == 50
+            return Asked()
+
+    def interrupted(_pending: Asked) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "wait_for", interrupted)
+    request = InspectRequest(ModelSpec("m"), TEXT, str(tmp_path), edits=(EDIT,))
+    with Store.open(tmp_path / "cache") as store, pytest.raises(KeyboardInterrupt):
+        client: Any = Client()
+        command.verified(request, made_up_trace(), 50, store, client)
+    assert Asked.waited == 2.0
+
+
+def test_the_words_of_the_text_and_the_edits_are_private(tmp_path: Path) -> None:
+    lines = ('patch resid L1 from "My secret." at readout',)
+    request = InspectRequest(ModelSpec("m"), TEXT, str(tmp_path), edits=lines)
+    for operation in (VerifyRequest(request), WithoutRequest(request)):
+        words = private_words(operation)
+        assert words is not None and {"shouted", "secret"} <= words

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from emotui.commands.common import say, wait_for
-from emotui.core.errors import UsageError
+from emotui.core.errors import EmotuiError, UsageError
 from emotui.core.protocol import InspectRequest, Verified, VerifyRequest
 
 if TYPE_CHECKING:
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from emotui.core.client import EngineClient
     from emotui.core.findings import Verification
     from emotui.core.records import Trace
+
+_SECONDS_TO_KEEP = 2.0
 
 
 def check_edits(edits: tuple[str, ...]) -> None:
@@ -34,6 +37,13 @@ def verified(
     if kept is not None:
         return kept
     say(f"Repeating the edit on {texts} other texts; ctrl+c keeps those that are done.")
-    done = wait_for(client.submit(asked))
+    pending = client.submit(asked)
+    try:
+        done = wait_for(pending)
+    except KeyboardInterrupt:
+        # The engine keeps what is done before it says that it has stopped.
+        with suppress(EmotuiError, TimeoutError):
+            pending.result(_SECONDS_TO_KEEP)
+        raise
     assert isinstance(done, Verified)
     return done.verification

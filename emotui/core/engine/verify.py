@@ -57,6 +57,10 @@ if TYPE_CHECKING:
     from emotui.core.records import Trace
 
 
+_SECONDS_BETWEEN_STORES = 5.0
+"""So that an engine that is killed loses no more."""
+
+
 @dataclass
 class _Done:
     """What the texts gave so far, text by text."""
@@ -188,11 +192,15 @@ def _run(
         keep(store, trace.id, VERIFICATION, finding, arrays)
         return finding
 
+    stored = time.monotonic()
     try:
         for number in range(len(done.ids), len(texts)):
             job.check()
             job.progress("on other texts", number, len(texts))
             _add(bench, texts[number], drawn, done)
+            if time.monotonic() - stored > _SECONDS_BETWEEN_STORES:
+                store_it()
+                stored = time.monotonic()
     except Cancelled:
         if done.ids:
             store_it()
