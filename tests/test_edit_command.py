@@ -26,6 +26,8 @@ LINES = (
     "promote joy L2 +0.1",
     "project out anger L3",
     "modulate +other_agency L2 +0.1 keep effort",
+    "modulate -pleasantness L1 +0.1 released keep effort",
+    "promote anger L1 +0.1 along row",
     'patch mlp L2 from "Lily was happy."',
     "@calm",
 )
@@ -36,6 +38,8 @@ PRINTED = (
     "promote joy L2 +0.1 at readout",
     "project out anger L3 at readout",
     "modulate +other_agency L2 +0.1 keep effort at readout",
+    "modulate -pleasantness L1 +0.1 released keep effort at readout",
+    "promote anger L1 +0.1 along row at readout",
     'patch mlp L2 from "Lily was happy." at readout',
     "knock mlp L1 zero at readout",
 )
@@ -57,11 +61,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def inspect(
-    bench: tuple[Path, Path], *lines: str, text: str = TEXT
+    bench: tuple[Path, Path], *lines: str, text: str = TEXT, selected: bool = False
 ) -> subprocess.CompletedProcess[bytes]:
     cache, saes = bench
     arguments = [sys.executable, "-m", "emotui", "inspect", text, "--cache-dir", str(cache)]
     arguments += ["--model", str(tiny_folder("llama")), "--sae", str(saes), "--json"]
+    arguments += ["--selected"] if selected else []
     arguments += [word for line in lines for word in ("--do", line)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.run(arguments, capture_output=True, timeout=120, check=False, env=environment)
@@ -77,6 +82,24 @@ def test_edits_of_all_kinds_stack_from_the_command_line(bench: tuple[Path, Path]
     (effect,) = [one for one in document["effects"] if one["metric"] == "kl"]
     random = effect["controls"][1]
     assert random["name"] == "random_directions" and len(random["deltas"]) == 5
+    (step,) = [one for one in document["ancestors"] if "released" in "".join(one["edits"][-1:])]
+    (note,) = step["intervention"]["notes"]
+    assert "as released it is not: cosine with effort" in note
+
+
+def test_what_was_selected_is_said_so_with_the_controls_of_it(bench: tuple[Path, Path]) -> None:
+    line = "clamp L1/5 = 4 at readout"
+    plain, selected = (json.loads(inspect(bench, line, selected=s).stdout) for s in (False, True))
+    assert plain["id"] != selected["id"] and not plain["intervention"]["selected"]
+    names = [[c["name"] for c in one["effects"][0]["controls"]] for one in (plain, selected)]
+    assert names[1] == [*names[0], "selection"]
+    control = selected["effects"][0]["controls"][-1]
+    assert len(control["deltas"]) == 79 and control["candidates"] > 0
+    assert control["rank"] == 1 + sum(
+        size >= abs(selected["effects"][0]["delta"]) for size in control["deltas"]
+    )
+    # Without an edit there is nothing that could have been selected.
+    assert json.loads(inspect(bench, selected=True).stdout)["id"] == plain["ancestors"][0]["id"]
 
 
 @pytest.mark.parametrize(
