@@ -184,6 +184,21 @@ async def test_cancel_keeps_what_is_finished(scene: Scene) -> None:
         await until(pilot, lambda: app.screen is app.explorer)
 
 
+async def test_a_paste_closes_the_screen_and_it_opens_again(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        await pilot.press("g")
+        await until(pilot, lambda: scene.engine.asked)
+        await app._paste_outside("another text")
+        await until(pilot, lambda: app.screen is app.explorer)
+        tell(scene.engine.asked[0], done=3, total=40, text=" too late")
+        await pilot.press("escape", "g")
+        await until(pilot, lambda: isinstance(app.screen, GenerateScreen))
+        await until(pilot, lambda: len(scene.engine.asked) == 2)
+        finish(scene, scene.engine.asked[1], written(" a girl.", 0.2))
+        await until(pilot, lambda: "a girl." in joined(app))
+
+
 async def test_what_went_wrong_is_said_on_the_screen(scene: Scene) -> None:
     async with scene.open() as (app, pilot):
         await until(pilot, lambda: app.explorer.state.features)

@@ -51,7 +51,8 @@ class GenerateHandlers(Area):
         trace = readings.trace
         fresh = writing.Writing(trace.text.raw, trace.edits, self._state.emotion, spec)
         self._traces.clear()
-        if self._shown is None:
+        # A paste closes every screen over the panes, this one too.
+        if self._shown is None or self._shown not in self._screen.app.screen_stack:
             self._shown = GenerateScreen(fresh, self)
             self._screen.app.push_screen(self._shown)
         else:
