@@ -25,7 +25,7 @@ from emotui.core.protocol import GenerationSpec, Inspected, InspectRequest, Mode
 from emotui.core.records import Answer, Generation, Trace, Written, WrittenReadings
 from emotui.ui.screens.generate import GenerateScreen
 from emotui.ui.state import OpenOptions
-from emotui.ui.writing import Writing, begun, finished, more, parse_spec, reading_lines, remarks
+from emotui.ui.writing import Writing, doubts_of, finished, more, parse_spec, reading_lines, remarks
 
 EDIT = "ablate L3/1 at all"
 
@@ -259,7 +259,24 @@ def test_remarks_say_where_there_is_nothing_to_see() -> None:
     assert both(one, other) == []
     assert "acted nowhere" in both(one, written(" one two.", 0.2))[0]
     assert "changed no token" in both(one, written(" one two.", 0.2, fired=9))[0]
-    assert reading_lines(begun(writing, GenerationSpec(4))) == []
+    assert reading_lines(writing) == []
+
+
+def test_a_probe_that_is_not_trusted_where_it_is_read_says_so() -> None:
+    trace = made_up_trace()
+    columns = trace.readouts
+    trust = tuple("lexical" if layer == 3 else "trusted" for layer in columns.layer)
+    trace = msgspec.structs.replace(trace, readouts=msgspec.structs.replace(columns, trust=trust))
+    doubts = doubts_of(trace)
+    assert doubts == {("readout", 3): "l", ("token", 3): "l"}
+    now = Writing(TEXT, (), "joy", GenerationSpec(4), doubts)
+    generation = Generation(4, 0.0, (written(" one.", 0.2),))
+    now = finished(now, generation, edited=False)
+    lines = reading_lines(now)
+    assert "readout z L3l" in lines[0] and "writing z L2" in lines[0]
+    assert "lexical" in lines[-1]
+    trusting = finished(Writing(TEXT, (), "joy", GenerationSpec(4)), generation, edited=False)
+    assert "lexical" not in "".join(reading_lines(trusting))
 
 
 def test_intervals_are_beside_several_samples() -> None:

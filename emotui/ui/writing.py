@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from emotui.core.export.written import Change, changes_of
 from emotui.core.protocol import GenerationSpec, Progress
-from emotui.core.records import Generation, Written
+from emotui.core.records import Generation, Trace, Written
 from emotui.ui.paint import visible
 
 NEW_TOKENS = 40
@@ -18,7 +20,7 @@ _KINDS = (
     ("answer", "answer"),
     ("readout", "readout z"),
     ("token", "tokens z"),
-    ("while_written", "in writing z"),
+    ("while_written", "writing z"),
 )
 _EMOTION = 10
 _CELL = 16
@@ -47,6 +49,8 @@ class Writing:
     emotion: str
     """The chosen one."""
     spec: GenerationSpec
+    doubts: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    """As `doubts_of`."""
     before: Side = Side()
     after: Side = Side()
     running: bool = True
@@ -60,11 +64,6 @@ class Writing:
     def with_side(self, side: Side, *, edited: bool) -> Writing:
         """Return the same with another side."""
         return replace(self, after=side) if edited else replace(self, before=side)
-
-
-def begun(writing: Writing, spec: GenerationSpec) -> Writing:
-    """Return what is shown when a specification is asked for: nothing written yet."""
-    return Writing(writing.text, writing.edits, writing.emotion, spec)
 
 
 def progressed(writing: Writing, progress: Progress, *, edited: bool) -> Writing:
@@ -191,13 +190,15 @@ def reading_lines(writing: Writing) -> list[str]:
         key=lambda emotion: (emotion != writing.emotion, -_size(changes, emotion)),
     )
     kinds = [kind for kind in _KINDS if any(m.startswith(f"{kind[0]}.") for m in changes)]
-    head = "".join(f"{_heading(before, kind, name):>{_CELL}}" for kind, name in kinds)
+    head = "".join(f"{_heading(writing, before, kind, name):>{_CELL}}" for kind, name in kinds)
     lines = [f"{'':{_EMOTION}}{head}"]
     for emotion in ranked:
         cells = [_cell(changes.get(f"{kind}.{emotion}"), kind) for kind, _ in kinds]
         lines.append(f"{visible(emotion):<{_EMOTION}}" + "".join(f"{c:>{_CELL}}" for c in cells))
     lines.append("answer, readout, tokens: what was written, read again alone without edits;")
-    lines.append("in writing: its tokens as they were written, edits in force")
+    lines.append("writing: its tokens as they were written, edits in force")
+    if re.search(r"L\d+[lu]\b", head):
+        lines.append("l lexical, u untrusted: what the probe is worth at its best layer")
     chosen = [
         changes[f"{kind}.{ranked[0]}"] for kind, _ in kinds if f"{kind}.{ranked[0]}" in changes
     ]
@@ -216,14 +217,26 @@ def _size(changes: dict[str, Change], emotion: str) -> float:
     return abs(change.before if change.after is None else change.after - change.before)
 
 
-def _heading(generation: Generation, kind: str, name: str) -> str:
-    """Return a column's name, with the layer that the probe is read at."""
+def doubts_of(trace: Trace) -> dict[tuple[str, int], str]:
+    """Return a letter for each kind of probe and layer that is lexical or untrusted."""
+    kinds = {probe.id: probe.kind for probe in trace.probes}
+    columns = trace.readouts
+    rows = zip(columns.probe, columns.site, columns.layer, columns.trust, strict=True)
+    return {
+        (kinds[probe], layer): trust[0]
+        for probe, site, layer, trust in rows
+        if site == "resid" and trust != "trusted" and probe in kinds
+    }
+
+
+def _heading(writing: Writing, generation: Generation, kind: str, name: str) -> str:
+    """Return a column's name, with the layer that the probe is read at and its trust."""
     wanted = ("token", "while_written") if kind == "while_written" else (kind, "read_again")
     for sample in generation.samples:
         columns = sample.readings
         for probe, read, layer in zip(columns.kind, columns.how, columns.layer, strict=True):
             if (probe, read) == wanted:
-                return f"{name} L{layer}"
+                return f"{name} L{layer}{writing.doubts.get((probe, layer), '')}"
     return name
 
 

@@ -49,7 +49,8 @@ class GenerateHandlers(Area):
             self.say("hint", "There is no text to write on from yet.")
             return
         trace = readings.trace
-        fresh = writing.Writing(trace.text.raw, trace.edits, self._state.emotion, spec)
+        doubts = writing.doubts_of(trace)
+        fresh = writing.Writing(trace.text.raw, trace.edits, self._state.emotion, spec, doubts)
         self._traces.clear()
         # A paste closes every screen over the panes, this one too.
         if self._shown is None or self._shown not in self._screen.app.screen_stack:
