@@ -75,6 +75,9 @@ def test_it_is_printed_and_in_every_export_from_then_on(bench: tuple[Path, Path]
     assert document["id"] == json.loads(plain.stdout)["id"]
     exported = emotui(bench[0], "export", document["id"], "--to", "json")
     assert json.loads(exported.stdout)["verification"] == found
+    prose = emotui(bench[0], "export", document["id"], "--to", "md").stdout.decode()
+    assert "## On other texts" in prose and "held out of training" in prose
+    assert "here " in prose and "over 12 of 12 texts" in prose
     read = read_document(exported.stdout)
     assert read.verification is not None and read.verification.asked == 12
     old = {name: value for name, value in document.items() if name != "verification"}

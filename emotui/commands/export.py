@@ -96,7 +96,7 @@ def _document(
     if to == "md":
         from emotui.core.export.markdown import markdown_bytes
 
-        return markdown_bytes(trace, ancestors=ancestors, notes=notes)
+        return markdown_bytes(trace, ancestors=ancestors, notes=notes, verification=verification)
     from emotui.core.export.json import document_bytes
 
     return document_bytes(

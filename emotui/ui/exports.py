@@ -36,6 +36,7 @@ def export_prose(store: Store, trace: Trace, folder: Path, form: str) -> tuple[P
 
     Returns the path, and whether the same stood there already. Raises ExportError, CacheError.
     """
+    from emotui.cache.findings import verification_of
     from emotui.cache.lineage import ancestors_of
     from emotui.cache.notes import notes_of
     from emotui.core.export.json import write_numbered
@@ -52,5 +53,6 @@ def export_prose(store: Store, trace: Trace, folder: Path, form: str) -> tuple[P
         from emotui.core.export.markdown import markdown_bytes
 
         notes = notes_of(store.root, (one.id for one in (trace, *ancestors)))
-        data = markdown_bytes(trace, ancestors=ancestors, notes=notes)
+        verification = verification_of(store, trace.id)
+        data = markdown_bytes(trace, ancestors=ancestors, notes=notes, verification=verification)
     return write_numbered(folder, f"emotui-{trace.id}", data, suffix=form)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from emotui.core.export.verification import sentences_of
+from emotui.core.findings import Verification
 from emotui.core.records import Control, Effect, Note, ProbeSummary, SaeReading, Trace
 from emotui.core.text import clean
 
@@ -28,11 +30,16 @@ _RULES = {
 
 
 def markdown_bytes(
-    trace: Trace, *, ancestors: Sequence[Trace] = (), notes: Sequence[Note] = ()
+    trace: Trace,
+    *,
+    ancestors: Sequence[Trace] = (),
+    notes: Sequence[Note] = (),
+    verification: Verification | None = None,
 ) -> bytes:
     """Return the document of a trace, UTF-8; the same trace and notes give the same bytes.
 
-    `notes` are what the user wrote beside the trace and its ancestors.
+    `notes` are what the user wrote beside the trace and its ancestors; `verification` is of its
+    last edit.
     """
     parts = [
         f"# Trace {_code(trace.id)} of {_said(trace.run.model)}",
@@ -40,6 +47,7 @@ def markdown_bytes(
         " ".join(_methods(trace, ancestors)),
         *_edits(trace),
         *_effects(trace),
+        *_elsewhere(verification),
         *_answer(trace),
         *_notes(trace, notes),
         "## Remarks",
@@ -213,6 +221,16 @@ def _control(control: Control | None) -> str:
     spread = f"{low:+.2g}" if low == high else f"{low:+.2g} to {high:+.2g}"
     rank = "" if control.rank is None else f"rank {control.rank} of {len(control.deltas) + 1}; "
     return f"{rank}{spread}"
+
+
+def _elsewhere(found: Verification | None) -> list[str]:
+    """Return what the last edit did on other texts, as a paragraph."""
+    if found is None:
+        return []
+    texts, judged, controls = sentences_of(found)
+    sentences = [line[:1].upper() + line[1:].rstrip(".") + "." for line in texts[1:]]
+    parts = [f"{_code(texts[0])}.", *map(_said, (*sentences, *judged, *controls))]
+    return ["## On other texts", " ".join(parts)]
 
 
 def _answer(trace: Trace) -> list[str]:

@@ -8,22 +8,27 @@ from emotui.core.text import clean
 
 def lines_of(found: Verification) -> list[str]:
     """Return what the edit did on other texts: the judged metric in words, then all in a table."""
-    done, acted = len(found.others.id), sum(found.others.acted)
-    texts = f"{done} texts" if found.complete else f"{done} of {found.asked} texts"
-    judged = _judged(found)
-    lines = [
-        f"{clean(found.edits[-1])} on {texts}: {found.source}",
-        f"{found.positions}; it changed something on {acted} of {done}",
-        *found.notes,
-        "",
-        f"{judged.metric}: here {judged.here:+.3g}; {judged.verdict}.",
-    ]
-    if acted < done:
-        lines.append(f"Over all texts, 0 where it did nothing: {_over(judged.every)}.")
-    lines += ["", *_controls(found, judged), "", _heading(found)]
+    texts, judged, controls = sentences_of(found)
+    lines = [*texts, "", *judged, "", *controls, "", _heading(found)]
     lines += [_row(one, _width(found)) for one in found.metrics]
     lines.append("same: texts whose change has the sign it has here, of those it acted on")
     return lines
+
+
+def sentences_of(found: Verification) -> tuple[list[str], list[str], list[str]]:
+    """Return in words which texts, what the judged metric did on them, and which controls."""
+    done, acted = len(found.others.id), sum(found.others.acted)
+    count = f"{done} texts" if found.complete else f"{done} of {found.asked} texts"
+    judged = _judged(found)
+    texts = [
+        f"{clean(found.edits[-1])} on {count}: {found.source}",
+        f"{found.positions}; it changed something on {acted} of {done}",
+        *found.notes,
+    ]
+    said = [f"{judged.metric}: here {judged.here:+.3g}; {judged.verdict}."]
+    if acted < done:
+        said.append(f"Over all texts, 0 where it did nothing: {_over(judged.every)}.")
+    return texts, said, _controls(found, judged)
 
 
 def summary_of(found: Verification) -> tuple[str, ...]:
