@@ -17,6 +17,7 @@ from emotui.core.engine.design import design_of
 from emotui.core.engine.labelled import Labelled, LabelledText, Split
 from emotui.core.engine.logistic import balanced_weights, fit_logistic
 from emotui.core.engine.place_fits import PlaceFits, fit_places, scores_of
+from emotui.core.engine.ridge import fit_ridge
 from emotui.core.errors import Cancelled
 from emotui.core.records import Trust
 
@@ -347,3 +348,42 @@ def test_out_of_fold_probes_never_saw_the_fold() -> None:
     expected = theirs.predict_proba(((h - train.mean(0)) / train.std(0)).numpy())
     assert len(neutral) > 20
     assert torch.softmax(logits, dim=1).numpy() == pytest.approx(expected, abs=0.01)
+
+
+# --- the preview -------------------------------------------------------------------------------
+
+
+def test_the_ridge_preview_is_linear_discriminant_analysis_with_a_shrunk_total_covariance() -> None:
+    inputs, labels = _clusters(300, 24, 4, 0.6)
+    keep = torch.arange(300) % 4 != 0
+    found = fit_ridge(
+        inputs[None], labels.expand(2, -1), classes=4, keep=torch.stack([keep, ~keep | keep])
+    )
+    for replicate, rows in enumerate((keep, torch.ones(300, dtype=torch.bool))):
+        x, y = inputs[rows].double().numpy(), labels[rows].numpy()
+        gram = x.T @ x / len(x)
+        gram += 0.1 * np.trace(gram) / 24 * np.eye(24)
+        for label in range(4):
+            mean = x[y == label].mean(0)
+            weight = np.linalg.solve(gram, mean - x.mean(0))
+            bias = -weight @ (mean + x.mean(0)) / 2
+            assert np.allclose(found.weight[0, replicate, :, label].numpy(), weight, atol=1e-4)
+            assert float(found.bias[0, replicate, label]) == pytest.approx(bias, abs=1e-4)
+    exact = fit_logistic(inputs[None], labels[None], classes=4, strength=torch.tensor(0.1))
+    right = [(fit.logits(inputs[None])[0, -1].argmax(1) == labels) for fit in (found, exact)]
+    assert float(right[0].float().mean()) > float(right[1].float().mean()) - 0.15
+
+
+def test_wide_inputs_are_fitted_without_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, labels = _clusters(200, 16, 4, 0.5)
+    strengths = torch.tensor([[0.01, 1.0]])
+
+    def fitted() -> Tensor:
+        fit = fit_logistic(
+            inputs[None], labels.expand(2, -1), classes=4, strength=strengths, tolerance=1e-5
+        )
+        return fit.objective
+
+    quick = fitted()
+    monkeypatch.setattr("emotui.core.engine.logistic._INVERSE_VALUES", 0)
+    assert torch.allclose(quick, fitted(), atol=1e-5)

@@ -65,6 +65,9 @@ def fit(
     ] = None,
     text_column: Annotated[str | None, typer.Option(help="The column of texts.")] = None,
     label_column: Annotated[str | None, typer.Option(help="The column of labels.")] = None,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Ridge regression: quick, less accurate, marked.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     offline: Annotated[bool, typer.Option("--offline", help="Make no connection.")] = False,
     as_json: AsJson = False,
@@ -98,6 +101,7 @@ def fit(
             other=_absolute(other),
             text_column=text_column,
             label_column=label_column,
+            preview=preview,
             seed=seed,
         )
         with EngineClient(root, offline=offline) as client:

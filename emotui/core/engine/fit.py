@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from emotui.core.engine.capture import Job
     from emotui.core.engine.model import LoadedModel
 
+PREVIEW = "preview by ridge regression"
 FIT_VERSION = 2
 """Raised whenever the same fit would give another probe."""
 LEAST_NEUTRAL = 20  # texts below which there is no z
@@ -144,6 +145,7 @@ def fit_probes(request: FitRequest, model: LoadedModel, store: Store, job: Job) 
             job=job,
             phase=f"fitting the {kind} probes",
             device=model.device,
+            preview=request.preview,
         )
         for kind, tensor in inputs.items()
     }
@@ -203,6 +205,7 @@ def _card(request: FitRequest, model: LoadedModel, data: Labelled, kind: ProbeKi
     for part in (
         *(str(FIT_VERSION), model.fingerprint, model.dtype_name, model.device.type, kind),
         *(request.label_set, template.decode(), data.digest, str(request.seed)),
+        *(("preview",) if request.preview else ()),
     ):
         identity.update(part.encode() + b"\0")
     layers = tuple(range(-1, model.n_layers))
@@ -214,7 +217,7 @@ def _card(request: FitRequest, model: LoadedModel, data: Labelled, kind: ProbeKi
         label_set=request.label_set,
         emotions=data.emotions,
         template=request.template,
-        data=data.name,
+        data=f"{PREVIEW}: {data.name}" if request.preview else data.name,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         sites=("resid", "attn", "mlp"),
         layers=layers,

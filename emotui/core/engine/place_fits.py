@@ -13,6 +13,7 @@ from emotui.core.engine.capture import Job
 from emotui.core.engine.collect import Place
 from emotui.core.engine.design import FOLDS, Design
 from emotui.core.engine.logistic import LogisticFit, balanced_weights, fit_logistic
+from emotui.core.engine.ridge import fit_ridge
 from emotui.core.records import Site
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
@@ -45,11 +46,19 @@ class PlaceFits:
 
 
 def fit_places(
-    inputs: Tensor, design: Design, *, seed: int, job: Job, phase: str, device: torch.device
+    inputs: Tensor,
+    design: Design,
+    *,
+    seed: int,
+    job: Job,
+    phase: str,
+    device: torch.device,
+    preview: bool = False,
 ) -> PlaceFits:
     """Fit one kind of probe at every place; `inputs` is [P, n, d].
 
-    Done in chunks of places, in float32 on `device`. Deterministic for a seed.
+    Done in chunks of places, in float32 on `device`. Deterministic for a seed. A preview is fitted
+    by ridge regression in closed form, its controls too.
     """
     per_place = inputs.shape[1] * inputs.shape[2]
     size = max(1, _CHUNK_VALUES // per_place)
@@ -58,7 +67,7 @@ def fit_places(
         job.check()
         job.progress(phase, start, inputs.shape[0])
         chunk = inputs[start : start + size].to(device, torch.float32)
-        parts.append(_fit_chunk(chunk, design, seed=seed, job=job))
+        parts.append(_fit_chunk(chunk, design, seed=seed, job=job, preview=preview))
     job.progress(phase, inputs.shape[0], inputs.shape[0])
     names = PlaceFits.__dataclass_fields__
     return PlaceFits(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
@@ -77,7 +86,7 @@ def _standardised(inputs: Tensor, train: Tensor) -> tuple[Tensor, Tensor, Tensor
     return (inputs - center[:, None]) * inverse[:, None], center, inverse
 
 
-def _fit_chunk(inputs: Tensor, design: Design, *, seed: int, job: Job) -> PlaceFits:
+def _fit_chunk(inputs: Tensor, design: Design, *, seed: int, job: Job, preview: bool) -> PlaceFits:
     device = inputs.device
     labels, train, dev = (t.to(device) for t in (design.labels, design.train, design.dev))
     classes = design.classes
@@ -85,6 +94,10 @@ def _fit_chunk(inputs: Tensor, design: Design, *, seed: int, job: Job) -> PlaceF
     fitted, targets = standard[:, train], labels[train]
 
     def fit(replicates: Tensor, strength: Tensor, **options: object) -> LogisticFit:
+        if preview:
+            weights = options.get("weights")
+            keep = weights > 0 if isinstance(weights, Tensor) else None
+            return fit_ridge(fitted, replicates, classes=classes, keep=keep)
         return fit_logistic(
             fitted,
             replicates,
@@ -94,7 +107,7 @@ def _fit_chunk(inputs: Tensor, design: Design, *, seed: int, job: Job) -> PlaceF
             **options,  # type: ignore[arg-type]
         )
 
-    grid = torch.tensor(STRENGTHS, device=device)
+    grid = torch.tensor(STRENGTHS[-1:] if preview else STRENGTHS, device=device)
     tried = fit(targets.expand(len(grid), -1), grid)
     loss = _balanced_loss(tried.logits(standard[:, dev]), labels[dev], classes)
     chosen = loss.argmin(dim=1)

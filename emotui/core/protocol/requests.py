@@ -93,6 +93,8 @@ class FitRequest(msgspec.Struct, frozen=True, tag="fit"):
     text_column: str | None = None
     label_column: str | None = None
     """Columns of `data` (of `other` where it is None); None finds them by name or content."""
+    preview: bool = False
+    """Fit by ridge regression: much quicker, a little less accurate, and marked so."""
     seed: int = 0
 
 
