@@ -67,6 +67,21 @@ STUDIES: tuple[Study, ...] = (
         ),
         most_texts=2000,
     ),
+    Study(
+        name="patch",
+        question="Where does the readout carry the answer, so that putting another text's there "
+        "carries its answer over?",
+        paper="Tak et al.",
+        needs_labels=True,
+        options=(
+            Option("span", "numbers", "1,3", "how many layers are patched together; odd"),
+            Option("sites", "text", "resid,attn,mlp", "where"),
+            Option("pairs", "number", "100", "pairs of texts, the same at every layer"),
+            Option("correct", "text", "yes", "`no` also pairs texts that are answered wrongly"),
+            Option("control", "text", "yes", "`no` leaves out the first-word task"),
+        ),
+        most_texts=2000,
+    ),
 )
 
 
