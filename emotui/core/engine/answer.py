@@ -69,11 +69,17 @@ class AnswerReading:
 
 def label_tokens(reader: TokenReader, label_set: str, template: Template) -> LabelTokens:
     """Return the tokens of the labels and the rule that keeps them apart."""
-    labels = LABEL_SETS[label_set]
+    return tokens_of_words(reader, label_set, LABEL_SETS[label_set], template)
+
+
+def tokens_of_words(
+    reader: TokenReader, name: str, labels: tuple[str, ...], template: Template
+) -> LabelTokens:
+    """Return the tokens of any words an answer is chosen from, as `label_tokens` does."""
     lead = "" if template.chat else " "
     sequences = tuple(reader.continuation_ids(lead + label) for label in labels)
     if _distinct([sequence[0] for sequence in sequences]):
-        return LabelTokens(label_set, labels, sequences, (), "first_token")
+        return LabelTokens(name, labels, sequences, (), "first_token")
     shared = _shared_start(sequences)
     shortest = min(len(sequence) for sequence in sequences)
     if (
@@ -81,8 +87,8 @@ def label_tokens(reader: TokenReader, label_set: str, template: Template) -> Lab
         and len(shared) < shortest
         and _distinct([sequence[len(shared)] for sequence in sequences])
     ):
-        return LabelTokens(label_set, labels, sequences, shared, "after_shared_prefix")
-    return LabelTokens(label_set, labels, sequences, (), "whole_label")
+        return LabelTokens(name, labels, sequences, shared, "after_shared_prefix")
+    return LabelTokens(name, labels, sequences, (), "whole_label")
 
 
 def read_answer(
