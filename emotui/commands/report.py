@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from emotui.core.agreement import rows_at, said_from, words_of
+from emotui.core.estimates import estimate_of_last_edit, sentence_of
 from emotui.core.records import EMBEDDING_LAYER, Readouts, Trace
 from emotui.core.text import clean
 
@@ -18,7 +19,7 @@ def report_of(trace: Trace, parent: Trace | None = None) -> str:
     `parent` is the trace without the last edit, where there is one.
     """
     sections = [
-        *(_head(trace), _effects(trace), _answer(trace), _readouts(trace), _lens(trace)),
+        *(_head(trace), _effects(trace, parent), _answer(trace), _readouts(trace), _lens(trace)),
         _said(trace, parent),
         _features(trace),
         _attribution(trace),
@@ -39,7 +40,7 @@ def _head(trace: Trace) -> list[str]:
     ]
 
 
-def _effects(trace: Trace) -> list[str]:
+def _effects(trace: Trace, parent: Trace | None) -> list[str]:
     if trace.intervention is None:
         return []
     done = trace.intervention
@@ -50,6 +51,8 @@ def _effects(trace: Trace) -> list[str]:
         f"KL of the next token {done.kl:.4g} nats" + ("; selected" if done.selected else "")
     )
     lines += [f"  {clean(note)}" for note in done.notes]
+    if (estimate := estimate_of_last_edit(trace, parent)) is not None:
+        lines.append(f"  {sentence_of(estimate)}")
     lines.append("  the last edit: before -> after, and its rank beside controls")
     width = max((len(effect.metric) for effect in trace.effects), default=0)
     for effect in trace.effects:

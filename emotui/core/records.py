@@ -278,6 +278,18 @@ class Attribution(msgspec.Struct, frozen=True):
     writes: Writes = Writes()
 
 
+class Estimate(msgspec.Struct, frozen=True):
+    """What attribution estimated of the last edit, an ablation, beside what it did."""
+
+    metric: str
+    """`Attribution.metric` of the trace before the edit."""
+    estimated: float
+    """In logits, like `exact`: the sum over the ablated features and tokens."""
+    exact: float
+    disagrees: bool
+    """Whether they are further apart than half of the larger one."""
+
+
 class WhereLayers(msgspec.Struct, frozen=True):
     """One emotion of one text, layer by layer from 0, as columns."""
 
@@ -447,3 +459,5 @@ class TraceDocument(Trace, frozen=True, kw_only=True):
     notes: tuple[Note, ...] = ()
     verification: Verification | None = None
     """The last edit repeated on other texts; None where that was not asked for."""
+    estimate: Estimate | None = None
+    """Of the last edit; None where attribution estimated nothing of it."""

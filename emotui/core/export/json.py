@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from emotui.core.errors import ExportError
+from emotui.core.estimates import estimate_of_last_edit
 from emotui.core.findings import Verification
 from emotui.core.records import (
     Features,
@@ -97,6 +98,8 @@ def document_bytes(
     plain["notes"] = msgspec.to_builtins(tuple(notes))
     if verification is not None:
         plain["verification"] = msgspec.to_builtins(verification)
+    if (estimate := estimate_of_last_edit(trace, next(iter(ancestors), None))) is not None:
+        plain["estimate"] = msgspec.to_builtins(estimate)
     plain = rounded(plain)
     return msgspec.json.encode(plain, order="sorted") + b"\n"
 

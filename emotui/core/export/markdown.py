@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from emotui.core.estimates import estimate_of_last_edit, sentence_of
 from emotui.core.export.verification import sentences_of
 from emotui.core.findings import Verification
 from emotui.core.records import Control, Effect, Note, ProbeSummary, SaeReading, Trace
@@ -165,6 +166,9 @@ def _intervention(trace: Trace, ancestors: Sequence[Trace]) -> Iterable[str]:
         "delta of zero changes on the same path, or rounding; below three times that, no effect "
         "is claimed."
     )
+    estimate = estimate_of_last_edit(trace, next(iter(ancestors), None))
+    if estimate is not None:
+        yield f"Attribution beside the edit itself, {sentence_of(estimate)}."
     if not ancestors:
         yield "The traces before the edits were not at hand for this document."
 

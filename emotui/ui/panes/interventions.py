@@ -11,6 +11,7 @@ from textual.geometry import Size
 from textual.strip import Strip
 
 from emotui.core.edits import FeatureEdit, parse_edit
+from emotui.core.estimates import estimate_of_last_edit, sentence_of
 from emotui.core.export.verification import summary_of
 from emotui.core.records import Trace
 from emotui.ui.effect_rows import EffectRow, effect_rows, facts_of, remarks_of
@@ -77,6 +78,7 @@ class InterventionsPane(LinePane):
             self._lines = (
                 *(("edit", f"{n} {visible(edit)}") for n, edit in enumerate(trace.edits, start=1)),
                 *(("fact", f"  {visible(fact)}") for fact in facts_of(trace)),
+                *(("fact", f"  {visible(line)}") for line in _estimated(state)),
                 *_noted(state),
                 ("head", _heading(wide=wide)),
                 *(("chosen", _row_text(row, wide=wide)) for row in rows if row.chosen),
@@ -127,6 +129,15 @@ def _together(trace: Trace) -> tuple[Line, ...]:
     alone = any(effect.verdict.endswith("removing this alone.") for effect in trace.effects)
     one_feature = isinstance(parse_edit(trace.edits[-1]), FeatureEdit)
     return (("remark", _TOGETHER),) if alone and one_feature else ()
+
+
+def _estimated(state: ScreenState) -> tuple[str, ...]:
+    """Return what attribution estimated of the last edit beside what it did."""
+    readings = state.readings
+    if readings is None or readings.parent is None:
+        return ()
+    found = estimate_of_last_edit(readings.trace, readings.parent.trace)
+    return () if found is None else (sentence_of(found),)
 
 
 def _elsewhere(state: ScreenState) -> tuple[str, ...]:
