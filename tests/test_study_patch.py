@@ -1,0 +1,179 @@
+"""Patching: what a hand-built model must show, and the numbers of ordinary PyTorch hooks."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+import torch
+from support_hooks import arriving, changed_run
+from support_planted import LABELS, WORDS, planted_model, planted_texts
+from support_studies import files_of, run_here
+
+from emotui.core.engine.answer import label_tokens
+from emotui.core.errors import UsageError
+from emotui.core.studies.common.chunks import Chunks
+from emotui.core.studies.common.running import Running
+from emotui.core.studies.patch import PatchCurve, PatchResult, draw_pairs, report, shares
+from emotui.core.studies.variants import windows_of
+from emotui.core.text import template_named
+
+SETTINGS = {"pairs": "24", "span": "1,3"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("patch")
+    run_here(planted_model(), found, "patch", planted_texts(found / "texts.csv"), settings=SETTINGS)
+    return found
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path) -> PatchResult:
+    document = msgspec.json.decode((folder / "run" / "result.json").read_bytes())
+    return msgspec.convert(document["result"], PatchResult)
+
+
+def curve(result: PatchResult, site: str, span: int, **wanted: str) -> PatchCurve:
+    given = {"task": "emotion", "source": "other", **wanted}
+    return next(
+        c
+        for c in result.curves
+        if (c.site, c.span, c.task, c.source) == (site, span, given["task"], given["source"])
+    )
+
+
+def test_it_transfers_at_and_after_the_layer_that_writes_and_nowhere_else(
+    result: PatchResult,
+) -> None:
+    assert curve(result, "resid", 1).transfer == (0, 1, 1, 1)
+    assert curve(result, "attn", 1).transfer == (0, 1, 0, 0)
+    assert curve(result, "mlp", 1).transfer == (0, 0, 1, 0)
+    assert curve(result, "mlp", 1).kept == (1, 1, 0, 1)
+    # A window of three holds the writing layer, also where it is cut at an end of the model.
+    assert curve(result, "attn", 3).transfer == (1, 1, 1, 0)
+    assert curve(result, "attn", 3).layers == (2, 3, 3, 2)
+    assert curve(result, "resid", 1).recovery == pytest.approx((0, 1, 1, 1), abs=1e-5)
+
+
+def test_a_source_of_the_same_emotion_and_a_random_vector_carry_nothing_over(
+    result: PatchResult,
+) -> None:
+    for site in ("resid", "attn", "mlp"):
+        same = curve(result, site, 1, source="same")
+        assert same.transfer == (0, 0, 0, 0) and same.kept == (1, 1, 1, 1)
+        assert max(curve(result, site, 1, source="random").transfer) < 0.5
+
+
+def test_pairs_are_the_same_everywhere_and_spread_over_the_emotions(result: PatchResult) -> None:
+    assert result.pairs == 24 and sum(map(sum, result.drawn)) == 24
+    known = [LABELS.index(label) for label in WORDS]
+    counts = [result.drawn[a][b] for a in known for b in known if a != b]
+    assert counts == [2] * 12
+    assert result.usable == {"anger": 12, "fear": 12, "joy": 12, "sadness": 12}
+
+
+def test_the_first_word_is_carried_by_attention_alone(result: PatchResult) -> None:
+    assert result.first_words is not None and result.first_words.used
+    assert result.first_words.accuracy == 1
+    assert curve(result, "attn", 1, task="first word").transfer == (0, 1, 0, 0)
+    assert curve(result, "mlp", 1, task="first word").transfer == (0, 0, 0, 0)
+
+
+def test_one_pair_is_patched_as_ordinary_hooks_do(folder: Path, result: PatchResult) -> None:
+    model, kept = planted_model(), Chunks(folder / "run", "pairs", 6)
+    found = Chunks(folder / "run", "texts", 1)
+    answers = found.joined("scores").argmax(dim=1)
+    seeded = SimpleNamespace(run=SimpleNamespace(seed=0))
+    generator = Running.generator(seeded, "pairs")  # type: ignore[arg-type]
+    pair = draw_pairs(answers, range(len(answers)), 24, generator)[0]
+    texts = [row["text"] for row in csv.DictReader((folder / "texts.csv").open())]
+    template = template_named("ask")
+    ids = [
+        [token.id for token in model.reader.read(texts[row], template).tokens]
+        for row in (pair.source, pair.target)
+    ]
+    windows = windows_of(4, (1, 3))
+    deciding = list(label_tokens(model.reader, "ekman7", template).deciding)
+    for number, window in enumerate(windows):
+        vectors = {place: arriving(model, ids[0], *place)[-1] for place in window.places}
+        plain = changed_run(
+            model,
+            ids[1],
+            {place: _with_last(vector) for place, vector in vectors.items()},
+        )
+        assert torch.allclose(kept.joined("scores")[0, 0, number], plain[deciding], atol=1e-4)
+
+
+def _with_last(vector: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        changed = tensor.clone()
+        changed[0, -1] = vector
+        return changed
+
+    return change
+
+
+def test_shares_on_numbers_that_are_known() -> None:
+    source = torch.tensor([[4.0, 0, 0], [4.0, 0, 0]])
+    target = torch.tensor([[0, 2.0, 0], [0, 2.0, 0]])
+    scores = torch.tensor([[[3.0, 2, 0], [0, 2, 0]], [[0, 0, 1.0], [1, 2, 0]]])
+    moved, kept, recovery = shares(scores, source, target)
+    assert moved.tolist() == [[1, 0], [0, 0]]
+    assert kept.tolist() == [[0, 1], [0, 1]]
+    # m is -2 before, 4 at the source; patched 1, -2, 0, -1.
+    assert recovery.flatten().tolist() == pytest.approx([0.5, 0, 1 / 3, 1 / 6])
+
+
+def test_the_same_run_has_the_same_bytes_and_its_words_give_the_controls(
+    folder: Path, result: PatchResult, tmp_path: Path
+) -> None:
+    run_here(
+        planted_model(), tmp_path, "patch", planted_texts(tmp_path / "texts.csv"), settings=SETTINGS
+    )
+    assert files_of(tmp_path / "run") == files_of(folder / "run")
+    said = " ".join(report(result).sentences)
+    assert "attn, span 1: most transfer around layer 1, 1.00" in said
+    assert "a source of the same emotion 0.00" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"span": "2"}, "cannot span 2 layers"),
+        ({"sites": "resid,heads"}, "no site called 'heads'"),
+        ({"pairs": "0"}, "pairs cannot be 0"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(
+    settings: dict[str, str], what: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=what):
+        data = planted_texts(tmp_path / "texts.csv")
+        run_here(planted_model(), tmp_path, "patch", data, settings=settings)
+
+
+def test_texts_the_model_answers_wrongly_are_paired_only_when_asked(tmp_path: Path) -> None:
+    path = tmp_path / "texts.csv"
+    path.write_text(
+        planted_texts(tmp_path / "right.csv")
+        .read_text()
+        .replace(",joy,", ",surprise,")
+        .replace(",anger,", ",disgust,")
+        .replace(",fear,", ",neutral,")
+    )
+    with pytest.raises(UsageError, match="No texts could be paired") as refused:
+        run_here(planted_model(), tmp_path, "patch", path, settings={"control": "no"})
+    assert "sadness 12" in refused.value.why and "correct=no" in refused.value.todo
+    document = run_here(
+        planted_model(),
+        tmp_path / "b",
+        "patch",
+        path,
+        settings={"control": "no", "correct": "no", "pairs": "4", "span": "1"},
+    )
+    assert document.result["pairs"] == 4 and document.result["first_words"] is None
