@@ -82,6 +82,20 @@ STUDIES: tuple[Study, ...] = (
         ),
         most_texts=2000,
     ),
+    Study(
+        name="knockout",
+        question="Which layers and sites does the answer not survive without?",
+        paper="Tak et al.",
+        needs_labels=True,
+        options=(
+            Option("span", "numbers", "1,3", "how many layers are knocked out together; odd"),
+            Option("sites", "text", "attn,mlp", "where; also resid"),
+            Option("kinds", "text", "zero,mean,random,resample", "what is put there instead"),
+            Option("draws", "number", "5", "random directions for each text"),
+            Option("control", "text", "yes", "`no` leaves out the first-word task"),
+        ),
+        most_texts=300,
+    ),
 )
 
 
