@@ -421,9 +421,10 @@ def _add_groups() -> None:
     """Add the commands of modules of their own; the others start quicker without them."""
     import emotui.commands.directions  # noqa: F401  adds its commands to those of the probes
     from emotui.commands.cache import app as cache_app
-    from emotui.commands.note import note
     from emotui.commands.emotion import app as emotion_app
+    from emotui.commands.feature import feature
     from emotui.commands.labels import app as labels_app
+    from emotui.commands.note import note
     from emotui.commands.probe import app as probe_app
     from emotui.commands.recipe import app as recipe_app
     from emotui.commands.study import app as study_app
@@ -435,11 +436,12 @@ def _add_groups() -> None:
     app.add_typer(probe_app, name="probe")
     app.add_typer(recipe_app, name="recipe")
     app.add_typer(study_app, name="study")
+    app.command()(feature)
     app.command()(note)
     app.command()(without)
 
 
-GROUPS = ("cache", "emotion", "labels", "note", "probe", "recipe", "study", "without")
+GROUPS = ("cache", "emotion", "feature", "labels", "note", "probe", "recipe", "study", "without")
 COMMANDS = ("open", "inspect", "generate", "where", "models", "export", "doctor", *GROUPS)
 _ROOT_OPTIONS = ("--help", "-h", "--version")
 

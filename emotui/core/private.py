@@ -12,6 +12,7 @@ import traceback
 from emotui.core.protocol import (
     ActivationsRequest,
     DefineRequest,
+    FeatureRequest,
     FitRequest,
     GenerateRequest,
     InspectRequest,
@@ -52,6 +53,7 @@ def private_words(operation: Operation) -> Private:
             VerifyRequest(inspect=read)
             | WithoutRequest(inspect=read)
             | ActivationsRequest(inspect=read)
+            | FeatureRequest(inspect=read)
         ):
             texts = (read.text, *read.edits)
         case GenerateRequest(text=text):

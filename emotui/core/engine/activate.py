@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from emotui.cache.store import Store
 from emotui.core.edits import parse_edit
-from emotui.core.engine.capture import Job
+from emotui.core.engine.capture import Activations, Job
 from emotui.core.engine.edited import canonical, materials_of
 from emotui.core.engine.instruments import Instruments
 from emotui.core.engine.intervene import check_layers, group_edits, place_edits
@@ -22,6 +22,17 @@ def activate(
     The edits of the request are in force. Raises what `inspect` raises for text and edits.
     """
     before = model.forwards
+    run = run_of(request, model, instruments, store, job)
+    return Activated(key=run.key, forwards=model.forwards - before)
+
+
+def run_of(
+    request: InspectRequest, model: LoadedModel, instruments: Instruments, store: Store, job: Job
+) -> Activations:
+    """Return the activations of a request's run, all sites of every token, its edits in force.
+
+    Raises what `inspect` raises for text and edits.
+    """
     template = template_named(request.template)
     text = model.reader.read(request.text, template, context_length=model.context_length)
     lines = canonical(request.edits, model=model, store=store, template=template)
@@ -35,4 +46,4 @@ def activate(
         check_layers(edits, model)
         groups = group_edits(place_edits(edits, text), materials)
         run = edited_activations_of(model, store, run, groups, all_sites=True, job=job)
-    return Activated(key=run.key, forwards=model.forwards - before)
+    return run

@@ -90,6 +90,11 @@ class FeatureLabels:
         labels = tuple(label(row, index) for row, index in enumerate(features.index))
         return msgspec.structs.replace(features, label=labels)
 
+    def of(self, sae: Sae, index: int) -> tuple[Measured | None, Explanation | None]:
+        """Return what was measured of a feature, and what somebody else calls it."""
+        measured, explained = self._labels_of(sae)
+        return measured.get(index), explained.get(index)
+
     def _affordable(self) -> float:
         work = _WORD_WORK.get(self._model.device.type, _WORD_WORK_ELSEWHERE)
         return work / (2 * self._model.d_model * self._model.vocabulary)

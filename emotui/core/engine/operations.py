@@ -25,11 +25,13 @@ from emotui.core.protocol import (
     Diagnosed,
     DoctorRequest,
     Done,
+    Featured,
+    FeatureRequest,
     FitRequest,
     Fitted,
     Generated,
-    ImportDirectionRequest,
     GenerateRequest,
+    ImportDirectionRequest,
     Inspected,
     InspectRequest,
     LabelsFitRequest,
@@ -185,6 +187,14 @@ def _without(request: WithoutRequest, job: Job, session: Session) -> MaskedWords
     return without_words(request, model, session.instruments(model, store), store, job)
 
 
+def _feature(request: FeatureRequest, job: Job, session: Session) -> Featured:
+    from emotui.core.engine.feature_detail import detail_feature
+
+    store = session.store(request.inspect.cache_dir)
+    model = session.model(request.inspect.spec, job, store=store)
+    return detail_feature(request, model, session.instruments(model, store), store, job)
+
+
 def _activate(request: ActivationsRequest, job: Job, session: Session) -> Activated:
     from emotui.core.engine.activate import activate
 
@@ -219,6 +229,7 @@ OPERATIONS: dict[type[Operation], Callable[[Any, Job, Session], Outcome]] = {
     WhereRequest: _where,
     VerifyRequest: _verify,
     WithoutRequest: _without,
+    FeatureRequest: _feature,
     ActivationsRequest: _activate,
     DoctorRequest: _diagnose,
     ShutdownRequest: _shut_down,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from emotui.core.details import FeatureDetail
 from emotui.core.findings import Verification, WithoutWords
 from emotui.core.records import Where
 
@@ -152,6 +153,13 @@ class MaskedWords(msgspec.Struct, frozen=True, tag="masked_words"):
     seconds: float
 
 
+class Featured(msgspec.Struct, frozen=True, tag="featured"):
+    """What is known of a feature."""
+
+    detail: FeatureDetail
+    forwards: int
+
+
 class Activated(msgspec.Struct, frozen=True, tag="activated"):
     """The activations are in the cache, a safetensors entry: `resid` [layers + 1, tokens, width]
     from layer -1 on, `attn` and `mlp` [layers, tokens, width]."""
@@ -181,6 +189,7 @@ Outcome = (
     | Located
     | Verified
     | MaskedWords
+    | Featured
     | StudyPlanned
     | StudyDone
     | Activated

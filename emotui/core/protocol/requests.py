@@ -186,6 +186,21 @@ class WithoutRequest(msgspec.Struct, frozen=True, tag="without"):
     placeholder: str = DEFAULT_PLACEHOLDER
 
 
+class FeatureRequest(msgspec.Struct, frozen=True, tag="feature"):
+    """Tell everything known of one SAE feature, and of it on a text where there is one."""
+
+    inspect: InspectRequest
+    """What reads the text ("" for no text); its edits are in force."""
+    feature: str
+    """As the edit language writes it, such as `L12/4412`."""
+    sae: str = ""
+    """The id of its SAE, where several read the place."""
+    position: str = ""
+    """A position of the edit language; "" is the token where it is most active."""
+    corpus: bool = True
+    """Whether to tell what it does on the bundled corpus: once a pass over it for each SAE."""
+
+
 class DefineRequest(msgspec.Struct, frozen=True, tag="define"):
     """Define an emotion from texts, or from a word: a direction that is read as any probe."""
 
@@ -246,6 +261,7 @@ Operation = (
     | ImportDirectionRequest
     | VerifyRequest
     | WithoutRequest
+    | FeatureRequest
     | ActivationsRequest
     | DoctorRequest
     | ShutdownRequest
