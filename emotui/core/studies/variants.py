@@ -155,13 +155,14 @@ def _hooks(rows: Sequence[Variant], at: int) -> list[Hook]:
             grouped[change.place, change.operation].append((row, change.vector))
     hooks = []
     for ((site, layer), operation), changes in grouped.items():
-        numbers = [row for row, _ in changes]
+        # One variant acts on all there is: its prompt may be repeated, for each label.
+        numbers = [row for row, _ in changes] if len(rows) > 1 else slice(None)
         vectors = torch.stack([vector.float() for _, vector in changes])
         hooks.append(Hook(site, layer, _acting(operation, numbers, vectors, at)))
     return hooks
 
 
-def _acting(operation: Operation, rows: list[int], vectors: Tensor, at: int) -> HookFunction:
+def _acting(operation: Operation, rows: list[int] | slice, vectors: Tensor, at: int) -> HookFunction:
     def function(tensor: Tensor) -> Tensor:
         changed = tensor.clone()
         here = tensor[rows, at]
