@@ -153,6 +153,12 @@ class SelectivityMeter:
         breadth = above.sum(0).square() / above.square().sum(0).clamp(min=1e-12)
         self._parts.append((emotion.cpu(), best.cpu(), confirmed.cpu(), breadth.cpu()))
 
+    def critical_area(self) -> float:
+        """Return the area that a feature must exceed for p < 0.05, of the features added so far."""
+        highest = self._highest.cpu().sort(descending=True).values
+        allowed = int(LEVEL * (1 + len(highest)) - 1e-9) - 1
+        return float(highest[allowed]) if allowed >= 0 else 1.0
+
     def result(self) -> Selectivity:
         """Return what was measured, in the order in which features were added."""
         columns = [torch.cat(column) for column in zip(*self._parts, strict=True)]

@@ -57,6 +57,23 @@ STUDIES: tuple[Study, ...] = (
         saes="used",
     ),
     Study(
+        name="consistency",
+        question="Does the answer stay when only the way of asking changes, and is what stands "
+        "inside steadier?",
+        paper="Shu et al., questionnaire reliability",
+        needs_labels=False,
+        options=(
+            Option(
+                "items",
+                "file",
+                "",
+                "statements of a questionnaire: columns statement, negation, axis, key",
+            ),
+        ),
+        most_texts=2000,
+        saes="used",
+    ),
+    Study(
         name="probes",
         question="At which layers and sites can the emotion, and each appraisal, be read?",
         paper="Tak et al.",
@@ -95,6 +112,20 @@ STUDIES: tuple[Study, ...] = (
             Option("control", "text", "yes", "`no` leaves out the first-word task"),
         ),
         most_texts=300,
+    ),
+    Study(
+        name="features",
+        question="Which features are specific to an emotion, which are shared, and which follow "
+        "valence?",
+        paper="SAE paper",
+        needs_labels=True,
+        options=(
+            Option("position", "text", "text", "`text`: anywhere in the text; or `readout`"),
+            Option("least", "number", "10", "fewest texts of a label in each half"),
+            Option("shuffles", "number", "500", "shufflings of the labels"),
+        ),
+        most_texts=1000,
+        saes="needed",
     ),
 )
 
