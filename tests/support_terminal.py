@@ -160,3 +160,22 @@ def explorer(*arguments: str, model: str, cache: str, **settings: Any) -> Pseudo
 def painted(text: str) -> bool:
     """Return whether all panes have their titles."""
     return all(title in text for title in ("1 Text", "2 Layers", "3 Features"))
+
+
+FIRST_QUIET, ALL_QUIET = 0.05, 0.4
+"""Seconds without a byte after which the first answer, and all of it, has come."""
+
+
+def answer_to(screen: PseudoTerminal, keys: str) -> tuple[int, int]:
+    """Return the bytes of the first answer to keys, and of what follows it."""
+    screen.settle(ALL_QUIET)
+    before = len(screen.output)
+    screen.send(keys)
+    while len(screen.output) == before and screen.read(2.0, draw=False):
+        pass
+    while screen.read(FIRST_QUIET, draw=False):
+        pass
+    first = len(screen.output) - before
+    while screen.read(ALL_QUIET):
+        pass
+    return first, len(screen.output) - before - first

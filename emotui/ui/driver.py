@@ -1,4 +1,4 @@
-"""The terminal's input: a marked paste is taken out of it whole, before anything reads keys.
+"""The terminal: a marked paste is taken out of its input whole, before anything reads keys.
 
 Textual's own parser looks for escape sequences inside a paste and turns those it does not know
 into keys: a pasted text with an escape character in it could act. The loop that reads the
@@ -17,6 +17,8 @@ from textual import events
 from textual._xterm_parser import XTermParser
 from textual.drivers.linux_driver import LinuxDriver
 from textual.message import Message
+
+from emotui.ui.sequences import squeezed
 
 START, END = "\x1b[200~", "\x1b[201~"
 STALLED_SECONDS = 2.0
@@ -67,7 +69,11 @@ class PasteSplitter:
 
 
 class PasteAwareDriver(LinuxDriver):
-    """Textual's driver, with pastes taken out of the input first."""
+    """Textual's driver, with pastes taken out of the input first, and fewer bytes written."""
+
+    def write(self, data: str) -> None:
+        """Write to the terminal what paints the same as `data`."""
+        super().write(squeezed(data))
 
     def run_input_thread(self) -> None:
         """Read the terminal until the end and hand on events."""

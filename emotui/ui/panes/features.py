@@ -9,12 +9,15 @@ from rich.style import Style
 from textual.binding import BindingType
 from textual.geometry import Region, Size
 from textual.strip import Strip
+from textual.timer import Timer
 
 from emotui.core.records import EMBEDDING_LAYER
 from emotui.ui.paint import bar, fit, safe, strip_of, visible
 from emotui.ui.panes.lines import LinePane, bindings_of
 from emotui.ui.state import ScreenState, place_name
 
+REST_SECONDS = 0.08
+"""How long the cursor rests at a place before its features are drawn."""
 _BAR = 8
 _MARK = "●"
 _POOR = 0.5
@@ -31,6 +34,34 @@ class FeaturesPane(LinePane):
         super().__init__(id="features", title="3 Features")
         self._attributed = False
         """Whether any feature of the list has an attribution."""
+        self._coming: ScreenState | None = None
+        """Another place, to be drawn when the cursor rests there."""
+        self._rest: Timer | None = None
+
+    def show(self, state: ScreenState) -> None:
+        """Draw a state; of a place that is only passed through, nothing: the list is long."""
+        shown = self.state
+        if shown is not None and not self.has_focus and _moved_only(shown, state):
+            self._coming = state
+            if self._rest is None:
+                self._rest = self.set_timer(REST_SECONDS, self._show_coming)
+            else:
+                self._rest.reset()
+            return
+        self._forget_coming()
+        super().show(state)
+
+    def _show_coming(self) -> None:
+        """Draw the place that the cursor rests on."""
+        coming = self._coming
+        self._forget_coming()
+        if coming is not None:
+            super().show(coming)
+
+    def _forget_coming(self) -> None:
+        if self._rest is not None:
+            self._rest.stop()
+        self._rest = self._coming = None
 
     def frame(self, state: ScreenState) -> object:
         """The rows, their order, and which are marked."""
@@ -118,12 +149,20 @@ class FeaturesPane(LinePane):
         return strip_of(parts, width, row_style).crop(0, width)
 
     def on_focus(self) -> None:
-        """Show the cursor."""
+        """Show the cursor, on the list of the place where it is."""
+        self._show_coming()
         self.refresh()
 
     def on_blur(self) -> None:
         """Show the cursor as one that waits."""
         self.refresh()
+
+
+def _moved_only(former: ScreenState, state: ScreenState) -> bool:
+    """Return whether only another layer or token was gone to."""
+    place, before = (state.layer, state.position), (former.layer, former.position)
+    same = id(former.readings) == id(state.readings) and former.site == state.site
+    return same and place != before and former.marks == state.marks
 
 
 def _explanation(state: ScreenState) -> list[str]:

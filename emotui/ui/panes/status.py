@@ -68,11 +68,15 @@ class StatusLine(Widget):
         self._template = template
         self._private = private
         self._state: ScreenState | None = None
+        self._facts: list[tuple[str, str]] = []
 
     def show(self, state: ScreenState) -> None:
         """Draw a state."""
         self._state = state
-        self.refresh()
+        facts = self.facts()
+        if facts != self._facts:
+            self._facts = facts
+            self.refresh()
 
     def render(self) -> Content:
         """Return the line: shorter words, then less, where it is narrow."""

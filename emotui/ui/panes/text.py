@@ -222,8 +222,10 @@ class TokenLine(Widget):
 
     def show(self, state: ScreenState) -> None:
         """Draw a state."""
-        self._content = _token_content(state)
-        self.refresh()
+        content = _token_content(state)
+        if content != self._content:
+            self._content = content
+            self.refresh()
 
     def render(self) -> Content:
         """Return the line."""
@@ -256,25 +258,30 @@ class AnswerLine(Widget):
 
     def show(self, state: ScreenState) -> None:
         """Draw a state."""
-        answer = state.readings.trace.answer if state.readings is not None else None
-        if answer is None:
-            self._content = Content("")
-        else:
-            ranked = sorted(answer.labels.items(), key=lambda item: (-item[1], item[0]))
-            edited = bool(state.readings and state.readings.trace.edits)
-            parts: list[str | Content] = ["EDITED answer " if edited else "answer "]
-            for label, probability in ranked[:4]:
-                parts += [safe(label), f" {probability:.2f} {bar(probability, 4)} "]
-            if answer.rule == "whole_label":
-                parts.append("(whole labels)")
-            if answer.mass is not None:
-                parts.append(f"of {answer.mass:.2f} of the next token")
-            self._content = Content.assemble(*parts)
-        self.refresh()
+        content = _answer_content(state)
+        if content != self._content:
+            self._content = content
+            self.refresh()
 
     def render(self) -> Content:
         """Return the line."""
         return self._content
+
+
+def _answer_content(state: ScreenState) -> Content:
+    answer = state.readings.trace.answer if state.readings is not None else None
+    if answer is None:
+        return Content("")
+    ranked = sorted(answer.labels.items(), key=lambda item: (-item[1], item[0]))
+    edited = bool(state.readings and state.readings.trace.edits)
+    parts: list[str | Content] = ["EDITED answer " if edited else "answer "]
+    for label, probability in ranked[:4]:
+        parts += [safe(label), f" {probability:.2f} {bar(probability, 4)} "]
+    if answer.rule == "whole_label":
+        parts.append("(whole labels)")
+    if answer.mass is not None:
+        parts.append(f"of {answer.mass:.2f} of the next token")
+    return Content.assemble(*parts)
 
 
 class SaidLine(Widget):
@@ -334,7 +341,9 @@ class TextPane(Container):
 
     def show(self, state: ScreenState) -> None:
         """Draw a state."""
-        self.border_subtitle = "edited, not run" if state.draft and not self.editing else ""
+        subtitle = "edited, not run" if state.draft and not self.editing else ""
+        if subtitle != self.border_subtitle:  # or the whole pane would be painted anew
+            self.border_subtitle = subtitle
         for part in (self.strip, self.token, self.answer, self.said):
             part.show(state)
 
