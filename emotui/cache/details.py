@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from emotui.cache.findings import Finding, find, keep
+from emotui.core.details import FeatureDetail
+from emotui.core.protocol import FeatureRequest
 
 if TYPE_CHECKING:
     from emotui.cache.store import Store
@@ -24,6 +26,27 @@ def kept_detail(
 def keep_detail(store: Store, place: str, what: Sequence[object], finding: msgspec.Struct) -> None:
     """Keep it, over what stands there. CacheError where it cannot be."""
     keep(store, place, _name(what), finding)
+
+
+def kept_feature(store: Store, trace: str, request: FeatureRequest) -> FeatureDetail | None:
+    """Return what is known of a feature on a trace, with the corpus where that is asked for.
+
+    None where the engine must be asked.
+    """
+    whole = kept_detail(store, trace, _of_trace(request, corpus=True), FeatureDetail)
+    if whole is not None or request.corpus:
+        return whole
+    return kept_detail(store, trace, _of_trace(request, corpus=False), FeatureDetail)
+
+
+def keep_feature(store: Store, trace: str, request: FeatureRequest, detail: FeatureDetail) -> None:
+    """Keep what is known of a feature on a trace. CacheError where it cannot be."""
+    place = _of_trace(request, corpus=detail.corpus is not None)
+    keep_detail(store, trace, place, detail)
+
+
+def _of_trace(request: FeatureRequest, *, corpus: bool) -> Sequence[object]:
+    return ("feature", request.feature, request.sae, request.position, corpus)
 
 
 def _name(what: Sequence[object]) -> str:

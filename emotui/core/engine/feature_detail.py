@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import torch
 
-from emotui.cache.details import keep_detail, kept_detail
+from emotui.cache.details import keep_detail, keep_feature, kept_detail
 from emotui.cache.labels import label_of, mismatch
 from emotui.core.details import (
     CorpusReading,
@@ -99,6 +99,8 @@ def detail_feature(
         detail = msgspec.structs.replace(
             detail, corpus=_on_corpus(request, sae, index, model, store, job)
         )
+    if detail.here is not None:
+        keep_feature(store, detail.here.trace, request, detail)
     return Featured(detail, model.forwards - before)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -54,7 +55,18 @@ def sections_of(detail: FeatureDetail, *, emotion: str = "", width: int = 100) -
     sections.append(("Suppresses", _flow(map(_written, detail.suppressed), width)))
     if detail.corpus is not None:
         sections += _corpus(detail.corpus, width)
-    return sections
+    return [(heading, _wrapped(rows, width)) for heading, rows in sections]
+
+
+def _wrapped(rows: Sequence[str], width: int) -> list[str]:
+    """Return lines cut at spaces where they are longer than `width`; what goes on is indented."""
+    return [
+        part
+        for row in rows
+        for part in (
+            [row] if len(row) <= width else textwrap.wrap(row, width, subsequent_indent="  ")
+        )
+    ]
 
 
 def lines_of(detail: FeatureDetail, *, emotion: str = "", width: int = 100) -> list[str]:

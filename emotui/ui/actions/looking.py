@@ -117,6 +117,14 @@ LOOKING_ACTIONS: tuple[Action, ...] = (
         help="Mark this feature, or no longer: marked ones are edited together. Esc unmarks all.",
         panes=("features",),
     ),
+    Action(
+        id="feature.open",
+        keys=("enter",),
+        label="detail",
+        help="This feature in detail: where it fires, what it writes, what removing it here does.",
+        panes=("features",),
+        careful=True,
+    ),
     Action(id="pane.text", keys=("1",), label="text", help="To the text.", footer=False),
     Action(id="pane.layers", keys=("2",), label="layers", help="To the layers.", footer=False),
     Action(

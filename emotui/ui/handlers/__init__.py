@@ -11,6 +11,7 @@ from emotui.ui.handlers.check import CheckHandlers
 from emotui.ui.handlers.console import ConsoleHandlers
 from emotui.ui.handlers.edit import EditHandlers
 from emotui.ui.handlers.emotion import EmotionHandlers
+from emotui.ui.handlers.feature import FeatureHandlers
 from emotui.ui.handlers.generate import GenerateHandlers
 from emotui.ui.handlers.listed import ListHandlers
 from emotui.ui.handlers.look import LookHandlers, MoveHandlers, PaneHandlers
@@ -40,6 +41,7 @@ class Handlers:
         self.check = CheckHandlers(screen)
         self.emotion = EmotionHandlers(screen)
         self.where = WhereHandlers(screen)
+        self.feature = FeatureHandlers(screen)
         self.work = WorkHandlers(screen)
         self.app = AppHandlers(screen)
         self._answers: dict[type[Outcome], Answer] = {}
@@ -64,3 +66,4 @@ class Handlers:
     def failed(self, error: EmotuiError) -> None:
         """Tell those who wait for an answer that there will be none."""
         self.generate.failed(error)
+        self.feature.failed(error)

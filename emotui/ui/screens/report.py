@@ -20,14 +20,23 @@ class Report(Widget):
 
     def __init__(self, lines: Sequence[Content | str]) -> None:
         super().__init__()
-        # Plain text becomes content as it is: nothing is parsed as markup.
-        self._content = Content("\n").join(
-            line if isinstance(line, Content) else Content(line) for line in lines
-        )
+        self._content = _joined(lines)
+
+    def show(self, lines: Sequence[Content | str]) -> None:
+        """Show other lines."""
+        self._content = _joined(lines)
+        self.refresh(layout=True)
 
     def render(self) -> Content:
         """Return the lines."""
         return self._content
+
+
+def _joined(lines: Sequence[Content | str]) -> Content:
+    # Plain text becomes content as it is: nothing is parsed as markup.
+    return Content("\n").join(
+        line if isinstance(line, Content) else Content(line) for line in lines
+    )
 
 
 class ReportScreen(ModalScreen[None]):
