@@ -162,7 +162,9 @@ def _hooks(rows: Sequence[Variant], at: int) -> list[Hook]:
     return hooks
 
 
-def _acting(operation: Operation, rows: list[int] | slice, vectors: Tensor, at: int) -> HookFunction:
+def _acting(
+    operation: Operation, rows: list[int] | slice, vectors: Tensor, at: int
+) -> HookFunction:
     def function(tensor: Tensor) -> Tensor:
         changed = tensor.clone()
         here = tensor[rows, at]
