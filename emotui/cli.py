@@ -421,6 +421,7 @@ def _add_groups() -> None:
     """Add the commands of modules of their own; the others start quicker without them."""
     import emotui.commands.directions  # noqa: F401  adds its commands to those of the probes
     from emotui.commands.cache import app as cache_app
+    from emotui.commands.compare import compare
     from emotui.commands.emotion import app as emotion_app
     from emotui.commands.feature import feature
     from emotui.commands.labels import app as labels_app
@@ -436,12 +437,16 @@ def _add_groups() -> None:
     app.add_typer(probe_app, name="probe")
     app.add_typer(recipe_app, name="recipe")
     app.add_typer(study_app, name="study")
+    app.command()(compare)
     app.command()(feature)
     app.command()(note)
     app.command()(without)
 
 
-GROUPS = ("cache", "emotion", "feature", "labels", "note", "probe", "recipe", "study", "without")
+GROUPS = (
+    *("cache", "compare", "emotion", "feature", "labels", "note", "probe", "recipe", "study"),
+    "without",
+)
 COMMANDS = ("open", "inspect", "generate", "where", "models", "export", "doctor", *GROUPS)
 _ROOT_OPTIONS = ("--help", "-h", "--version")
 
