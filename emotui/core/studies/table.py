@@ -127,6 +127,33 @@ STUDIES: tuple[Study, ...] = (
         most_texts=1000,
         saes="needed",
     ),
+    Study(
+        name="promote",
+        question="From which layer on, and how strongly, does adding an emotion's direction make "
+        "it the answer?",
+        paper="Tak et al.",
+        needs_labels=True,
+        options=(
+            Option("strengths", "numbers", "0.1,0.2,0.5,1", "of the residual's mean norm"),
+            Option("along", "text", "means,row", "difference of means, or the probe's row"),
+            Option("span", "number", "1", "layers it is added at; odd"),
+            Option("draws", "number", "5", "random directions of each kind"),
+            Option("generations", "number", "0", "texts continued under each direction"),
+        ),
+        most_texts=200,
+    ),
+    Study(
+        name="phases",
+        question="Does the model go from tokens over meaning to emotion in phases, or gradually?",
+        paper="SAE paper",
+        needs_labels=True,
+        options=(
+            Option("semantic", "column", "", "a column that is no emotion; bundled: the topic"),
+            Option("pairs", "number", "100", "pairs of texts that are patched"),
+        ),
+        most_texts=600,
+        saes="needed",
+    ),
 )
 
 

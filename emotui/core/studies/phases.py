@@ -1,0 +1,327 @@
+"""Does the model go from tokens over meaning to emotion in phases (SAE paper; METHODS 2.2)?
+
+Three curves over the layers: `token`, how surely a firing feature gives its token away, less what
+the commonest token scores; `semantic`, how well a non-affective column named by the user (the
+topic, for the bundled situations) is read from the readout, less shuffled values; `emotion`, how
+often another text's readout put in place carries its answer over. Traps avoided: what can be read
+only ramps while what is used steps, so the emotion curve of the segmentation is the causal one,
+and the decodable one (share of activation on selective features) stands beside it; the number of
+phases is S and G of `phase_curves`, never BIC; features and tokens are chosen on one half of the
+texts and judged on the other; a curve that is noise, which scaling to 0..1 would blow up to steps,
+has no part in the segmentation; boundaries come with an interval; a verdict of "gradual" is a
+result. Valence runs beside category, since affect may be there before its kind.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emotui.core.engine.capture import Hook
+from emotui.core.engine.collect import Place
+from emotui.core.engine.rerun import rerun
+from emotui.core.errors import UsageError
+from emotui.core.studies.common.dataset import BUNDLED, Item
+from emotui.core.studies.common.readings import Readings, readings, readings_bytes, run_batch
+from emotui.core.studies.common.running import Cost, Implementation, Running
+from emotui.core.studies.decided import captured, putting, scores_of
+from emotui.core.studies.phase_curves import (
+    FOLDS,
+    fold_of,
+    read_correctly,
+    selective,
+    token_hits,
+)
+from emotui.core.studies.phase_report import report
+from emotui.core.studies.phase_results import Measured, PhasesResult, measure
+from emotui.core.studies.sae_texts import (
+    NEGATIVE,
+    POSITIVE,
+    FeatureTexts,
+    feature_bytes,
+    feature_texts,
+    halves,
+    residual_saes,
+)
+
+_SHUFFLES = 100
+_SEMANTIC_SHUFFLES = 5
+_PAIRS_AT_ONCE = 8
+_MOST_VALUES = 20
+"""Different numbers in a column above which they are cut into thirds."""
+
+
+def run(study: Running) -> PhasesResult:
+    """Read all texts, patch pairs of them, and segment the curves."""
+    saes = [n for n, sae in enumerate(residual_saes(study)) if sae.site == "resid"]
+    if len(saes) < 4:
+        raise UsageError(
+            "There are too few SAEs of the residual stream to speak of phases.",
+            why=f"There are {len(saes)}; a phase is at least two layers.",
+            todo="Name SAEs of more layers with --sae.",
+        )
+    found = feature_texts(study, events=True)
+    layers = [found.saes[n].layer for n in saes]
+    places: tuple[Place, ...] = tuple(("resid", layer) for layer in layers)
+    read = readings(study, places)
+    items = study.dataset.items(found.index.tolist())
+    first = halves(items, study.run.seed)
+    target, name = _semantic(study, items)
+
+    def work(number: int) -> dict[str, Tensor]:
+        h = read.at(places[number])
+        return _layer(study, found, saes[number], h, first, items, target)
+
+    chunks = study.stage("curves", len(saes), work, phase="measuring the layers")
+    columns = {key: torch.stack([chunk[key] for chunk in chunks], dim=-1) for key in chunks.get(0)}
+    source, swapped = _patched(study, read, items, layers)
+    measured = Measured(
+        layers=tuple(layers),
+        semantic=name,
+        first=first,
+        columns=columns,
+        source=source,
+        patched=swapped,
+        valence=_valence(study.tokens.labels),
+    )
+    counts = Counter(study.dataset.labels[item.label] for item in items)
+    return measure(
+        measured,
+        generator=study.generator("draws"),
+        texts=len(items),
+        unreadable=study.run.dataset.texts - len(items),
+        labels={label: counts[label] for label in study.dataset.labels},
+        fits=tuple(fit for n, fit in enumerate(found.fits()) if n in saes),
+    )
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A content of the texts that is no emotion."""
+
+    rows: Tensor
+    """[m], long: texts that have a value shared by enough others."""
+    values: Tensor
+    """[m], long."""
+    classes: int
+    folds: Tensor
+    """[m], long."""
+
+
+def _semantic(study: Running, items: Sequence[Item]) -> tuple[_Target | None, str]:
+    name = study.text("semantic")
+    if name:
+        given = [item.extra[0] for item in items]
+    elif study.request.data == BUNDLED:
+        name, given = "topic", [item.group for item in items]
+    else:
+        return None, ""
+    given = _in_thirds(given)
+    counts = Counter(value for value in given if value)
+    kept = sorted(value for value, n in counts.items() if n >= FOLDS)
+    if len(kept) < 2:
+        raise UsageError(
+            f"The column {name} cannot be read from the texts.",
+            why=f"Fewer than two of its {len(counts):,} values stand with {FOLDS} texts.",
+            todo="Name a column with few values with --set semantic=COLUMN.",
+        )
+    rows = torch.tensor([n for n, value in enumerate(given) if value in set(kept)])
+    values = torch.tensor([kept.index(given[row]) for row in rows.tolist()])
+    # Pairs of situations share value and label: they are not to be on two sides of a split.
+    units: dict[tuple[str, int, str], int] = {}
+    keys = [(given[r], items[r].label, items[r].group) for r in rows.tolist()]
+    unit = torch.tensor([units.setdefault(key, len(units)) for key in keys])
+    folds = fold_of(unit, study.generator("folds"))
+    return _Target(rows, values, len(kept), folds), name
+
+
+def _in_thirds(given: list[str]) -> list[str]:
+    """Return the values; many different numbers as the third they lie in."""
+    if len(set(given)) <= _MOST_VALUES:
+        return given
+    try:
+        values = [float(value) for value in given]
+    except ValueError:
+        return given
+    cuts = torch.tensor(values).quantile(torch.tensor([1 / 3, 2 / 3])).tolist()
+    return [str(sum(value > cut for cut in cuts)) for value in values]
+
+
+def _valence(labels: Sequence[str]) -> Tensor:
+    return torch.tensor([(label in POSITIVE) - (label in NEGATIVE) for label in labels])
+
+
+def _layer(
+    study: Running,
+    found: FeatureTexts,
+    number: int,
+    h: Tensor,
+    first: Tensor,
+    items: Sequence[Item],
+    target: _Target | None,
+) -> dict[str, Tensor]:
+    """Return what one layer gives, text by text."""
+    hits, base, events = token_hits(*found.events(number), first)
+    f, sizes = found.at_readout(number), found.saes[number].weights.decoder_norm.cpu()
+    mass = f * sizes
+    labels, classes = found.gold, len(study.dataset.labels)
+    members = torch.stack([labels == k for k in range(classes)])
+    sign = _valence(study.dataset.labels)[labels]
+    affective = sign != 0
+    kind = selective(f, members, first)
+    both = torch.stack([sign == 1, sign == -1])[:, affective]
+    feeling = selective(f[affective], both, first[affective])
+    tensors = {
+        "hits": hits,
+        "base": base,
+        "events": events,
+        "mass": (mass * kind).sum(dim=1).double(),
+        "valence_mass": (mass * feeling).sum(dim=1).double(),
+        "whole": mass.sum(dim=1).double(),
+        "null": _null(study, mass, f, first, items, labels, classes),
+    }
+    if target is not None:
+        x = h[target.rows].double()
+        right = read_correctly(x, target.values, target.folds, classes=target.classes)
+        chance = torch.tensor(0.0, dtype=torch.float64)
+        generator = study.generator("shuffled semantic")
+        for _ in range(_SEMANTIC_SHUFFLES):
+            study.job.check()
+            shuffled = target.values[torch.randperm(len(target.values), generator=generator)]
+            read = read_correctly(x, shuffled, target.folds, classes=target.classes)
+            chance += read.double().mean() / _SEMANTIC_SHUFFLES
+        tensors |= {"right": right.double(), "semantic_null": chance[None]}
+    return tensors
+
+
+def _null(
+    study: Running,
+    mass: Tensor,
+    f: Tensor,
+    first: Tensor,
+    items: Sequence[Item],
+    labels: Tensor,
+    classes: int,
+) -> Tensor:
+    """Return the share of mass [shuffles] on features that are selective for shuffled labels."""
+    units: dict[tuple[str, int], int] = {}
+    of_text = torch.tensor(
+        [units.setdefault((item.group, item.label), len(units)) for item in items]
+    )
+    of_unit = torch.zeros(len(units), dtype=torch.long)
+    of_unit[of_text] = labels
+    generator = study.generator("shuffled labels")  # the same shufflings at every layer
+    whole = mass[~first].sum(dim=1).clamp(min=1e-12)
+    shares = []
+    for _ in range(_SHUFFLES):
+        study.job.check()
+        drawn = of_unit[torch.randperm(len(of_unit), generator=generator)][of_text]
+        chosen = selective(f, torch.stack([drawn == k for k in range(classes)]), first)
+        shares.append(((mass[~first] * chosen).sum(dim=1) / whole).mean())
+    return torch.stack(shares).double()
+
+
+def _patched(
+    study: Running, read: Readings, items: Sequence[Item], layers: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Return the answers of source and target [pairs, 2], and the answer [pairs, layers] of each
+    target with the source's readout put at a layer. Without two different answers, no pairs.
+    """
+    answers = read.scores.argmax(dim=1)
+    pairs = _pairs(study, answers)
+    count = -(-len(pairs) // _PAIRS_AT_ONCE)
+
+    def work(number: int) -> dict[str, Tensor]:
+        mine = pairs[number * _PAIRS_AT_ONCE : (number + 1) * _PAIRS_AT_ONCE]
+        return {
+            "answers": answers[mine],
+            "patched": torch.stack([_patch(study, items, pair, layers) for pair in mine.tolist()]),
+        }
+
+    chunks = study.stage("pairs", count, work, phase="patching")
+    if not count:
+        none = torch.zeros(0, 2, dtype=torch.long)
+        return none, torch.zeros(0, len(layers), dtype=torch.long)
+    return chunks.joined("answers"), chunks.joined("patched")
+
+
+def _pairs(study: Running, answers: Tensor) -> Tensor:
+    """Draw pairs of texts that are answered differently, each pair of answers as often."""
+    generator = study.generator("pairs")
+    by_answer = {a: (answers == a).nonzero().flatten() for a in sorted(set(answers.tolist()))}
+    kinds = [(a, b) for a in by_answer for b in by_answer if a != b]
+    if not kinds:
+        return torch.zeros(0, 2, dtype=torch.long)
+    order = torch.randperm(len(kinds), generator=generator).tolist()
+    drawn = []
+    for number in range(int(study.number("pairs"))):
+        kind = kinds[order[number % len(kinds)]]
+        drawn.append(
+            [
+                int(by_answer[a][torch.randint(len(by_answer[a]), (1,), generator=generator)])
+                for a in kind
+            ]
+        )
+    return torch.tensor(drawn)
+
+
+@torch.no_grad()
+def _patch(
+    study: Running, items: Sequence[Item], pair: Sequence[int], layers: Sequence[int]
+) -> Tensor:
+    """Return the answer [layers] of a target with the readout of a source put at each layer."""
+    texts = [study.read(items[row].text) for row in pair]
+    source, target = (captured(study, text) for text in texts)
+    h = source.resid[1:, texts[0].readout]
+    model, at = study.model, texts[1].readout
+    if study.tokens.rule == "whole_label":
+        prompt = [token.id for token in texts[1].tokens]
+        return torch.stack([_whole(study, prompt, h, layer, at) for layer in layers])
+    rows = rerun(
+        model,
+        target.resid[0],
+        start=0,
+        n_rows=model.n_layers,
+        hooks=putting(h),
+        first=at,
+        job=study.job,
+    )
+    return scores_of(study, rows.logits)[list(layers)].argmax(dim=1)
+
+
+def _whole(study: Running, prompt: list[int], h: Tensor, layer: int, at: int) -> Tensor:
+    """Return one patched answer where whole labels are compared: a forward for each layer."""
+
+    def put(tensor: Tensor) -> Tensor:
+        changed = tensor.clone()
+        changed[:, at] = h[layer].to(changed)
+        return changed
+
+    batch = run_batch(
+        study.model,
+        [prompt],
+        study.tokens,
+        edits=lambda _rows: [Hook("resid", layer, put)],
+        job=study.job,
+    )
+    return batch.scores[0].argmax()
+
+
+def cost(study: Running) -> Cost:
+    """Return two forwards a text, a pair's three, and the arithmetic over the widest SAE."""
+    texts, layers = study.run.dataset.texts, study.model.n_layers
+    width = max((sae.width for sae in study.saes), default=0)
+    work = layers * _SHUFFLES * texts * width * 8
+    return Cost(
+        forwards=2.5 * texts + 4 * study.number("pairs"),
+        disk_bytes=feature_bytes(study, events=True) + readings_bytes(study, layers),
+        memory_bytes=16 * texts * width,
+        seconds=work / 5e8,
+    )
+
+
+STUDY = Implementation(run=run, report=report, cost=cost)
