@@ -86,7 +86,7 @@ def _planted(root: Path) -> Path:
             for number in range(len(LABELS)):
                 block.mlp.gate_proj.weight[number, _CARRIED + number] = 3.0
                 block.mlp.up_proj.weight[number, _CARRIED + number] = 1.0
-                block.mlp.down_proj.weight[number, number] = 5.0
+                block.mlp.down_proj.weight[number, number] = 0.15
     model.save_pretrained(folder)
     return folder
 

@@ -120,7 +120,7 @@ def run(study: Running) -> KnockoutResult:
     kinds = choice("kinds", study.text("kinds"), KINDS)
     draws = counted("draws", study.number("draws"), least=1)
     plan = Plan(
-        tuple((k, d) for k in kinds for d in range(draws if k == "random" else 1)),  # type: ignore[misc]
+        tuple((k, d) for k in kinds for d in range(draws if k == "random" else 1)),
         windows_of(study.model.n_layers, study.numbers("span"), sites_of(study.text("sites"))),
     )
     found = readings(study, plan.places)

@@ -16,7 +16,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from emotui.core.engine.capture import Hook, HookFunction
+from emotui.core.engine.capture import Hook, HookFunction, Job
 from emotui.core.engine.speak import generate
 from emotui.core.errors import TextError
 from emotui.core.studies.common.readings import run_batch
@@ -24,6 +24,7 @@ from emotui.core.studies.common.report import Table
 from emotui.core.studies.common.within import Within
 
 if TYPE_CHECKING:
+    from emotui.core.engine.model import LoadedModel
     from emotui.core.studies.common.running import Running
 
 NEW_TOKENS = 24
@@ -89,9 +90,8 @@ def _answer(study: Running, text: str, vectors: Mapping[int, Tensor]) -> int:
     """Return the answer about what follows the text, as an index; -1 where nothing does."""
     model = study.model
     prompt = model.reader.prompt_ids(text)
-    hooks = [Hook("resid", layer, _adding(vector)) for layer, vector in vectors.items()]
     try:
-        tokens = generate(model, prompt, new_tokens=NEW_TOKENS, hooks=hooks, job=Within(study.job))
+        tokens = written_under(model, prompt, vectors, job=Within(study.job))
         written = model.reader.decode(tokens, after=prompt).strip()
         if not written:
             return -1
@@ -99,6 +99,23 @@ def _answer(study: Running, text: str, vectors: Mapping[int, Tensor]) -> int:
     except TextError:
         return -1
     return int(run_batch(model, [ids], study.tokens, job=study.job).scores[0].argmax())
+
+
+def written_under(
+    model: LoadedModel,
+    prompt: Sequence[int],
+    vectors: Mapping[int, Tensor],
+    *,
+    new_tokens: int = NEW_TOKENS,
+    job: Job | None = None,
+) -> tuple[int, ...]:
+    """Return what follows a prompt, greedily, with a vector [d_model] added to some layers'
+    residual at its last token and at every new one.
+
+    TextError where it would be longer than the context.
+    """
+    hooks = [Hook("resid", layer, _adding(vector)) for layer, vector in vectors.items()]
+    return generate(model, prompt, new_tokens=new_tokens, hooks=hooks, job=job)
 
 
 def _adding(vector: Tensor) -> HookFunction:

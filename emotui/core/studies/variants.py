@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Operation = Literal["set", "add", "turn"]
 """`set` puts the vector there, `add` adds it, `turn` gives what is there the vector's direction."""
 
+_Word = TypeVar("_Word", bound=str)
 _LOGITS_AT_ONCE = 2**25
 """Most logits held in float32 at a time: 128 MB."""
 SITES: tuple[Site, ...] = ("resid", "attn", "mlp")
@@ -238,7 +239,7 @@ def sites_of(given: str) -> tuple[Site, ...]:
     return tuple(site for site in SITES if site in words)
 
 
-def choice(name: str, given: str, known: Sequence[str]) -> tuple[str, ...]:
+def choice(name: str, given: str, known: Sequence[_Word]) -> tuple[_Word, ...]:
     """Return the words of an option in the order of `known`; UsageError for another one."""
     words = [word.strip() for word in given.split(",") if word.strip()]
     unknown = [word for word in words if word not in known]
