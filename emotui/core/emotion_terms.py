@@ -20,6 +20,7 @@ from emotui.core.errors import UsageError
 from emotui.core.text import clean
 
 TERM_SOURCE = "author-assigned"
+MOST_SCORED = 1000
 _FILE = "emotion_terms.tsv"
 _HEADER = ("term", "kind", *PLUTCHIK)
 
@@ -37,6 +38,49 @@ class Term(msgspec.Struct, frozen=True):
     def empty(self) -> bool:
         """Whether it is made of none of the eight; its share of a profile is undecomposed."""
         return not any(self.weights)
+
+
+class TermScore(msgspec.Struct, frozen=True):
+    """One word after a prompt."""
+
+    term: str
+    probability: float
+    """Over the list."""
+    corrected: float
+    """The same with the scores after a neutral text subtracted."""
+
+
+class TermProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """How likely the words of a list are after a prompt, and what they are made of."""
+
+    terms: tuple[TermScore, ...]
+    """The likeliest by each of the two probabilities."""
+    weights: dict[str, float]
+    """Of each of the eight: sum over words of probability times the word's weight."""
+    corrected: dict[str, float]
+    undecomposed: float
+    """Share of the words that are made of none of the eight."""
+    entropy: float
+    """Nats, over the list."""
+
+
+class TextTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """The words of a list after one text."""
+
+    template: str
+    table: str
+    """Name of the file of words."""
+    words: int
+    neutral: str
+    """The text whose scores are subtracted."""
+    plain: TermProfile
+    """Without edits."""
+    edits: tuple[str, ...] = ()
+    edited: TermProfile | None = None
+    divergence: float | None = None
+    """Of the eight, normalised, with the edits from without: Jensen-Shannon, nats."""
+    layers: tuple[tuple[float, ...], ...] = ()
+    """By layer, the eight as the logit lens has them, in the order of `PLUTCHIK`."""
 
 
 @cache
@@ -62,6 +106,29 @@ def read_terms(path: Path) -> tuple[Term, ...]:
     if text.startswith("term\t"):
         return _parsed(text, clean(path.name))
     return _parsed_emolex(text, clean(path.name))
+
+
+def terms_for(file: str) -> tuple[tuple[Term, ...], tuple[Term, ...], str]:
+    """Return the words that are scored, the words whose weights are known, and the table's name.
+
+    `file` is a path, "" for the bundled table. Of a lexicon of more than `MOST_SCORED` words (NRC
+    EmoLex) the bundled words that it has are scored, with its weights. UsageError as `read_terms`,
+    or where fewer than two words are left.
+    """
+    if not file:
+        return load_terms(), load_terms(), _FILE
+    known = read_terms(Path(file))
+    scored = known
+    if len(known) > MOST_SCORED:
+        usual = {term.term for term in load_terms()}
+        scored = tuple(term for term in known if term.term in usual)
+    if len(scored) < 2:
+        raise UsageError(
+            f"The table of terms {clean(Path(file).name)} has too few words.",
+            why=f"{len(scored)} can be scored.",
+            todo="Give at least two.",
+        )
+    return scored, known, clean(Path(file).name)
 
 
 def _parsed(text: str, name: str) -> tuple[Term, ...]:

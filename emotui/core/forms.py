@@ -150,8 +150,6 @@ class TextConsistency(msgspec.Struct, frozen=True, kw_only=True):
     rule: str
     """How the labels are told apart."""
     answers: tuple[FormAnswer, ...]
-    skipped: tuple[str, ...]
-    """Forms in which the text is too long."""
     templates_agree: float | None
     """Share of pairs of templates with the same answer; None with fewer than two."""
     orders_agree: float | None

@@ -11,6 +11,7 @@ import traceback
 
 from emotui.core.protocol import (
     ActivationsRequest,
+    ConsistencyRequest,
     DefineRequest,
     FeatureRequest,
     FitRequest,
@@ -20,6 +21,7 @@ from emotui.core.protocol import (
     Operation,
     PrefetchRequest,
     StudyRequest,
+    TermsRequest,
     VerifyRequest,
     WhereRequest,
     WithoutRequest,
@@ -52,6 +54,8 @@ def private_words(operation: Operation) -> Private:
         case (
             VerifyRequest(inspect=read)
             | WithoutRequest(inspect=read)
+            | ConsistencyRequest(inspect=read)
+            | TermsRequest(inspect=read)
             | ActivationsRequest(inspect=read)
             | FeatureRequest(inspect=read)
         ):

@@ -20,6 +20,8 @@ from emotui.core.engine.statistics import corpus_statistics
 from emotui.core.protocol import (
     Activated,
     ActivationsRequest,
+    AskedInForms,
+    ConsistencyRequest,
     Defined,
     DefineRequest,
     Diagnosed,
@@ -46,6 +48,8 @@ from emotui.core.protocol import (
     Prefetched,
     PrefetchRequest,
     ShutdownRequest,
+    TermsRequest,
+    TermsScored,
     Verified,
     VerifyRequest,
     WhereRequest,
@@ -179,6 +183,22 @@ def _verify(request: VerifyRequest, job: Job, session: Session) -> Verified:
     return verify(request, model, session.instruments(model, store), store, job)
 
 
+def _consistency(request: ConsistencyRequest, job: Job, session: Session) -> AskedInForms:
+    from emotui.core.engine.consistency import ask_in_forms
+
+    store = session.store(request.inspect.cache_dir)
+    model = session.model(request.inspect.spec, job, store=store)
+    return ask_in_forms(request, model, session.instruments(model, store), store, job)
+
+
+def _terms(request: TermsRequest, job: Job, session: Session) -> TermsScored:
+    from emotui.core.engine.text_terms import score_text
+
+    store = session.store(request.inspect.cache_dir)
+    model = session.model(request.inspect.spec, job, store=store)
+    return score_text(request, model, session.instruments(model, store), store, job)
+
+
 def _without(request: WithoutRequest, job: Job, session: Session) -> MaskedWords:
     from emotui.core.engine.without import without_words
 
@@ -229,6 +249,8 @@ OPERATIONS: dict[type[Operation], Callable[[Any, Job, Session], Outcome]] = {
     WhereRequest: _where,
     VerifyRequest: _verify,
     WithoutRequest: _without,
+    ConsistencyRequest: _consistency,
+    TermsRequest: _terms,
     FeatureRequest: _feature,
     ActivationsRequest: _activate,
     DoctorRequest: _diagnose,

@@ -26,6 +26,7 @@ from emotui.core.protocol.frames import (
 )
 from emotui.core.protocol.outcomes import (
     Activated,
+    AskedInForms,
     Defined,
     Diagnosed,
     Done,
@@ -42,10 +43,12 @@ from emotui.core.protocol.outcomes import (
     Prefetched,
     StudyDone,
     StudyPlanned,
+    TermsScored,
     Verified,
 )
 from emotui.core.protocol.requests import (
     ActivationsRequest,
+    ConsistencyRequest,
     DefineRequest,
     DoctorRequest,
     FeatureRequest,
@@ -61,12 +64,17 @@ from emotui.core.protocol.requests import (
     PrefetchRequest,
     ShutdownRequest,
     StudyRequest,
+    TermsRequest,
     VerifyRequest,
     WhereRequest,
     WithoutRequest,
 )
 
 __all__ = [
+    "AskedInForms",
+    "ConsistencyRequest",
+    "TermsRequest",
+    "TermsScored",
     "Activated",
     "ActivationsRequest",
     "CancelRequest",

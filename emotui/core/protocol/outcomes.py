@@ -5,7 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from emotui.core.details import FeatureDetail
+from emotui.core.emotion_terms import TextTerms
 from emotui.core.findings import Verification, WithoutWords
+from emotui.core.forms import TextConsistency
 from emotui.core.records import Where
 
 
@@ -144,6 +146,24 @@ class Verified(msgspec.Struct, frozen=True, tag="verified"):
     seconds: float
 
 
+class AskedInForms(msgspec.Struct, frozen=True, tag="asked_in_forms"):
+    """What a text is answered in every form."""
+
+    consistency: TextConsistency
+    cached: bool
+    forwards: int
+    seconds: float
+
+
+class TermsScored(msgspec.Struct, frozen=True, tag="terms_scored"):
+    """The words of a list after a text."""
+
+    terms: TextTerms
+    cached: bool
+    forwards: int
+    seconds: float
+
+
 class MaskedWords(msgspec.Struct, frozen=True, tag="masked_words"):
     """A text was read again without its emotion words; it is kept beside its trace."""
 
@@ -189,6 +209,8 @@ Outcome = (
     | Located
     | Verified
     | MaskedWords
+    | AskedInForms
+    | TermsScored
     | Featured
     | StudyPlanned
     | StudyDone

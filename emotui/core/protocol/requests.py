@@ -176,6 +176,23 @@ class VerifyRequest(msgspec.Struct, frozen=True, tag="verify"):
     """What the edit is judged by, such as `answer.joy`; "" is its largest measurable change."""
 
 
+class ConsistencyRequest(msgspec.Struct, frozen=True, tag="consistency"):
+    """Ask for the emotion of a text in other prompts, orders of the labels, and as a statement."""
+
+    inspect: InspectRequest
+    """What reads the text; its edits and SAEs play no part."""
+
+
+class TermsRequest(msgspec.Struct, frozen=True, tag="terms"):
+    """Score a list of emotion words after a text, and with its edits in force."""
+
+    inspect: InspectRequest
+    terms: str = ""
+    """A file of words, absolute; "" is the bundled table."""
+    digest: str = ""
+    """Of that file, so that a changed one is read again."""
+
+
 class WithoutRequest(msgspec.Struct, frozen=True, tag="without"):
     """Read a text again with its emotion words masked, beside other words masked."""
 
@@ -261,6 +278,8 @@ Operation = (
     | ImportDirectionRequest
     | VerifyRequest
     | WithoutRequest
+    | ConsistencyRequest
+    | TermsRequest
     | FeatureRequest
     | ActivationsRequest
     | DoctorRequest
