@@ -82,6 +82,20 @@ class Readings:
         )  # fmt: skip
         for row, (probe, site, position, layer, emotion) in enumerate(places):
             self._rows.setdefault((probe, site, position), {})[layer, emotion] = row
+        # Of a long text there are half a million features: rows are made where they are looked at.
+        features = trace.features
+        self._feature_rows: dict[tuple[Site, int, int], list[int]] = {}
+        places_of_features = zip(features.site, features.layer, features.position, strict=True)
+        for row, at in enumerate(places_of_features):
+            self._feature_rows.setdefault(at, []).append(row)
+        self.largest_activation: dict[tuple[str, int], float] = {}
+        """The largest activation of this text for each SAE and layer, for the bars."""
+        largest = self.largest_activation
+        for sae_layer, activation in zip(
+            zip(features.sae, features.layer, strict=True), features.activation, strict=True
+        ):
+            if activation > largest.get(sae_layer, 0.0):
+                largest[sae_layer] = activation
 
     def alone(self) -> Readings:
         """Return the same without the parent."""
@@ -154,31 +168,16 @@ class Readings:
             marked=z is not None and above is not None and z > above and mark == "",
         )
 
-    @cached_property
-    def _features(self) -> dict[tuple[Site, int, int], list[FeatureRow]]:
-        columns = self.trace.features
-        found: dict[tuple[Site, int, int], list[FeatureRow]] = {}
-        for row, position in enumerate(columns.position):
-            feature = FeatureRow(
-                columns.sae[row], columns.site[row], columns.layer[row], columns.index[row],
-                columns.activation[row], columns.attribution[row], columns.label[row],
-            )  # fmt: skip
-            found.setdefault((feature.site, feature.layer, position), []).append(feature)
-        return found
-
-    @cached_property
-    def largest_activation(self) -> dict[tuple[str, int], float]:
-        """The largest activation of this text for each SAE and layer, for the bars."""
-        largest: dict[tuple[str, int], float] = {}
-        for rows in self._features.values():
-            for row in rows:
-                key = (row.sae, row.layer)
-                largest[key] = max(largest.get(key, 0.0), row.activation)
-        return largest
-
     def features(self, site: Site, layer: int, position: int) -> Sequence[FeatureRow]:
         """Return the active features there, largest activation first."""
-        rows = self._features.get((site, layer, position), [])
+        columns = self.trace.features
+        rows = [
+            FeatureRow(
+                columns.sae[row], site, layer, columns.index[row],
+                columns.activation[row], columns.attribution[row], columns.label[row],
+            )
+            for row in self._feature_rows.get((site, layer, position), ())
+        ]  # fmt: skip
         return sorted(rows, key=lambda row: (-row.activation, row.index))
 
     def feature_layers(self, site: Site) -> tuple[int, ...]:

@@ -135,6 +135,13 @@ class LayersPane(LinePane):
         return emotions.index(state.emotion) if state.emotion in emotions else 0
 
     @property
+    def _columns_in_sight(self) -> range:
+        """The columns that are not scrolled away: a long text has thousands."""
+        count, first = len(self._heads), self.scroll_offset.x // self._width
+        room = self.scrollable_content_region.width - self.frozen
+        return range(min(first, count), min(first + max(0, room) // self._width + 2, count))
+
+    @property
     def _full_width(self) -> int:
         return self.frozen + self._width * len(self._heads) + self._lens
 
@@ -161,8 +168,10 @@ class LayersPane(LinePane):
             return None
         column, width = self._column(state), self._full_width
         parts: list[tuple[str, Style]] = [(" " * self.frozen, self.palette.quiet)]
-        for index, head in enumerate(self._heads):
-            chosen = index == column
+        sight = self._columns_in_sight
+        parts.append((" " * (self._width * sight.start), self.palette.quiet))
+        for index in sight:
+            head, chosen = self._heads[index], index == column
             style = self.palette.strong + Style(underline=True) if chosen else self.palette.quiet
             parts.append((_head(head, self._width - 1), style))
             parts.append((" ", self.palette.quiet))
@@ -195,7 +204,9 @@ class LayersPane(LinePane):
             gutter += (self._phases[layer] if layer >= 0 else "").ljust(_PHASES)
         yield gutter, self.palette.strong if here else self.palette.quiet
         chosen = self._column(state)
-        for column in range(len(self._heads)):
+        sight = self._columns_in_sight
+        yield " " * (self._width * sight.start), self.palette.quiet
+        for column in sight:
             if state.view == "emotions":
                 place, emotion = state.position, readings.emotions[column]
             else:
@@ -213,7 +224,7 @@ class LayersPane(LinePane):
                 glyph = self.palette.glyphs[step_of(cell.z)] if filled else style
                 yield text[:1], glyph if text[0] in GLYPHS[2:] else style
                 yield text[1:], style
-        if self._lens:
+        if self._lens:  # only where all columns are in sight
             yield fit(_lens_text(readings.lens(layer), self._lens), self._lens), self.palette.quiet
 
     def on_click(self, event: events.Click) -> None:

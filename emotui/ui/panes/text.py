@@ -26,6 +26,7 @@ from emotui.ui.state import ScreenState, part_of, place_name
 
 if TYPE_CHECKING:
     from emotui.ui.panes.editor import TextEditor
+    from emotui.ui.readings import Readings
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class TokenStrip(LinePane):
     def __init__(self) -> None:
         super().__init__(id="strip", title="", classes="")
         self._lines: list[list[Placed]] = []
+        self._wrapped_for: tuple[Readings, int] | None = None
+        """The trace and the width that the lines are of."""
         self._doubled = False
         self._raw: list[str] = []
 
@@ -89,12 +92,14 @@ class TokenStrip(LinePane):
         width = max(1, self.scrollable_content_region.width)
         readings = state.readings
         if readings is None or readings.trace.text.raw != state.text:
-            self._lines, self._doubled = [], False
+            self._lines, self._doubled, self._wrapped_for = [], False, None
             self._raw = _wrapped_text(state.text, width)
             return
         self._raw = []
-        breaks = tuple("\n" in token.string for token in readings.tokens)
-        self._lines = wrapped(readings.token_texts, breaks, width)
+        if self._wrapped_for != (readings, width):
+            breaks = tuple("\n" in token.string for token in readings.tokens)
+            self._lines = wrapped(readings.token_texts, breaks, width)
+            self._wrapped_for = (readings, width)
         room = 2 * len(self._lines) <= self.scrollable_content_region.height
         self._doubled = bool(readings.emotions) and (room or not self.palette.coloured)
 
