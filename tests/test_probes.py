@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import torch
 
+from emotui.cache.probes import ProbeCard
 from emotui.cache.store import Store
 from emotui.core.corpus import load_situations
 from emotui.core.emotions import LABEL_SETS
@@ -337,10 +339,42 @@ def test_the_command_fits_lists_and_shows(stories: Path, tmp_path: Path, two_lab
     shown = _run("probe", "show", cards[1]["id"][:12], *cache)
     assert shown.returncode == 0, shown.stderr
     lines = shown.stdout.splitlines()
-    assert sum(line.split()[:1] == ["resid"] for line in lines) == 6
+    assert sum(line.split()[:1] == ["resid"] for line in lines) == 2 * 6  # scores, controls
     assert "anger, joy" in shown.stdout
     document = json.loads(_run("probe", "show", cards[0]["id"], "--json", *cache).stdout)
     assert document == cards[0]
+    _assert_controls_are_shown(cards[1], lines)
+
+
+def _assert_controls_are_shown(card: dict[str, Any], lines: list[str]) -> None:
+    """Every score has its controls, in the document and, rounded, in the second table."""
+    named = ("control_accuracy", "selectivity", "random_accuracy", "orthogonal_accuracy")
+    start = next(n for n, line in enumerate(lines) if line.startswith("controls"))
+    assert f"{card['control_words']:,} first words" in lines[start]
+    rows = [line.split() for line in lines[start:]]
+    for score in card["scores"]:
+        assert all(-1 <= score[name] <= 1 for name in named)
+        layer = "emb" if score["layer"] < 0 else str(score["layer"])
+        row = next(row for row in rows if row[:2] == [score["site"], layer])
+        assert row[3:] == [f"{score[name]:.2f}" for name in named]
+
+
+def test_a_probe_from_before_the_controls_is_read_and_says_not_measured(
+    probes: tuple[Probe, Probe], tmp_path: Path
+) -> None:
+    card = msgspec.to_builtins(probes[0].file.card)
+    for name in ("control_words", "control_texts"):
+        del card[name]
+    for score in card["scores"]:
+        for name in ("control_accuracy", "selectivity", "random_accuracy", "orthogonal_accuracy"):
+            del score[name]
+    old = msgspec.convert(card, ProbeCard)
+    assert all(score.control_accuracy is None for score in old.scores)
+    with Store.open(tmp_path) as store:
+        store.put_probe(old.id, probes[0].to_bytes(), old)
+    shown = _run("probe", "show", old.id, "--cache-dir", str(tmp_path))
+    assert shown.returncode == 0, shown.stderr
+    assert "control task and random directions: not measured" in shown.stdout
 
 
 def test_listing_and_showing_import_no_torch(probes: tuple[Probe, Probe], store: Store) -> None:

@@ -56,6 +56,16 @@ class ProbeScore(msgspec.Struct, frozen=True):
     """On those without one."""
     other_accuracy: float | None = None
     """On texts of another source; None without any."""
+    control_accuracy: float | None = None
+    """Of a probe of the same capacity on the control task: labels drawn at random for each first
+    word (Hewitt and Liang 2019), mean of five drawings, on held-out texts of the same source. None,
+    as the next three, where it was not measured."""
+    selectivity: float | None = None
+    """This probe's accuracy on those texts minus `control_accuracy`."""
+    random_accuracy: float | None = None
+    """On the judged texts, from as many random directions as there are labels, mean of five."""
+    orthogonal_accuracy: float | None = None
+    """The same with random directions orthogonal to all of the probe's."""
 
 
 class ProbeCard(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +91,10 @@ class ProbeCard(msgspec.Struct, frozen=True, kw_only=True):
     """Texts of the source it was fitted on, the held-out ones included."""
     judged_on: str = ""
     """Which held-out texts `balanced_accuracy` and the verdicts are about."""
+    control_words: int | None = None
+    """Different first words that the control task gives labels to; None where there is none."""
+    control_texts: int | None = None
+    """Held-out texts it is judged on: those whose first word occurs in training."""
     scores: tuple[ProbeScore, ...]
     """One for each site and layer that was fitted."""
 

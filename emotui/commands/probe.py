@@ -177,9 +177,14 @@ def show(
     )
     typer.echo(f"{'source':<10} {_source_of(card)}")
     _print_table(_score_table(card))
+    typer.echo(f"{'controls':<10} {_controls_of(card)}")
+    if _has_controls(card):
+        _print_table(_control_table(card))
     say(
         "Balanced accuracy. trusted: above shuffled labels (95 %, best layer) and above the bag of "
-        "embeddings by more than its standard error; lexical: above shuffled labels alone."
+        "embeddings by more than its standard error; lexical: above shuffled labels alone. "
+        "selectivity: on the texts of the control task, the probe minus the control; random: from "
+        "as many random directions; orthogonal: from those orthogonal to the probe's."
     )
 
 
@@ -197,6 +202,25 @@ def _source_of(card: ProbeCard) -> str:
             "texts of other kinds is not known"
         )
     return "trust is judged on texts of another source than those it was fitted on"
+
+
+def _has_controls(card: ProbeCard) -> bool:
+    return any(score.random_accuracy is not None for score in card.scores)
+
+
+def _controls_of(card: ProbeCard) -> str:
+    """Say what the further controls are, and which were not measured."""
+    if not _has_controls(card):
+        return "control task and random directions: not measured; `emotui probe fit` does"
+    random = (
+        f"{len(card.emotions)} random directions, free and orthogonal to the probe's (5 drawings)"
+    )
+    if card.control_words is None:
+        return f"control task: not measured, first words recur too little; {random}"
+    return (
+        f"control task: labels drawn for {card.control_words:,} first words, judged on "
+        f"{card.control_texts:,} held-out texts; {random}"
+    )
 
 
 def _stem(name: str) -> str:
@@ -285,6 +309,26 @@ def _score_table(card: ProbeCard) -> Table:
             score.trust,
             f"{score.balanced_accuracy:.2f}",
             *("" if value is None else f"{value:.2f}" for value in apart),
+        )
+    return table
+
+
+def _control_table(card: ProbeCard) -> Table:
+    table = _table(
+        "site", "layer:", "judged:", "control:", "selectivity:", "random:", "orthogonal:"
+    )
+    for score in card.scores:
+        found = (
+            score.control_accuracy,
+            score.selectivity,
+            score.random_accuracy,
+            score.orthogonal_accuracy,
+        )
+        table.add_row(
+            score.site,
+            _layer_name(score.layer),
+            f"{score.balanced_accuracy:.2f}",
+            *("" if value is None else f"{value:.2f}" for value in found),
         )
     return table
 

@@ -1,8 +1,9 @@
 """Fitting probes: every layer and site of a model at once, with the controls they are judged by.
 
 Texts are split by topic into train, dev and test. On train: the probe at each strength of the
-penalty, of which dev chooses one; the same with 20 shufflings of the labels; and five folds by
-topic, whose out-of-fold scores of neutral texts give z. Everything is judged on texts of another
+penalty, of which dev chooses one; the same with 20 shufflings of the labels, with labels drawn for
+each first word (the control task), and from random directions; and five folds by topic, whose
+out-of-fold scores of neutral texts give z. Everything is judged on texts of another
 source where there are some, else on the held-out topics' texts without emotion words.
 """
 
@@ -24,6 +25,7 @@ from emotui.core.engine.design import Design, design_of
 from emotui.core.engine.labelled import Labelled, labelled_texts
 from emotui.core.engine.model import name_of
 from emotui.core.engine.place_fits import PlaceFits, fit_places, out_of_fold, scores_of
+from emotui.core.engine.probe_controls import ControlTask, control_task
 from emotui.core.engine.probes import Probe, ProbeFile, Threshold
 from emotui.core.errors import TextError
 from emotui.core.protocol import FitRequest, Fitted
@@ -134,6 +136,7 @@ def fit_probes(request: FitRequest, model: LoadedModel, store: Store, job: Job) 
     )
     data, texts = _readable(data, model, request.template)
     design = design_of(data, seed=request.seed)
+    task = _control_task(data, design, seed=request.seed)
     collected = collect(model, texts, job=job)
     bag_place = collected.places.index(("resid", -1))
     inputs: dict[ProbeKind, Tensor] = {"token": collected.mean, "readout": collected.readout}
@@ -146,6 +149,8 @@ def fit_probes(request: FitRequest, model: LoadedModel, store: Store, job: Job) 
             phase=f"fitting the {kind} probes",
             device=model.device,
             preview=request.preview,
+            task=task,
+            directions=True,
         )
         for kind, tensor in inputs.items()
     }
@@ -166,6 +171,8 @@ def fit_probes(request: FitRequest, model: LoadedModel, store: Store, job: Job) 
             _card(request, model, data, kind),
             scores=scores_of(fitted, bag, collected.places, design),
             judged_on=design.judged_on,
+            control_words=None if task is None else task.words,
+            control_texts=None if task is None else len(task.judged),
         )
         thresholds = thresholds_of(logits, mean, sd, collected.places, lengths)
         file = ProbeFile(card, tuple(fitted.strength.tolist()), thresholds)
@@ -177,6 +184,20 @@ def fit_probes(request: FitRequest, model: LoadedModel, store: Store, job: Job) 
         probe_ids=tuple(probe.id for probe in made),
         forwards=model.forwards - before,
         seconds=time.monotonic() - started,
+    )
+
+
+def _control_task(data: Labelled, design: Design, *, seed: int) -> ControlTask | None:
+    held_out = design.subsets.get("test")
+    if held_out is None:
+        return None
+    return control_task(
+        [text.text for text in data.texts],
+        design.labels,
+        train=design.train,
+        held_out=held_out,
+        classes=design.classes,
+        seed=seed,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from emotui.core.engine.capture import Job
 from emotui.core.engine.collect import Place
 from emotui.core.engine.design import FOLDS, Design
 from emotui.core.engine.logistic import LogisticFit, balanced_weights, fit_logistic
+from emotui.core.engine.probe_controls import DRAWS, Beside, ControlTask, along_random
 from emotui.core.engine.ridge import fit_ridge
 from emotui.core.records import Site
 
@@ -43,6 +45,8 @@ class PlaceFits:
     """[P, n], the label each text is given."""
     shuffled: Tensor
     """[P, S], balanced accuracy on the judged texts after fitting on shuffled labels."""
+    beside: Beside | None = None
+    """The control task and random directions; None where they were not asked for."""
 
 
 def fit_places(
@@ -54,11 +58,14 @@ def fit_places(
     phase: str,
     device: torch.device,
     preview: bool = False,
+    task: ControlTask | None = None,
+    directions: bool = False,
 ) -> PlaceFits:
     """Fit one kind of probe at every place; `inputs` is [P, n, d].
 
     Done in chunks of places, in float32 on `device`. Deterministic for a seed. A preview is fitted
-    by ridge regression in closed form, its controls too.
+    by ridge regression in closed form, its controls too. With `task` the control task is fitted
+    too, and with `directions` random directions of the inputs.
     """
     per_place = inputs.shape[1] * inputs.shape[2]
     size = max(1, _CHUNK_VALUES // per_place)
@@ -67,10 +74,17 @@ def fit_places(
         job.check()
         job.progress(phase, start, inputs.shape[0])
         chunk = inputs[start : start + size].to(device, torch.float32)
-        parts.append(_fit_chunk(chunk, design, seed=seed, job=job, preview=preview))
+        fitting = _Fitting(chunk, design, seed=seed, job=job, preview=preview)
+        parts.append(fitting.done(task, directions=directions))
     job.progress(phase, inputs.shape[0], inputs.shape[0])
-    names = PlaceFits.__dataclass_fields__
-    return PlaceFits(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
+    names = [name for name in PlaceFits.__dataclass_fields__ if name != "beside"]
+    columns: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
+    found = [part.beside for part in parts if part.beside is not None]
+    if found:
+        names = list(Beside.__dataclass_fields__)
+        joined = {name: torch.cat([getattr(part, name) for part in found]) for name in names}
+        columns["beside"] = Beside(**joined)
+    return PlaceFits(**columns)
 
 
 def _standardised(inputs: Tensor, train: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,59 +100,159 @@ def _standardised(inputs: Tensor, train: Tensor) -> tuple[Tensor, Tensor, Tensor
     return (inputs - center[:, None]) * inverse[:, None], center, inverse
 
 
-def _fit_chunk(inputs: Tensor, design: Design, *, seed: int, job: Job, preview: bool) -> PlaceFits:
-    device = inputs.device
-    labels, train, dev = (t.to(device) for t in (design.labels, design.train, design.dev))
-    classes = design.classes
-    standard, center, inverse = _standardised(inputs, train)
-    fitted, targets = standard[:, train], labels[train]
+@dataclass(frozen=True)
+class _Chosen:
+    """Probes at C places on standardised inputs, the strength of each chosen on dev."""
 
-    def fit(replicates: Tensor, strength: Tensor, **options: object) -> LogisticFit:
-        if preview:
+    strength: Tensor
+    """[C]."""
+    weight: Tensor
+    """[C, d, K]."""
+    bias: Tensor
+    """[C, K]."""
+    predicted: Tensor
+    """[C, n]."""
+
+
+class _Fitting:
+    """All fits at a chunk of places: the probe, its folds, and what it is held against."""
+
+    def __init__(
+        self, inputs: Tensor, design: Design, *, seed: int, job: Job, preview: bool
+    ) -> None:
+        self.inputs, self.design, self.device = inputs, design, inputs.device
+        self.seed, self.job, self.preview = seed, job, preview
+        self.train, self.judged = design.train.to(self.device), design.judged.to(self.device)
+        self.targets = design.labels.to(self.device)[self.train]
+        self.standard, self.center, self.inverse = _standardised(inputs, self.train)
+
+    def done(self, task: ControlTask | None, *, directions: bool) -> PlaceFits:
+        """Fit everything; tensors on the CPU."""
+        chosen = self._choose(self.standard)
+        chance, control = self._by_chance(chosen.strength, task)
+        folded = self._folds(chosen.strength)
+        weight = chosen.weight * self.inverse[..., None]
+        predicted = chosen.predicted.cpu()
+        beside = None
+        if task is not None or directions:
+            nothing = torch.full((len(weight),), float("nan"), dtype=torch.float64)
+            beside = Beside(
+                control=nothing if control is None else control,
+                task=nothing if task is None else self._accuracy(predicted, task.judged),
+                random=self._random(None, chosen.strength) if directions else nothing,
+                orthogonal=self._random(weight, chosen.strength) if directions else nothing,
+            )
+        return PlaceFits(
+            strength=chosen.strength.cpu(),
+            center=self.center.cpu(),
+            weight=weight.cpu(),
+            bias=chosen.bias.cpu(),
+            fold_weight=(folded.weight * self.inverse[:, None, :, None]).cpu(),
+            fold_bias=folded.bias.cpu(),
+            predicted=predicted,
+            shuffled=chance,
+            beside=beside,
+        )
+
+    def _fit(
+        self, inputs: Tensor, replicates: Tensor, strength: Tensor, **options: object
+    ) -> LogisticFit:
+        classes = self.design.classes
+        if self.preview:
             weights = options.get("weights")
             keep = weights > 0 if isinstance(weights, Tensor) else None
-            return fit_ridge(fitted, replicates, classes=classes, keep=keep)
+            return fit_ridge(inputs, replicates, classes=classes, keep=keep)
         return fit_logistic(
-            fitted,
+            inputs,
             replicates,
             classes=classes,
             strength=strength,
-            check=job.check,
+            check=self.job.check,
             **options,  # type: ignore[arg-type]
         )
 
-    grid = torch.tensor(STRENGTHS[-1:] if preview else STRENGTHS, device=device)
-    tried = fit(targets.expand(len(grid), -1), grid)
-    loss = _balanced_loss(tried.logits(standard[:, dev]), labels[dev], classes)
-    chosen = loss.argmin(dim=1)
-    strength = grid[chosen]
-    places = torch.arange(len(chosen), device=device)
-    weight, bias = tried.weight[places, chosen], tried.bias[places, chosen]
-    predicted = (torch.bmm(standard, weight) + bias[:, None]).argmax(dim=2)
+    def _choose(self, standard: Tensor) -> _Chosen:
+        """Fit at each strength of the penalty, and keep the one that dev is predicted best by."""
+        grid = torch.tensor(STRENGTHS[-1:] if self.preview else STRENGTHS, device=self.device)
+        tried = self._fit(standard[:, self.train], self.targets.expand(len(grid), -1), grid)
+        dev = self.design.dev.to(self.device)
+        labels = self.design.labels.to(self.device)[dev]
+        loss = _balanced_loss(tried.logits(standard[:, dev]), labels, self.design.classes)
+        best = loss.argmin(dim=1)
+        places = torch.arange(len(best), device=self.device)
+        weight, bias = tried.weight[places, best], tried.bias[places, best]
+        predicted = (torch.bmm(standard, weight) + bias[:, None]).argmax(dim=2)
+        return _Chosen(grid[best], weight, bias, predicted)
 
-    judged = design.judged.to(device)
-    shuffled = fit(
-        _shufflings(targets, seed), strength[:, None], tolerance=_SHUFFLED_TOLERANCE
-    ).logits(standard[:, judged])
-    # On the CPU: some accelerators have no float64.
-    guesses = shuffled.argmax(3).cpu()
-    chance = controls.balanced_accuracy(guesses, design.labels[design.judged], classes=classes)
+    def _by_chance(
+        self, strength: Tensor, task: ControlTask | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Fit on shuffled labels, and on those of the control task, as further replicates.
 
-    folds = design.folds.to(device)[train]
-    outside = folds[None] != torch.arange(FOLDS, device=device)[:, None]
-    replicates = targets.expand(FOLDS, -1)
-    weights = balanced_weights(replicates, classes=classes, keep=outside)
-    folded = fit(replicates, strength[:, None], weights=weights)
-    return PlaceFits(
-        strength=strength.cpu(),
-        center=center.cpu(),
-        weight=(weight * inverse[..., None]).cpu(),
-        bias=bias.cpu(),
-        fold_weight=(folded.weight * inverse[:, None, :, None]).cpu(),
-        fold_bias=folded.bias.cpu(),
-        predicted=predicted.cpu(),
-        shuffled=chance,
-    )
+        Returns accuracies [P, S] on the judged texts, and [P] on those of the control task.
+        """
+        replicates = _shufflings(self.targets, self.seed)
+        shuffles = len(replicates)
+        rows = self.judged
+        if task is not None:
+            given = task.labels.to(self.device)
+            replicates = torch.cat([replicates, given[:, self.train]])
+            rows = torch.cat([rows, task.judged.to(self.device)])
+        fitted = self._fit(
+            self.standard[:, self.train],
+            replicates,
+            strength[:, None],
+            tolerance=_SHUFFLED_TOLERANCE,
+        )
+        # On the CPU: some accelerators have no float64.
+        guesses = fitted.logits(self.standard[:, rows]).argmax(3).cpu()
+        judged = len(self.judged)
+        chance = self._accuracy_of(guesses[:, :shuffles, :judged], self.design.judged)
+        if task is None:
+            return chance, None
+        found = [
+            controls.balanced_accuracy(
+                guesses[:, shuffles + draw, judged:],
+                labels[task.judged],
+                classes=self.design.classes,
+            )
+            for draw, labels in enumerate(task.labels)
+        ]
+        return chance, torch.stack(found).mean(dim=0)
+
+    def _folds(self, strength: Tensor) -> LogisticFit:
+        """Fit without each fold in turn."""
+        folds = self.design.folds.to(self.device)[self.train]
+        outside = folds[None] != torch.arange(FOLDS, device=self.device)[:, None]
+        replicates = self.targets.expand(FOLDS, -1)
+        weights = balanced_weights(replicates, classes=self.design.classes, keep=outside)
+        fitted = self.standard[:, self.train]
+        return self._fit(fitted, replicates, strength[:, None], weights=weights)
+
+    def _random(self, weight: Tensor | None, strength: Tensor) -> Tensor:
+        """Return the accuracy [P] from random directions; with `weight`, orthogonal to the probe's.
+
+        Fitted at the probe's own penalty and judged on its texts, as shuffled labels are.
+        """
+        inputs = along_random(self.inputs, weight, count=self.design.classes, seed=self.seed)
+        standard, _, _ = _standardised(inputs, self.train)
+        fitted = self._fit(
+            standard[:, self.train],
+            self.targets[None],
+            strength.repeat_interleave(DRAWS)[:, None],
+            tolerance=_SHUFFLED_TOLERANCE,
+        )
+        guesses = fitted.logits(standard[:, self.judged])[:, 0].argmax(2).cpu()
+        found = self._accuracy_of(guesses, self.design.judged)
+        return found.view(-1, DRAWS).mean(dim=1)
+
+    def _accuracy(self, predicted: Tensor, rows: Tensor) -> Tensor:
+        return self._accuracy_of(predicted[..., rows], rows)
+
+    def _accuracy_of(self, guesses: Tensor, rows: Tensor) -> Tensor:
+        return controls.balanced_accuracy(
+            guesses, self.design.labels[rows], classes=self.design.classes
+        )
 
 
 def _balanced_loss(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -188,6 +302,7 @@ def scores_of(
             for name in ("dev", "test", "named", "unnamed", "other")
             if name in accuracy
         }
+        apart.update(_beside(fits.beside, index))
         return ProbeScore(
             site=site,
             layer=layer,
@@ -206,6 +321,20 @@ def scores_of(
         )
 
     return tuple(score(index, site, layer) for index, (site, layer) in enumerate(places))
+
+
+def _beside(found: Beside | None, index: int) -> dict[str, float]:
+    """Return the fields of a score that say what the further controls reach; only those known."""
+    if found is None:
+        return {}
+    control, task = float(found.control[index]), float(found.task[index])
+    fields = {
+        "control_accuracy": control,
+        "selectivity": task - control,
+        "random_accuracy": float(found.random[index]),
+        "orthogonal_accuracy": float(found.orthogonal[index]),
+    }
+    return {name: value for name, value in fields.items() if value == value}
 
 
 def out_of_fold(fits: PlaceFits, design: Design, row: int, h: Tensor, place: int) -> Tensor:

@@ -16,6 +16,7 @@ from emotui.core.emotions import words_of
 from emotui.core.engine import controls
 from emotui.core.engine.design import Design
 from emotui.core.engine.place_fits import fit_places
+from emotui.core.engine.probe_controls import random_directions
 
 if TYPE_CHECKING:
     from emotui.core.studies.common.running import Running
@@ -71,12 +72,8 @@ def projected(
 
     With `without` [d, K], the directions are orthogonal to all of its columns.
     """
-    directions = torch.randn(h.shape[1], count, generator=generator)
-    if without is not None:
-        basis = torch.linalg.qr(without.double()).Q.float()
-        directions = directions - basis @ (basis.T @ directions)
-    unit: Tensor = directions / directions.norm(dim=0).clamp_min(1e-30)
-    return h @ unit
+    directions = random_directions(h.shape[1], count, generator=generator, without=without)
+    return h @ directions
 
 
 @contextmanager

@@ -14,17 +14,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from emotui.core.engine import controls
 from emotui.core.engine.appraisals import ridge
-from emotui.core.engine.capture import Job, QuietJob
 from emotui.core.engine.collect import Place, places_of
 from emotui.core.engine.design import Design, design_of
 from emotui.core.engine.labelled import Labelled, LabelledText, Row, Split, split_rows
 from emotui.core.engine.place_fits import PlaceFits, fit_places, scores_of
+from emotui.core.engine.probe_controls import first_word_labels
 from emotui.core.errors import UsageError
 from emotui.core.records import EMBEDDING_LAYER
 from emotui.core.studies.common.chunks import Chunks
@@ -32,6 +33,7 @@ from emotui.core.studies.common.dataset import Item
 from emotui.core.studies.common.readings import Readings, readings, readings_bytes
 from emotui.core.studies.common.running import Cost, Implementation, Running
 from emotui.core.studies.common.statistics import balanced, bootstrap, cohen_kappa, pearson
+from emotui.core.studies.common.within import Within
 from emotui.core.studies.probe_controls import projected, random_weights, text_probe
 from emotui.core.studies.probe_report import report
 from emotui.core.studies.probe_results import (
@@ -177,13 +179,9 @@ def _first_words(study: Running, items: Sequence[Item], gold: Tensor) -> Tensor:
 
     Each word draws its label once, by the frequencies of the gold labels.
     """
-    words = [(item.text.lower().split() or [""])[0] for item in items]
-    kinds = {word: number for number, word in enumerate(sorted(set(words)))}
     shares = torch.bincount(gold, minlength=len(study.dataset.labels)).double()
-    drawn = torch.multinomial(
-        shares, len(kinds), replacement=True, generator=study.generator("first words")
-    )
-    return drawn[torch.tensor([kinds[word] for word in words])]
+    texts = [item.text for item in items]
+    return first_word_labels(texts, shares, study.generator("first words"))[0]
 
 
 def _fitted(study: Running, found: Readings, target: _Target, name: str) -> Chunks:
@@ -197,7 +195,7 @@ def _fitted(study: Running, found: Readings, target: _Target, name: str) -> Chun
             inputs[None],
             design,
             seed=study.run.seed,
-            job=_Within(study.job),
+            job=Within(study.job),
             phase="",
             device=study.model.device,
         )
@@ -206,19 +204,8 @@ def _fitted(study: Running, found: Readings, target: _Target, name: str) -> Chun
     return study.stage(stage, len(found.places), work, phase=f"fitting {name}")
 
 
-class _Within(QuietJob):
-    """The job of a part of a stage: it can be cancelled, and leaves progress to the stage."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-
-    def check(self) -> None:
-        """Raise Cancelled where the user cancelled."""
-        self._job.check()
-
-
 def _places_fits(chunks: Chunks) -> PlaceFits:
-    columns = {field: chunks.joined(field) for field in _KEPT}
+    columns: dict[str, Any] = {field: chunks.joined(field) for field in _KEPT}
     none = torch.empty(0)
     return PlaceFits(**columns, fold_weight=none, fold_bias=none)
 
@@ -231,7 +218,7 @@ def _judged(
         found.bag[target.rows][None],
         design,
         seed=study.run.seed,
-        job=_Within(study.job),
+        job=Within(study.job),
         phase="",
         device=study.model.device,
     )
@@ -277,7 +264,7 @@ def _projections(
                 inputs[None],
                 design,
                 seed=study.run.seed,
-                job=_Within(study.job),
+                job=Within(study.job),
                 phase="",
                 device=study.model.device,
             )
