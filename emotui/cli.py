@@ -420,6 +420,7 @@ def _choice(option: str, value: str, allowed: Sequence[str]) -> str:
 def _add_groups() -> None:
     """Add the commands of modules of their own; the others start quicker without them."""
     import emotui.commands.directions  # noqa: F401  adds its commands to those of the probes
+    from emotui.commands.asked import consistency, terms
     from emotui.commands.cache import app as cache_app
     from emotui.commands.compare import compare
     from emotui.commands.emotion import app as emotion_app
@@ -437,15 +438,13 @@ def _add_groups() -> None:
     app.add_typer(probe_app, name="probe")
     app.add_typer(recipe_app, name="recipe")
     app.add_typer(study_app, name="study")
-    app.command()(compare)
-    app.command()(feature)
-    app.command()(note)
-    app.command()(without)
+    for command in (compare, consistency, feature, note, terms, without):
+        app.command()(command)
 
 
 GROUPS = (
-    *("cache", "compare", "emotion", "feature", "labels", "note", "probe", "recipe", "study"),
-    "without",
+    *("cache", "compare", "consistency", "emotion", "feature", "labels", "note", "probe"),
+    *("recipe", "study", "terms", "without"),
 )
 COMMANDS = ("open", "inspect", "generate", "where", "models", "export", "doctor", *GROUPS)
 _ROOT_OPTIONS = ("--help", "-h", "--version")

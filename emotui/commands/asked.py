@@ -1,0 +1,237 @@
+"""`emotui consistency` and `emotui terms`: one text asked in other ways, and described in words."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import msgspec
+import typer
+
+from emotui.cache.demo import is_demo
+from emotui.commands.common import cache_for, wait_for
+from emotui.commands.texts import text_of_argument
+from emotui.core.emotion_terms import TextTerms, terms_for
+from emotui.core.emotions import DEFAULT_LABEL_SET
+from emotui.core.errors import UsageError
+from emotui.core.forms import TextConsistency
+from emotui.core.protocol import (
+    AskedInForms,
+    InspectRequest,
+    Loaded,
+    LoadRequest,
+    ModelSpec,
+    Operation,
+    Outcome,
+    TermsScored,
+)
+from emotui.core.text import DEFAULT_TEMPLATE, clean, template_named
+
+if TYPE_CHECKING:
+    from emotui.cache.store import Store
+
+_Found = TypeVar("_Found", TextConsistency, TextTerms)
+
+Text = Annotated[str | None, typer.Argument(help="The text; - reads standard input.")]
+Model = Annotated[str | None, typer.Option("--model", help="A local folder, a hub id or an alias.")]
+Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or auto.")]
+TemplateName = Annotated[str, typer.Option("--template", help="The prompt around the text.")]
+LabelSet = Annotated[str, typer.Option("--labels", help="The set of emotion labels.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Make no connection.")]
+Private = Annotated[
+    bool, typer.Option("--private", help="Keep nothing of this session on the disk.")
+]
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option("--cache-dir", help="Where answers are kept.", envvar="EMOTUI_CACHE_DIR"),
+]
+
+
+def consistency(
+    text: Text = None,
+    model: Model = None,
+    revision: Revision = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    template: TemplateName = DEFAULT_TEMPLATE,
+    labels: LabelSet = DEFAULT_LABEL_SET,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    offline: Offline = False,
+    private: Private = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Ask for a text's emotion in other prompts, orders of the labels, and as a statement."""
+    from emotui.cache.asked import consistency_request, known_consistency
+    from emotui.core.export.asked import ConsistencyDocument, consistency_lines, document_bytes
+
+    request = _request(
+        text, _spec(model, revision, dtype, device, offline), template, labels, seed=seed
+    )
+    with cache_for(cache_dir, private=private, demo=is_demo(request.spec)) as root:
+        request = msgspec.structs.replace(request, cache_dir=str(root))
+
+        def found(outcome: Outcome) -> TextConsistency:
+            assert isinstance(outcome, AskedInForms)
+            return outcome.consistency
+
+        fingerprint, answer = _answered(
+            request,
+            root,
+            lambda ready: consistency_request(ready),
+            lambda ready, store, weights: known_consistency(
+                consistency_request(ready), store, fingerprint=weights
+            ),
+            found,
+        )
+    if as_json:
+        sys.stdout.buffer.write(
+            document_bytes(
+                ConsistencyDocument(
+                    model=_name(request.spec),
+                    fingerprint=fingerprint,
+                    text=request.text,
+                    consistency=answer,
+                )
+            )
+        )
+    else:
+        sys.stdout.write("\n".join([clean(request.text), *consistency_lines(answer)]) + "\n")
+    sys.stdout.flush()
+
+
+def terms(
+    text: Text = None,
+    do: Annotated[
+        list[str] | None, typer.Option("--do", help="An edit in force, such as 'promote joy +0.1'.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option("--terms", help="A table of words, or NRC EmoLex.")
+    ] = None,
+    model: Model = None,
+    revision: Revision = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    sae: Annotated[
+        list[str] | None, typer.Option("--sae", help="A folder, RELEASE[:ID], or none.")
+    ] = None,
+    template: TemplateName = DEFAULT_TEMPLATE,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    offline: Offline = False,
+    private: Private = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Score 384 emotion words after a text, and say which of the eight basic ones they make."""
+    from emotui.cache.asked import known_terms, terms_request
+    from emotui.cache.demo import demo_saes
+    from emotui.commands.models import sae_sources
+    from emotui.core.export.asked import TermsDocument, document_bytes, terms_lines
+
+    spec = _spec(model, revision, dtype, device, offline)
+    if table is not None:
+        terms_for(str(table.expanduser()))  # what is wrong with it is said before a model is loaded
+    edits = tuple(do or ())
+    saes: tuple[str, ...] = ()
+    if edits:
+        given = sae or (demo_saes() if model is None else ())
+        saes = sae_sources(spec.model, given, offline=offline, cache_dir=cache_dir)
+    request = _request(text, spec, template, DEFAULT_LABEL_SET, seed=seed, saes=saes, edits=edits)
+    with cache_for(cache_dir, private=private, demo=is_demo(spec)) as root:
+        request = msgspec.structs.replace(request, cache_dir=str(root))
+
+        def found(outcome: Outcome) -> TextTerms:
+            assert isinstance(outcome, TermsScored)
+            return outcome.terms
+
+        fingerprint, answer = _answered(
+            request,
+            root,
+            lambda ready: terms_request(ready, table),
+            lambda ready, store, weights: known_terms(
+                terms_request(ready, table), store, fingerprint=weights
+            ),
+            found,
+        )
+    if as_json:
+        sys.stdout.buffer.write(
+            document_bytes(
+                TermsDocument(
+                    model=_name(spec), fingerprint=fingerprint, text=request.text, terms=answer
+                )
+            )
+        )
+    else:
+        sys.stdout.write("\n".join([clean(request.text), *terms_lines(answer)]) + "\n")
+    sys.stdout.flush()
+
+
+def _spec(
+    model: str | None, revision: str | None, dtype: str, device: str, offline: bool
+) -> ModelSpec:
+    from emotui.cache.demo import demo_spec
+
+    if model is None:
+        return demo_spec(dtype=dtype, device=device)
+    return ModelSpec(model=model, revision=revision, dtype=dtype, device=device, offline=offline)
+
+
+def _request(
+    text: str | None,
+    spec: ModelSpec,
+    template: str,
+    labels: str,
+    *,
+    seed: int,
+    saes: tuple[str, ...] = (),
+    edits: tuple[str, ...] = (),
+) -> InspectRequest:
+    if text is None:
+        raise UsageError("There is no text to read.", todo="Give one, or - for standard input.")
+    template_named(template)
+    return InspectRequest(
+        spec=spec,
+        text=text_of_argument(text),
+        cache_dir="",
+        template=template,
+        label_set=labels,
+        seed=seed,
+        saes=saes,
+        edits=edits,
+    )
+
+
+def _answered(
+    request: InspectRequest,
+    root: Path,
+    question: Callable[[InspectRequest], Operation],
+    known: Callable[[InspectRequest, Store, str], _Found | None],
+    found: Callable[[Outcome], _Found],
+) -> tuple[str, _Found]:
+    """Return the model's fingerprint and the answer; no engine where the cache has it."""
+    from emotui.cache.prepare import prepare
+    from emotui.cache.store import Store
+    from emotui.core.client import EngineClient
+
+    with Store.open(root) as store:
+        prepared = prepare(request, store)
+        if prepared.fingerprint is not None:
+            kept = known(prepared.request, store, prepared.fingerprint)
+            if kept is not None:
+                return prepared.fingerprint, kept
+        with EngineClient(root, offline=request.spec.offline) as client:
+            loaded = wait_for(client.submit(LoadRequest(request.spec, request.cache_dir)))
+            assert isinstance(loaded, Loaded)
+            ready = prepare(request, store, fingerprint=loaded.fingerprint).request
+            return loaded.fingerprint, found(wait_for(client.submit(question(ready))))
+
+
+def _name(spec: ModelSpec) -> str:
+    folder = Path(spec.model).expanduser()
+    return folder.resolve().name if folder.is_dir() else spec.model
