@@ -6,7 +6,7 @@ lowest of the features' layers up (METHODS 2.4, step B).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,13 +38,38 @@ def ablations(
     """
     if not features:
         raise ValueError("there is no feature to ablate")
-    deltas = _deltas(run, features, position)
+    return added(
+        model,
+        run,
+        ablation_deltas(run, features, position),
+        n_rows=len(features),
+        position=position,
+        job=job,
+    )
+
+
+Added = Mapping["Place", tuple[Sequence[int], Tensor]]
+"""Place to rows, and what is added there at the position for each of them, [rows, d]."""
+
+
+def added(
+    model: LoadedModel,
+    run: Activations,
+    deltas: Added,
+    *,
+    n_rows: int,
+    position: int,
+    job: Job | None = None,
+) -> Rows:
+    """Return what stands at the readout when something is added at `position`, row by row.
+
+    As `ablations`; a row that is named at no place is as the run was, up to rounding.
+    """
     start = min(layer for _, layer in deltas)
-    n_rows = len(features)
 
     def hooks(rows: range) -> list[Hook]:
         def hook(place: Place) -> Hook:
-            at, added = deltas[place]
+            at, values = deltas[place]
             here = [n for n, row in enumerate(at) if row in rows]
             inside = [at[n] - rows.start for n in here]
 
@@ -52,7 +77,7 @@ def ablations(
                 if not here:
                     return None
                 changed = tensor.clone()
-                changed[inside, 0] += added[here]
+                changed[inside, 0] += values[here]
                 return changed
 
             return Hook(place[0], place[1], function)
@@ -70,14 +95,17 @@ def ablations(
     )
 
 
-def _deltas(
+def ablation_deltas(
     run: Activations, features: Sequence[tuple[Sae, int]], position: int
-) -> dict[Place, tuple[list[int], Tensor]]:
-    """Return, for each place, the rows of its features and what ablating each adds, [rows, d]."""
+) -> dict[Place, tuple[Sequence[int], Tensor]]:
+    """Return, for each place, the rows of its features and what ablating each adds, [rows, d].
+
+    KeyError where a site was not kept at the position.
+    """
     by_sae: dict[Place, tuple[Sae, list[int]]] = {}
     for row, (sae, _) in enumerate(features):
         by_sae.setdefault((sae.site, sae.layer), (sae, []))[1].append(row)
-    found = {}
+    found: dict[Place, tuple[Sequence[int], Tensor]] = {}
     for place, (sae, rows) in by_sae.items():
         kept = run.positions(sae.site)
         if position not in kept:

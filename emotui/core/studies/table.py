@@ -154,6 +154,39 @@ STUDIES: tuple[Study, ...] = (
         most_texts=600,
         saes="needed",
     ),
+    Study(
+        name="trace",
+        question="Which features cause the answer, in which phase, and how many carry it?",
+        paper="SAE paper",
+        needs_labels=True,
+        options=(
+            Option("examples", "number", "20", "texts of each emotion that are ablated in"),
+            Option("boundaries", "text", "", "first layers of the later phases; else thirds"),
+        ),
+        most_texts=2000,
+        saes="needed",
+    ),
+    Study(
+        name="appraise",
+        question="Do the answers follow when one appraisal is moved and the others are held?",
+        paper="Tak et al.",
+        needs_labels=True,
+        options=(
+            Option(
+                "appraisals",
+                "text",
+                "pleasantness,other_responsblt,predict_event,chance_control",
+                "each is changed while the others are kept",
+            ),
+            Option("joint", "text", "pleasantness:other_responsblt", "changed together; or none"),
+            Option("strengths", "numbers", "0.2,0.5,1", "of the residual's mean norm"),
+            Option("projection", "text", "yes", "`yes,no` also without it, as released"),
+            Option("span", "number", "1", "layers it is added at; odd"),
+            Option("draws", "number", "5", "random directions of each kind"),
+            Option("generations", "number", "0", "texts continued under each change"),
+        ),
+        most_texts=400,
+    ),
 )
 
 
