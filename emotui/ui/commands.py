@@ -74,6 +74,11 @@ _OWN = (
         action="where.open",
         help="Where the chosen emotion is, beside a neutral rewrite of the text.",
     ),
+    Command(
+        name="find",
+        argument="WORDS",
+        help="Next token with these words; in Features a number or words of a label.",
+    ),
     Command(name="unmark", help="Take the marks of all features away."),
     Command(name="help", action="app.help", help="The keys of this pane."),
     Command(name="quit", action="app.close", help="Close emotui."),

@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from emotui.cache.store import Store
+from emotui.core.errors import ExportError
 from emotui.core.records import Trace
+
+
+def export_folder() -> Path:
+    """Return the folder that exports go to, the current one. ExportError where it is gone."""
+    try:
+        return Path.cwd()
+    except OSError:
+        raise ExportError("Nothing was written: the current folder is gone.") from None
 
 
 def export_trace(store: Store, trace: Trace, folder: Path) -> tuple[Path, bool]:

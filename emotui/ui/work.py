@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -45,6 +44,7 @@ from emotui.core.text import clean
 from emotui.ui import messages
 from emotui.ui.exports import export_trace
 from emotui.ui.readings import Readings
+from emotui.ui.shelf import Shelf
 
 
 class Asked(Protocol):
@@ -66,30 +66,7 @@ class Engine(Protocol):
 
 Post = Callable[[messages.Fact], object]
 Question = Callable[[InspectRequest, Store], Operation | Outcome]
-_END = None
 _RECENT = 4
-
-
-class Shelf:
-    """One thread that does what it is given, in order: all that touches the disk."""
-
-    def __init__(self) -> None:
-        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="shelf", daemon=True)
-        self._thread.start()
-
-    def do(self, task: Callable[[], None]) -> None:
-        """Do it after what was given before; it must not raise."""
-        self._tasks.put(task)
-
-    def close(self, timeout: float) -> None:
-        """Do what was given, then end; wait for it at most `timeout` seconds."""
-        self._tasks.put(_END)
-        self._thread.join(timeout)
-
-    def _run(self) -> None:
-        while (task := self._tasks.get()) is not _END:
-            task()
 
 
 class Workbench:
@@ -207,6 +184,10 @@ class Workbench:
         Taken back where the next request fails.
         """
         self._settled, self._base = self._base, msgspec.structs.replace(self._base, **fields)
+
+    def leave_unfitted(self) -> None:
+        """Fit no probes by itself from now on; `fit` does."""
+        self._fit_missing = False
 
     def fit(self, text: str) -> int:
         """Fit probes where there are none, then show the trace of `text` with them."""

@@ -42,6 +42,21 @@ LISTING_ACTIONS: tuple[Action, ...] = (
         panes=("traces",),
     ),
     Action(
+        id="list.compare",
+        keys=("c",),
+        label="compare",
+        help="Mark this trace (c); on another one, compare the two.",
+        panes=("traces",),
+    ),
+    Action(
+        id="list.copy",
+        keys=("y",),
+        label="copy",
+        help="Copy the id of this trace (OSC 52).",
+        panes=("traces",),
+        footer=False,
+    ),
+    Action(
         id="list.up",
         keys=("up", "k"),
         label="up",

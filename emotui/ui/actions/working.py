@@ -44,6 +44,20 @@ WORKING_ACTIONS: tuple[Action, ...] = (
         careful=True,
     ),
     Action(
+        id="trace.compare",
+        keys=("c",),
+        label="compare",
+        help="The edited trace beside its parent; without an edit, beside one of the list.",
+        careful=True,
+    ),
+    Action(
+        id="trace.copy",
+        keys=("y",),
+        label="copy",
+        help="Copy the text, the feature's name or the trace's id (OSC 52, also in tmux).",
+        footer=False,
+    ),
+    Action(
         id="work.cancel",
         keys=("escape",),
         label="cancel",
@@ -116,9 +130,6 @@ WORKING_ACTIONS: tuple[Action, ...] = (
         careful=True,
     ),
     # Kept for what comes next (DESIGN 7).
-    Action(id="search.open", keys=("slash",), label="search", help="Search.", built=False),
     Action(id="study.consistency", keys=("b",), label="consistency", help="...", built=False),
-    Action(id="trace.compare", keys=("c",), label="compare", help="Compare.", built=False),
     Action(id="study.list", keys=("r",), label="studies", help="Studies.", built=False),
-    Action(id="trace.copy", keys=("y",), label="copy", help="Copy.", built=False),
 )

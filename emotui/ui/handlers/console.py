@@ -163,10 +163,11 @@ class ConsoleHandlers(Area):
             "layer": self._layer,
             "goto": self._goto,
             "metric": self._metric,
-            "template": self._template,
+            "template": self.read_under,
             "unmark": self._unmark,
             "generate": self._generate,
             "where": self._where,
+            "find": self._find,
         }
 
     def _trace(self) -> Trace:
@@ -308,6 +309,11 @@ class ConsoleHandlers(Area):
         self._done()
         self._screen.handlers.where.ask(text)
 
+    def _find(self, words: str) -> None:
+        self._trace()
+        self._screen.handlers.search.find(words.strip().strip('"'))
+        self._screen.close_console()
+
     def _unmark(self, _argument: str) -> None:
         self._done()
         self._update(replace(self._state, marks=()))
@@ -344,7 +350,8 @@ class ConsoleHandlers(Area):
             )
         self._read_again(metric=word)
 
-    def _template(self, name: str) -> None:
+    def read_under(self, name: str) -> None:
+        """Read the text in another prompt; UsageError where there is none of that name."""
         template_named(name)
         kept, left = edits.carried_over(self._trace().edits)
         self._read_again(template=name, lines=kept)

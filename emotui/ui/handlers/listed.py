@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, cast
 from emotui.cache.store import Store
 from emotui.ui.exports import export_trace
 from emotui.ui.handlers.area import Area
+from emotui.ui.handlers.compare import compare
+from emotui.ui.handlers.copying import copy
 from emotui.ui.screens.help import AskScreen
 
 if TYPE_CHECKING:
@@ -93,6 +95,22 @@ class ListHandlers(Area):
 
         question = f"Delete trace {row.id}{' (pinned)' if row.pinned else ''}?"
         self._screen.app.push_screen(AskScreen(question), answered)
+
+    def do_compare(self) -> None:
+        """Mark the trace, or compare the marked one with it."""
+        traces, row = self._traces, self._traces.list.row
+        if row is None:
+            return
+        if traces.list.marked in ("", row.id):
+            traces.mark("" if traces.list.marked else row.id)
+        else:
+            compare(self._screen, traces.list.marked, row.id, traces.tell)
+
+    def do_copy(self) -> None:
+        """Copy the id of the trace."""
+        row = self._traces.list.row
+        if row is not None:
+            copy(self._screen, row.id, f"the id {row.id}", self._traces.tell)
 
     def do_export(self) -> None:
         """Write the trace into the current folder."""

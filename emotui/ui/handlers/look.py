@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from emotui.core.errors import EmotuiError
+from emotui.core.text import TEMPLATES
 from emotui.ui import state as states
 from emotui.ui.handlers.area import Area
+from emotui.ui.state import Notice
+
+if TYPE_CHECKING:
+    from emotui.ui.screens.explore import ExploreScreen
 
 
 class MoveHandlers(Area):
@@ -62,6 +69,11 @@ class MoveHandlers(Area):
 class LookHandlers(Area):
     """Actions that choose what is shown."""
 
+    def __init__(self, screen: ExploreScreen) -> None:
+        super().__init__(screen)
+        self._tried = ("", "")
+        """The template of the trace when another was asked for last, and that other one."""
+
     def do_open(self) -> None:
         """Open a token's layers, or a cell's features."""
         if self._screen.pane == "text":
@@ -95,6 +107,25 @@ class LookHandlers(Area):
     def do_mark(self) -> None:
         """Mark the feature under the cursor, or no longer."""
         self._update(states.with_mark(self._state))
+
+    def do_template(self) -> None:
+        """Read the text in the next prompt; no probes are fitted for it before F is pressed."""
+        readings = self._state.readings
+        if readings is None:
+            self.say("hint", "There is no text to read in another prompt yet.")
+            return
+        names, now = tuple(TEMPLATES), readings.trace.run.template
+        former, tried = self._tried
+        # One that cannot be used, as chat without a chat template, is not tried for ever.
+        base = tried if former == now and tried in names else now
+        place = names.index(base) + 1 if base in names else 0
+        name = names[place % len(names)]
+        self._tried = (now, name)
+        try:
+            self._screen.workbench.leave_unfitted()
+            self._screen.handlers.console.read_under(name)
+        except EmotuiError as error:
+            self._update(replace(self._state, notice=Notice.of_error(error)))
 
     def do_sort(self) -> None:
         """Sort the features otherwise."""

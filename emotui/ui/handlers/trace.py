@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from emotui.ui.handlers.area import Area
+from emotui.ui.handlers.compare import compare
+from emotui.ui.handlers.copying import copy
 
 
 class ProbeHandlers(Area):
@@ -24,6 +26,36 @@ class TraceHandlers(Area):
 
     def do_list(self) -> None:
         """List all cached traces, and open the one that is chosen."""
+        self._list()
+
+    def do_compare(self) -> None:
+        """Show the edited trace beside its parent; without an edit, choose one to compare with."""
+        readings = self._state.readings
+        if readings is None:
+            self.say("hint", "There is no trace to compare yet.")
+        elif readings.trace.parent is None:
+            self._list(marked=readings.trace.id)
+        else:
+            trace = readings.trace
+            compare(self._screen, readings.trace.parent, trace.id, self._told)
+
+    def _told(self, line: str) -> None:
+        self.say("error", line)
+
+    def do_copy(self) -> None:
+        """Copy the feature's name, the text, or the trace's id."""
+        state = self._state
+        if state.readings is None:
+            self.say("hint", "There is nothing to copy yet.")
+            return
+        text, what = state.readings.trace.id, f"the trace's id {state.readings.trace.id}"
+        if self._screen.pane == "text":
+            text, what = state.readings.trace.text.raw, "the text"
+        elif self._screen.pane == "features" and state.features:
+            text = what = state.features[state.feature].name
+        copy(self._screen, text, what, lambda line: self.say("good", line))
+
+    def _list(self, *, marked: str = "") -> None:
         from emotui.ui.screens.traces import TracesScreen
 
         def chosen(trace_id: str | None) -> None:
@@ -38,6 +70,7 @@ class TraceHandlers(Area):
             self._screen.handlers,
             shown_id=shown,
             actions=self._screen.options.actions,
+            marked=marked,
         )
         self._screen.app.push_screen(screen, chosen)
 

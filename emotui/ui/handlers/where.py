@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emotui.cache.located import kept_where
-from emotui.core.errors import EmotuiError, ExportError
+from emotui.core.errors import EmotuiError
 from emotui.core.protocol import InspectRequest, Located, Outcome, WhereRequest
+from emotui.ui.exports import export_folder
 from emotui.ui.handlers.area import Answer, Area
 
 if TYPE_CHECKING:
@@ -89,17 +89,10 @@ class WhereHandlers(Area):
         def write(_store: Store) -> None:
             data = document_bytes(where, model=model, fingerprint=fingerprint)
             stem = f"emotui-where-{hashlib.sha256(data).hexdigest()[:16]}"
-            path, already = write_numbered(_folder(), stem, data)
+            path, already = write_numbered(export_folder(), stem, data)
             screen.post_message(Told(f"{'Already there' if already else 'Wrote'}: {path}"))
 
         def failed(error: EmotuiError) -> None:
             screen.post_message(Told(error.what))
 
         self._screen.workbench.with_store(write, failed)
-
-
-def _folder() -> Path:
-    try:
-        return Path.cwd()
-    except OSError:
-        raise ExportError("Nothing was written: the current folder is gone.") from None

@@ -34,6 +34,8 @@ class TraceList(ScrollView, can_focus=True):
         self.cursor = 0
         self.shown_id = ""
         """The trace the explorer shows, marked in the list."""
+        self.marked = ""
+        """The trace that another is to be compared with; "" for none."""
         self._palette: Palette | None = None
 
     @property
@@ -90,7 +92,7 @@ class TraceList(ScrollView, can_focus=True):
         when = datetime.fromtimestamp(row.created).astimezone().strftime("%m-%d %H:%M")
         mark = "▸" if here else "•" if row.id == self.shown_id else " "
         model = fit(visible(row.model.rstrip("/").rsplit("/", 1)[-1]), _MODEL_CELLS)
-        pin = "*" if row.pinned else " "
+        pin = "c" if row.id == self.marked else "*" if row.pinned else " "
         line = f"{mark}{pin} {when}  {model}  {_branch(depth)}{_what(row, depth)}"
         return strip_of([(fit(line, width), ink)], width, ink)
 

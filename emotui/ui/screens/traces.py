@@ -57,7 +57,9 @@ class TracesScreen(Screen[str | None]):
         *,
         shown_id: str,
         actions: Sequence[Action],
+        marked: str = "",
     ) -> None:
+        """`marked` is the id of a trace that the one chosen by c is compared with."""
         super().__init__()
         self._workbench = workbench
         self._handlers = handlers
@@ -65,6 +67,7 @@ class TracesScreen(Screen[str | None]):
         """The search in force."""
         self.list = TraceList()
         self.list.shown_id = shown_id
+        self.list.marked = marked
         self.facts = TraceFacts()
         self.search = Input(placeholder=_HINT, id="trace-search", select_on_focus=False)
         self.said = Static("", id="trace-notice", markup=False)
@@ -83,6 +86,13 @@ class TracesScreen(Screen[str | None]):
         self.list.border_title = "Traces"
         self.key_bar.show("traces")
         self.find("")
+        self.mark(self.list.marked)
+
+    def mark(self, trace: str) -> None:
+        """Mark a trace to compare another with; "" marks none."""
+        self.list.marked = trace
+        self.list.refresh()
+        self.tell(f"c on another trace compares it with {trace}." if trace else "")
 
     def find(self, line: str) -> None:
         """Show what a search line finds."""
