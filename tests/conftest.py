@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# A shell that starts the tests behind itself has them ignore ctrl+c, and programs inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _data_dir() -> Path:
@@ -19,8 +22,9 @@ def _data_dir() -> Path:
 def _quiet_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Keep the user's cache, colours and network out of every test."""
+    """Keep the user's cache, settings, colours and network out of every test."""
     monkeypatch.setenv("EMOTUI_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("EMOTUI_CONFIG_DIR", str(tmp_path_factory.mktemp("settings")))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("NO_COLOR", "SSH_CONNECTION", "COLORTERM", "EMOTUI_DEBUG"):
         monkeypatch.delenv(name, raising=False)

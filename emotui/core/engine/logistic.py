@@ -31,7 +31,8 @@ _CURVATURE_FLOOR = 1e-12
 _THREADS = 4
 _LEAST_CELLS = 4  # in a thread
 _QUASI_STEPS = 10  # quasi-Newton steps for each step of Newton's method
-_DECREMENT = 0.1  # share of the tolerance that the objective may still fall by, twice over
+_DECREMENT = 0.1  # share of the tolerance that the objective may still fall by, twice over,
+_AT_TOLERANCE = 1e-4  # at this one; the fall goes with the square of the gradient that is left
 _MEMORY = 10  # pairs of steps and gradient changes
 _INVERSE_VALUES = 2**27  # of inverses held at a time: 512 MB; beyond, there are none
 
@@ -281,7 +282,7 @@ def _quasi_step(problem: _Problem, run: _Run, tolerance: float) -> Tensor:
     direction = _quasi_direction(problem, run)
     slope = _dot(run.gradient, direction).squeeze(3).squeeze(1)
     # Half the slope is what the objective is still above its minimum, where curvature is known.
-    going = going & (slope < -_DECREMENT * tolerance)
+    going = going & (slope < -_DECREMENT * tolerance * min(1.0, tolerance / _AT_TOLERANCE))
     direction = direction * going[:, None, :, None]
     along = problem.logits(direction)
     length = going.to(run.parameters)
@@ -385,8 +386,9 @@ def fit_logistic(
 
     `inputs` [C, n, d] (float32 or float64, standardised), `labels` [R, n] (long), `strength`
     [C, R] or broadcastable (C of scikit-learn: larger is weaker), `weights` [R, n] row weights
-    (None: class-balanced). Stops where the largest gradient entry is below `tolerance`. `check`
-    is called at every step and may raise.
+    (None: class-balanced). Stops where the largest gradient entry is below `tolerance`, or where
+    the objective could fall by no more than such a gradient stands for. `check` is called at
+    every step and may raise.
     """
     if weights is None:
         weights = balanced_weights(labels, classes=classes)
