@@ -222,9 +222,7 @@ def _readouts(first: Trace, second: Trace, pairs: tuple[Pair, ...]) -> ReadoutDi
             )
         )
     rows.sort(key=lambda row: (str(row[0]), row[1], row[2]))  # emotions stay in their order
-    columns = zip(*rows, strict=True) if rows else iter([()] * 9)
-    names = ReadoutDifferences.__struct_fields__
-    return ReadoutDifferences(**dict(zip(names, map(tuple, columns), strict=True)))
+    return ReadoutDifferences(*map(tuple, zip(*rows, strict=True)))
 
 
 def _rows(trace: Trace) -> dict[_Place, int]:
@@ -266,9 +264,7 @@ def _features(first: Trace, second: Trace, pairs: tuple[Pair, ...]) -> FeatureDi
                         *(change == "stayed" or len(lacking) < limit, row[1]),
                     )
                 )
-    columns = zip(*rows, strict=True) if rows else iter([()] * 10)
-    names = FeatureDifferences.__struct_fields__
-    return FeatureDifferences(**dict(zip(names, map(tuple, columns), strict=True)))
+    return FeatureDifferences(*map(tuple, zip(*rows, strict=True)))
 
 
 _Active = dict[tuple[str, int], dict[int, tuple[float, str, Site, int]]]

@@ -69,6 +69,15 @@ Question = Callable[[InspectRequest, Store], Operation | Outcome]
 _RECENT = 4
 
 
+def _unexpected(problem: Exception) -> EngineError:
+    # The message of a library may quote the text: only the type is told.
+    return EngineError(
+        "Something in emotui went wrong.",
+        why=f"It was a {type(problem).__name__}.",
+        todo="Run the text again; `emotui doctor` shows what to report.",
+    )
+
+
 class Workbench:
     """One request at a time: a new one takes the place of the one before it.
 
@@ -170,6 +179,8 @@ class Workbench:
             except OSError as error:
                 reason = error.strerror or type(error).__name__
                 failed(CacheError("It could not be done.", why=reason))
+            except Exception as problem:  # the thread goes on, whatever went wrong
+                failed(_unexpected(problem))
 
         self._shelf.do(task)
 
@@ -278,13 +289,7 @@ class Workbench:
         except EmotuiError as error:
             self._end(number, messages.WorkFailed(number, error))
         except Exception as problem:
-            # The message of a library may quote the text: only the type is told.
-            unexpected = EngineError(
-                "Something in emotui went wrong.",
-                why=f"It was a {type(problem).__name__}.",
-                todo="Run the text again; `emotui doctor` shows what to report.",
-            )
-            self._end(number, messages.WorkFailed(number, unexpected))
+            self._end(number, messages.WorkFailed(number, _unexpected(problem)))
 
     def _end(self, number: int, message: messages.Fact) -> None:
         with self._lock:

@@ -63,7 +63,10 @@ class DifferenceIndex:
             self._cells[place] = cell
             self.largest[site] = max(self.largest.get(site, 0.0), abs(cell.change))
         self.emotions = tuple(dict.fromkeys(columns.emotion))
-        self.layers = tuple(sorted(set(columns.layer), reverse=True))
+        features = difference.features
+        self.layers = tuple(sorted({*columns.layer, *features.layer}, reverse=True))
+        for site in features.site:
+            self.largest.setdefault(site, 0.0)
         self.unit = columns.unit[0] if columns.unit else "z"
 
     @cached_property

@@ -29,7 +29,7 @@ from emotui.ui.readings import Readings
 NARROWEST_SIDE_BY_SIDE = 100
 FEATURES = 8
 """Features that are shown of each kind."""
-_KEYS = "hjkl move · e emotion · 0 view · S site · P readout · x JSON · [ ] scroll · esc"
+_KEYS = "hjkl · e emotion · 0 view · S site · P readout · x JSON · [ ] scroll · esc"
 
 
 class Told(Message, bubble=False):
@@ -158,7 +158,7 @@ class CompareScreen(Screen[None]):
         largest = self.index.largest.get(view.site, 0.0)
         self._map.border_title = safe(f"B - A · {view.site} · {place}")
         self._map.border_subtitle = f"{self.index.unit} · largest change of the site {largest:.2f}"
-        if not self.index.layers:
+        if not self.difference.readouts.layer:
             self._map.border_subtitle = "They share no readout."
         self._draw_heads()
         self._side.update(Content("\n").join(self._place_lines()))
