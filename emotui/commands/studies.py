@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,6 @@ class Plan:
     """The cache."""
     dry_run: bool
     as_json: bool
-
-
-class SavedRun(msgspec.Struct, frozen=True):
-    """One run in the cache, as it is listed."""
-
-    folder: str
-    created: str
-    study: str
-    model: str
-    template: str
-    data: str
-    finished: bool
 
 
 def do_runs(requests: Sequence[StudyRequest], plan: Plan) -> None:
@@ -146,28 +134,6 @@ def show_result(folder: Path, *, as_json: bool) -> None:
         print_json(document)
     else:
         _print_outcome(document)
-
-
-def saved_runs(folder: Path) -> list[SavedRun]:
-    """Return the runs in a folder, newest first; what cannot be read is left out."""
-    return sorted(_saved(folder), key=lambda run: (run.created, run.folder), reverse=True)
-
-
-def _saved(folder: Path) -> Iterator[SavedRun]:
-    for path in folder.glob("*/study.json"):
-        try:
-            file = read_study(path.parent)
-        except UsageError:
-            continue
-        yield SavedRun(
-            folder=str(path.parent),
-            created=file.created,
-            study=file.run.study,
-            model=file.run.model,
-            template=file.run.template.name,
-            data=file.run.dataset.name,
-            finished=(path.parent / "result.json").exists(),
-        )
 
 
 def print_json(value: Any) -> None:

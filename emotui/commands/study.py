@@ -25,7 +25,6 @@ DEFAULT_TEMPLATE = "tak1"
 """Studies ask as Tak et al. do; the explorer's own prompt is `ask`."""
 EVERY_TEMPLATE = ("ask", "tak1", "tak2", "tak3", "tak4")
 """What `--template all` means: each is a run of its own."""
-FOLDER = "studies"
 
 
 class _RunIsTheDefault(TyperGroup):
@@ -157,7 +156,8 @@ def run(
 @app.command("list")
 def list_studies(as_json: AsJson = False, cache_dir: CacheDir = None) -> None:
     """List the studies there are, and the results in the cache, newest first."""
-    from emotui.commands.studies import print_json, saved_runs
+    from emotui.commands.studies import print_json
+    from emotui.core.studies.common.saved import FOLDER, saved_runs
 
     with cache_for(cache_dir, private=False) as root:
         saved = saved_runs(root / FOLDER)
@@ -289,6 +289,8 @@ def _settings(study: Study, given: list[str] | tuple[()], **named: Any) -> dict[
 
 def _folders(requests: list[StudyRequest], out: Path | None, root: Path) -> list[Path]:
     """Return the folder of each run: --out itself for one, folders in it for several."""
+    from emotui.core.studies.common.saved import FOLDER
+
     if out is not None and len(requests) == 1:
         return [Path(_absolute(out))]
     if out is not None:

@@ -130,6 +130,27 @@ WORKING_ACTIONS: tuple[Action, ...] = (
         careful=True,
     ),
     # Kept for what comes next (DESIGN 7).
-    Action(id="study.consistency", keys=("b",), label="consistency", help="...", built=False),
-    Action(id="study.list", keys=("r",), label="studies", help="Studies.", built=False),
+    Action(
+        id="study.consistency",
+        keys=("b",),
+        label="consistency",
+        help="Ask for the emotion in other prompts, orders of the labels, and as a statement.",
+        careful=True,
+        footer=False,
+    ),
+    Action(
+        id="study.terms",
+        keys=("B",),
+        label="words",
+        help="Score emotion words after the text, and say which basic emotions they make.",
+        careful=True,
+        footer=False,
+    ),
+    Action(
+        id="study.list",
+        keys=("r",),
+        label="studies",
+        help="Results of studies; enter on a line goes to the layer, feature or text it names.",
+        footer=False,
+    ),
 )

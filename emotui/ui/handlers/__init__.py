@@ -17,6 +17,7 @@ from emotui.ui.handlers.listed import ListHandlers
 from emotui.ui.handlers.look import LookHandlers, MoveHandlers, PaneHandlers
 from emotui.ui.handlers.program import AppHandlers, WorkHandlers
 from emotui.ui.handlers.search import SearchHandlers
+from emotui.ui.handlers.study import StudyHandlers
 from emotui.ui.handlers.text import TextHandlers
 from emotui.ui.handlers.trace import ProbeHandlers, TraceHandlers
 from emotui.ui.handlers.where import WhereHandlers
@@ -44,6 +45,7 @@ class Handlers:
         self.where = WhereHandlers(screen)
         self.feature = FeatureHandlers(screen)
         self.search = SearchHandlers(screen)
+        self.study = StudyHandlers(screen)
         self.work = WorkHandlers(screen)
         self.app = AppHandlers(screen)
         self._answers: dict[type[Outcome], Answer] = {}
