@@ -39,6 +39,7 @@ from emotui.core.studies.promote_results import (
     ALONG,
     CONTROLS,
     Along,
+    Control,
     Directions,
     PromoteCurve,
     PromoteResult,
@@ -156,9 +157,7 @@ def _directions(study: Running, found: Readings, halves: Halves, draws: int) -> 
             [h[truth[design.train] == k].mean(dim=0) for k in range(design.classes)]
         )
         others = (means.sum(dim=0) - means) / (design.classes - 1)
-        generator = study.generator(f"directions {layer}")
-        isotropic = torch.randn(draws, h.shape[1], generator=generator).double()
-        drawn = torch.randn(draws, len(h), generator=generator).double() @ (h - h.mean(dim=0))
+        random = random_directions(h, draws, study.generator(f"directions {layer}"))
 
         def accuracy(part: Tensor) -> Tensor:
             return balanced_accuracy(
@@ -170,8 +169,7 @@ def _directions(study: Running, found: Readings, halves: Halves, draws: int) -> 
             # Softmax leaves what all rows share undetermined.
             "row": _unit(weight - weight.mean(dim=0), h)[None],
             "means": _unit(means - others, h)[None],
-            "isotropic": _unit(isotropic, h)[None],
-            "covariance": _unit(drawn, h)[None],
+            **{name: vectors[None] for name, vectors in random.items()},
             "dev_accuracy": accuracy(design.dev)[None],
             "held_accuracy": accuracy(design.judged)[None],
             "shuffled_95": chance[None],
@@ -179,6 +177,17 @@ def _directions(study: Running, found: Readings, halves: Halves, draws: int) -> 
         }
 
     return study.stage("directions", study.model.n_layers, work, phase="fitting the directions")
+
+
+def random_directions(h: Tensor, draws: int, generator: torch.Generator) -> dict[Control, Tensor]:
+    """Return unit vectors [draws, d] of each kind, float32, for activations `h` [n, d].
+
+    Zero where nothing varies: there no direction of the data exists to be held against.
+    """
+    h = h.double()
+    isotropic = torch.randn(draws, h.shape[1], generator=generator).double()
+    drawn = torch.randn(draws, len(h), generator=generator).double() @ (h - h.mean(dim=0))
+    return {"isotropic": _unit(isotropic, h), "covariance": _unit(drawn, h)}
 
 
 def _unit(rows: Tensor, h: Tensor) -> Tensor:
