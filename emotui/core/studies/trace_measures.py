@@ -41,11 +41,11 @@ def listed(attribution: Tensor, rate: Tensor, size: Tensor, generator: torch.Gen
     low = rest[len(rest) // 2 :]
     over = low[size[low].argsort(descending=True, stable=True)][:n_over]
     free = rest[~torch.isin(rest, over)]
-    matched = _matched(short, free, rate, size, min(MATCHED, len(free)), generator)
-    return Listed(tuple(short.tolist()), tuple(matched), tuple(over.tolist()))
+    alike = matched(short, free, rate, size, min(MATCHED, len(free)), generator)
+    return Listed(tuple(short.tolist()), tuple(alike), tuple(over.tolist()))
 
 
-def _matched(
+def matched(
     wanted: Tensor,
     free: Tensor,
     rate: Tensor,
