@@ -12,6 +12,7 @@ import functools
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from support_models import LAYERS, WIDTH, copied, tiny_folder
 from transformers import LlamaForCausalLM
@@ -100,7 +101,7 @@ def planted_model() -> LoadedModel:
 
 def planted_texts(path: Path, count: int = 48) -> Path:
     """Write `count` texts of the four emotions in turn, each text once, with four appraisals."""
-    labels = tuple(WORDS)
+    labels, draws = tuple(WORDS), np.random.default_rng(0)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("text", "emotion", *APPRAISALS))
@@ -109,7 +110,9 @@ def planted_texts(path: Path, count: int = 48) -> Path:
             ending = "y" if label == "joy" else ""
             first = FIRST[number % len(FIRST)].strip()
             text = f"{first}{WORDS[label]}{ending} would {number:03d}"
-            writer.writerow((text, label, *RATINGS[label]))
+            # People differ: what is rated varies around the emotion's own.
+            rated = [value + draws.integers(-1, 2) for value in RATINGS[label]]
+            writer.writerow((text, label, *rated))
     return path
 
 

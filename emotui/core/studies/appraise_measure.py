@@ -91,12 +91,13 @@ def permutation_p(effect: Tensor, ratings: Ratings, generator: torch.Generator) 
     found = agreement(effect, ratings)
     if found is None:
         return None
-    as_well = 0
-    for _ in range(PERMUTATIONS):
-        order = torch.randperm(effect.shape[1], generator=generator)
-        permuted = Ratings(ratings.difference[:, order], ratings.decided[:, order])
-        as_well += (agreement(effect, permuted) or 0.0) >= found - 1e-12
-    return (1 + as_well) / (1 + PERMUTATIONS)
+    emotions = effect.shape[1]
+    orders = torch.rand(PERMUTATIONS, emotions, generator=generator).argsort(dim=1)
+    signs = ratings.difference.sign()[:, orders]  # [appraisals, permutations, emotions]
+    decided = ratings.decided[:, orders]
+    same = ((effect.sign()[:, None] == signs) & decided).sum(dim=(0, 2))
+    share = same.double() / ratings.decided.sum()
+    return (1 + int((share >= found - 1e-12).sum())) / (1 + PERMUTATIONS)
 
 
 def random_agreement(
@@ -107,13 +108,12 @@ def random_agreement(
     `effects` is [draws, emotions]; each of many assignments puts a draw, of either sign, in the
     place of each appraisal.
     """
-    found = []
-    for _ in range(ASSIGNMENTS):
-        rows = torch.randint(len(effects), (len(ratings.difference),), generator=generator)
-        signs = 2.0 * torch.randint(2, rows.shape, generator=generator) - 1
-        one = agreement(signs[:, None] * effects[rows], ratings)
-        if one is None:
-            return None, None
-        found.append(one)
-    values = torch.tensor(found, dtype=torch.float64)
+    if not bool(ratings.decided.any()):
+        return None, None
+    shape = (ASSIGNMENTS, len(ratings.difference))
+    rows = torch.randint(len(effects), shape, generator=generator)
+    signs = 2.0 * torch.randint(2, shape, generator=generator) - 1
+    drawn = signs[..., None] * effects[rows]  # [assignments, appraisals, emotions]
+    same = (drawn.sign() == ratings.difference.sign()) & ratings.decided
+    values = same.sum(dim=(1, 2)).double() / ratings.decided.sum()
     return float(values.mean()), float(values.quantile(0.95))
