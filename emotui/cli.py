@@ -43,6 +43,7 @@ SaeMemoryLimit = Annotated[
     typer.Option("--sae-memory", help="SAE weights held at a time, as 8GiB; what is free."),
 ]
 TemplateName = Annotated[str, typer.Option("--template", help="The prompt around the text.")]
+AllSites = Annotated[bool, typer.Option("--all-sites", help="Attention, MLP of every token.")]
 LabelSet = Annotated[str, typer.Option("--labels", help="The set of emotion labels.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Make no connection.")]
 Private = Annotated[
@@ -85,6 +86,7 @@ def open_explorer(
     offline: Offline = False,
     private: Private = False,
     cache_dir: CacheDir = None,
+    all_sites: AllSites = False,
     theme: Annotated[str | None, typer.Option(help="The colours.")] = None,
     mouse: Annotated[
         bool | None, typer.Option("--mouse/--no-mouse", help="Off over SSH by default.")
@@ -109,6 +111,7 @@ def open_explorer(
             device_map=device_map,
             sae_memory=sae_memory,
         ),
+        all_sites=all_sites,
         cache_dir=cache_dir,
         private=private,
         theme=theme,
@@ -147,9 +150,7 @@ def inspect(
         bool, typer.Option("--selected", help="What is edited was picked from this text's trace.")
     ] = False,
     fit: Annotated[bool, typer.Option("--fit", help="Fit probes first if there are none.")] = False,
-    all_sites: Annotated[
-        bool, typer.Option("--all-sites", help="Keep attention and MLP outputs of every token.")
-    ] = False,
+    all_sites: AllSites = False,
     metric: Annotated[
         str,
         typer.Option(
