@@ -11,10 +11,11 @@ from textual.binding import BindingType
 from textual.content import Content
 from textual.suggester import Suggester
 from textual.widget import Widget
-from textual.widgets import Input
 
 from emotui.core.edits.completion import Completion
+from emotui.core.text import clean
 from emotui.ui.paint import fit, safe, visible
+from emotui.ui.panes.entry import Entry
 from emotui.ui.panes.lines import bindings_of
 
 Completer = Callable[[str, int], list[Completion]]
@@ -97,10 +98,10 @@ class _First(Suggester):
         """Return the line with the first completion in it, where that only adds to the line."""
         found = self._console.completions()
         line = found[0].put_in(value) if found else ""
-        return line if line.startswith(value) else None
+        return line if line.startswith(value) and line == clean(line) else None
 
 
-class Console(Input):
+class Console(Entry):
     """A line that is open only while it is typed in."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings_of("console", priority=True)

@@ -21,6 +21,8 @@ Entry = tuple[TraceRow, int]
 """A trace, and how deep it stands under the one it came from."""
 _MODEL_CELLS = 14
 _INDENT = 2
+_WIDEST = 1000
+"""Characters of a text that are looked at for a line."""
 
 
 class TraceList(ScrollView, can_focus=True):
@@ -105,8 +107,13 @@ def _what(row: TraceRow, depth: int) -> str:
     """Return what tells a trace from its neighbours: under its parent the last edit."""
     if depth and row.edits:
         return visible(row.edits[-1])
-    text = visible(" ".join(row.text.split()))
+    text = visible(_beginning(row))
     return f"{text}  [{'; '.join(visible(edit) for edit in row.edits)}]" if row.edits else text
+
+
+def _beginning(row: TraceRow) -> str:
+    """Return as much of the text, on one line, as any terminal is wide."""
+    return " ".join(row.text[:_WIDEST].split())
 
 
 class TraceFacts(Widget):
@@ -128,7 +135,7 @@ class TraceFacts(Widget):
             return Content("")
         size = f"{max(1, row.size // 1000)} kB"
         facts = f"{row.id} · {row.model} · {row.template} · {row.tokens} tokens · {size}"
-        text = " ".join(row.text.split())
+        text = _beginning(row)
         edits = "; ".join(row.edits) or "no edit"
         return Content("\n").join(
             Content(fit(visible(line), self.size.width)) for line in (text, edits, facts)

@@ -16,6 +16,7 @@ from emotui.core.errors import EmotuiError
 from emotui.ui.actions import Action
 from emotui.ui.handlers import Handlers
 from emotui.ui.paint import safe
+from emotui.ui.panes.entry import Entry as LineEntry
 from emotui.ui.panes.status import KeyBar
 from emotui.ui.panes.traces import Entry, TraceFacts, TraceList
 from emotui.ui.work import Workbench
@@ -69,7 +70,7 @@ class TracesScreen(Screen[str | None]):
         self.list.shown_id = shown_id
         self.list.marked = marked
         self.facts = TraceFacts()
-        self.search = Input(placeholder=_HINT, id="trace-search", select_on_focus=False)
+        self.search = LineEntry(placeholder=_HINT, id="trace-search", select_on_focus=False)
         self.said = Static("", id="trace-notice", markup=False)
         self.key_bar = KeyBar(actions)
 
