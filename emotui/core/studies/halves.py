@@ -19,7 +19,7 @@ from emotui.core.errors import UsageError
 from emotui.core.studies.common.dataset import Item
 
 _LEAST = {"train": 2, "dev": 1, "held": 2}
-_DEV = 5  # every fifth group of the fitting half
+_DEV, _DEV_AT = 5, 2  # every fifth group of the fitting half, from the third on
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,11 @@ def halves_of(
             placed.add(item.group)
             by_label[label].append(item.group)
     part_of: dict[str, str] = {}
-    turn = 0
     for groups in by_label.values():
-        for number, group in enumerate(sorted(groups, key=lambda one: draw(one, seed))):
-            if number % 2:
-                part_of[group] = "held"
-                continue
-            turn += 1
-            part_of[group] = "dev" if turn % _DEV == _DEV - 1 else "train"
+        drawn = sorted(groups, key=lambda one: draw(one, seed))
+        part_of.update(dict.fromkeys(drawn[1::2], "held"))
+        for number, group in enumerate(drawn[::2]):
+            part_of[group] = "dev" if number % _DEV == _DEV_AT else "train"
     rows: dict[str, list[int]] = {"train": [], "dev": [], "held": []}
     counts: dict[int, dict[str, int]] = {n: dict.fromkeys(rows, 0) for n in range(len(names))}
     for row, (item, label) in enumerate(zip(items, gold, strict=True)):
