@@ -14,10 +14,12 @@ from support_saes import write_residual_saes, write_sae
 from torch import Tensor
 
 from emotui.core.edits import parse_edit
-from emotui.core.engine.capture import QuietJob, capture, hooked
+from emotui.core.engine.capture import Hook, QuietJob, capture, hooked
+from emotui.core.engine.effects import first_block
 from emotui.core.engine.exact import ablations
 from emotui.core.engine.intervene import (
     EditGroup,
+    Place,
     check_layers,
     group_edits,
     hooks_of,
@@ -31,6 +33,7 @@ from emotui.core.engine.rerun import adding, rerun
 from emotui.core.engine.saes import Sae, load_saes
 from emotui.core.engine.sites import HookSite
 from emotui.core.engine.statistics import Kind, Statistics
+from emotui.core.engine.steps import AddStep
 from emotui.core.errors import Cancelled, EditError
 from emotui.core.protocol import ModelSpec
 from emotui.core.records import TextRecord
@@ -240,7 +243,78 @@ def test_resuming_equals_the_full_run(model: LoadedModel, sae_folder: Path, star
         for row in range(3):
             full = plain_run(model, ids, site, start, deltas[row])
             assert (rows.logits[row] - full).abs().max() < TOLERANCE[model.dtype]
-    assert set(rows.resid) == set(range(start, LAYERS))
+    assert set(rows.resid) == set(range(max(start - 1, 0), LAYERS))
+
+
+@pytest.mark.usefixtures("exact_softmax")
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_an_edit_of_a_residual_needs_not_its_own_block(model: LoadedModel, layer: int) -> None:
+    """From block L + 1 on, of the top layer without any block: as the full run, blocks counted."""
+    text = read(model)
+    ids = [token.id for token in text.tokens]
+    clean = capture(model, ids)
+    generator = torch.Generator().manual_seed(layer)
+    fired: list[torch.Size] = []
+    ran: list[int] = []
+    handles = [
+        model.sites.point("mlp", number).module.register_forward_hook(
+            lambda *_, number=number: ran.append(number)
+        )
+        for number in range(LAYERS)
+    ]
+    try:
+        for first in (0, 5, len(ids) - 1):
+            deltas = torch.randn(3, len(ids) - first, WIDTH, generator=generator).to(model.dtype)
+            deltas[0] = 0
+
+            def hooks(rows: range, deltas: Tensor = deltas) -> list[Hook]:
+                (adds,) = adding(deltas, "resid", layer)(rows)
+
+                def function(tensor: Tensor) -> Tensor | None:
+                    fired.append(tensor.shape)
+                    return adds.function(tensor)
+
+                return [Hook("resid", layer, function)]
+
+            ran.clear()
+            rows = rerun(
+                model,
+                clean.resid[layer + 1],
+                start=layer + 1,
+                n_rows=3,
+                hooks=hooks,
+                first=first,
+            )
+            # The tokens before are run once, without the hook; no block up to the edit's is.
+            assert ran == list(range(layer + 1, LAYERS)) * (1 if first == 0 else 2)
+            assert fired == [(3, len(ids) - first, WIDTH)]
+            fired.clear()
+            assert set(rows.resid) == set(range(layer, LAYERS))
+            kept = clean.resid[layer + 1, -1] + deltas[:, -1]
+            assert (rows.resid[layer] - kept).abs().max() < TOLERANCE[model.dtype]
+            for row in range(3):
+                added = torch.cat([torch.zeros(first, WIDTH, dtype=model.dtype), deltas[row]])
+                full = plain_run(model, ids, "resid", layer, added)
+                assert (rows.logits[row] - full).abs().max() < TOLERANCE[model.dtype]
+    finally:
+        for handle in handles:
+            handle.remove()
+    blocks = model.sites.blocks
+    assert all("forward" not in block.__dict__ for block in blocks)
+
+
+def test_the_first_block_that_a_row_needs() -> None:
+    empty = EditGroup(("resid", 2), ())
+    taken = EditGroup(("resid", 2), (AddStep((0,), torch.zeros(WIDTH)),))
+    cases: list[tuple[list[Place], dict[Place, EditGroup], int]] = [
+        ([("resid", 2)], {("resid", 2): empty}, 3),
+        ([("resid", 2)], {("resid", 2): taken}, 2),
+        ([("resid", 2), ("resid", 3), ("mlp", 3)], {("resid", 2): empty}, 3),
+        ([("mlp", 2), ("resid", 2)], {("resid", 2): empty}, 2),
+        ([("z", 0)], {}, 0),
+    ]
+    for places, before, expected in cases:
+        assert first_block(places, before) == expected
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The effect of one edit beside its controls, all of them rows of one batch.
 
-Every row resumes at the edit's first layer from the parent's residual, earlier edits in force, and
+Every row resumes from the parent's residual where the edit begins, earlier edits in force, and
 adds its own delta: the edit itself, nothing (the noise of this path), and the controls of
 `variants`. A control's delta of a metric is its row minus the row of nothing.
 """
@@ -224,9 +224,10 @@ class Arranged:
     before: Mapping[Place, EditGroup]
     """The same without the last; empty groups where there are no others."""
     elsewhere: tuple[EditGroup, ...]
-    """Earlier edits at other places from `start` on: in force in every row."""
+    """Earlier edits at other places from block `start` on: in force in every row."""
     start: int
-    """The first layer of the last edit."""
+    """The first block that is run: the one above the last edit's first layer where what stands
+    there is known, else the one of that layer."""
     first: int
     """The first token that any edit from there on acts on."""
 
@@ -236,13 +237,24 @@ def arranged(
 ) -> Arranged:
     """Return the groups of all edits, and of all but the last, as rows need them."""
     places = places_of_edit(last.edit, n_layers)
-    start = places[0][1]
     mine = {group.place: group for group in groups if group.place in places}
     before = {place: EditGroup(place, ()) for place in places}
     before |= {group.place: group for group in earlier if group.place in places}
+    start = first_block(places, before)
     elsewhere = tuple(g for g in earlier if g.place not in mine and g.place[1] >= start)
     first = min(p for group in (*mine.values(), *elsewhere) for p in group.positions)
     return Arranged(mine, before, elsewhere, start, first)
+
+
+def first_block(places: Sequence[Place], before: Mapping[Place, EditGroup]) -> int:
+    """Return the first block to run for what differs at `places`, `before` already in force.
+
+    An edit of the residual stream needs not its own block: what arrives there is what the parent
+    kept, unless earlier edits stand at the very place, which a stored residual holds already.
+    """
+    lowest = min(layer for _, layer in places)
+    sites = {site for site, layer in places if layer == lowest}
+    return lowest + (sites == {"resid"} and not before["resid", lowest].steps)
 
 
 def run_variants(

@@ -65,7 +65,7 @@ def added(
 
     As `ablations`; a row that is named at no place is as the run was, up to rounding.
     """
-    start = min(layer for _, layer in deltas)
+    start = min(layer + (site == "resid") for site, layer in deltas)
 
     def hooks(rows: range) -> list[Hook]:
         def hook(place: Place) -> Hook:

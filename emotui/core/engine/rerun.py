@@ -1,7 +1,9 @@
 """Resume: the blocks from one layer on, at the tokens from one on, for many variants at once.
 
-Blocks below `start` are skipped: their output is the residual of an earlier run. Tokens before
-`first` are run once for all variants. Everything else is the model's own code, so the numbers are
+Blocks below `start` are skipped: the residual of an earlier run stands in for the output of the
+last of them, where hooks act on it as on any other. So an edit of `resid.L` alone begins at block
+L + 1, and one of `attn.L` or `mlp.L` at block L. Tokens before `first` are run once for all
+variants. Everything else is the model's own code, so the numbers are
 those of a full run up to rounding.
 """
 
@@ -36,7 +38,7 @@ class Rows:
     """What the variants of a prompt gave at its last position."""
 
     resid: dict[int, Tensor]
-    """Layer (from `start` on) to [rows, d_model], in the run's dtype."""
+    """Layer (from `start - 1` on) to [rows, d_model], in the run's dtype."""
     logits: Tensor
     """[rows, vocabulary], in the run's dtype."""
 
@@ -56,8 +58,12 @@ def _restore(block: Any, forward: Any) -> None:
 def resumed(model: LoadedModel, start: int, resid: Tensor) -> Iterator[None]:
     """Let every forward inside begin at block `start` with `resid` [rows, tokens, d_model].
 
-    The blocks are restored and the hook removed on every path.
+    Hooks at `resid.(start - 1)` fire, on `resid`; `start` may be the number of blocks. The blocks
+    are restored and the hook removed on every path.
     """
+
+    def give(*_arguments: Any, **_named: Any) -> Tensor:
+        return resid
 
     def swap(_module: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         if inputs:
@@ -66,13 +72,14 @@ def resumed(model: LoadedModel, start: int, resid: Tensor) -> Iterator[None]:
 
     blocks = model.sites.blocks
     with ExitStack() as stack:
-        for block in blocks[:start]:
+        for number, block in enumerate(blocks[:start]):
             # Past nn.Module.__setattr__: an instance attribute that hides the class's method, or
             # another one: accelerate's, where the model is spread over devices.
             stack.callback(_restore, block, block.__dict__.get("forward"))
-            object.__setattr__(block, "forward", _skip)
-        handle = blocks[start].register_forward_pre_hook(swap, with_kwargs=True)
-        stack.callback(handle.remove)
+            object.__setattr__(block, "forward", give if number == start - 1 else _skip)
+        if start == 0:
+            handle = blocks[0].register_forward_pre_hook(swap, with_kwargs=True)
+            stack.callback(handle.remove)
         yield
 
 
@@ -117,10 +124,11 @@ def rerun(
 ) -> Rows:
     """Run variants of one prompt from block `start` on and return what stands at the readout.
 
-    `resid` is `resid.(start - 1)`, [tokens, d_model], the same for every row; what sets the rows
-    apart are the hooks. With `first`, the rows begin at that token, and so do the tensors that the
-    hooks get: the tokens before it, which no hook may act on, are run once, and their keys and
-    values shared (METHODS 2.4). Rows run in order, as many at once as fit.
+    `resid` is `resid.(start - 1)`, [tokens, d_model], the same for every row and without what the
+    hooks do there; what sets the rows apart are the hooks. With `first`, the rows begin at that
+    token, and so do the tensors that the hooks get: the tokens before it, which no hook may act on,
+    are run once, and their keys and values shared (METHODS 2.4). Rows run in order, as many at once
+    as fit.
     """
     n_tokens = len(resid)
     at_once = min(TOKENS_AT_ONCE // (n_tokens - first), KEYS_AT_ONCE // n_tokens)
@@ -164,9 +172,9 @@ def slopes(
 
     [numbers, tokens from `first` on, width] of each place, float32 or wider; zero where nothing
     depends on it. As `rerun`: from block `start` on, whose input is `resid`; the places must lie
-    there. `hooks` (edits) are in force and differentiated through. As many copies of the prompt
-    as there are numbers are run, and one backward pass is made of all. Raises
-    torch.OutOfMemoryError where the graph does not fit.
+    there, or be `resid.(start - 1)`. `hooks` (edits) are in force and differentiated through. As
+    many copies of the prompt as there are numbers are run, and one backward pass is made of all.
+    Raises torch.OutOfMemoryError where the graph does not fit.
     """
     model.hf.requires_grad_(False)
     past = _prefix(model, resid[:first], start=start, job=job) if first else None
@@ -213,7 +221,9 @@ def _slopes_part(
 
         return Hook(place[0], place[1], function)
 
-    stream: list[tuple[Site, int]] = [("resid", layer) for layer in range(start, model.n_layers)]
+    stream: list[tuple[Site, int]] = [
+        ("resid", layer) for layer in range(max(start - 1, 0), model.n_layers)
+    ]
     rows = resid.detach().expand(n_rows, -1, -1).clone().requires_grad_()
     own = None if past is None else copy.deepcopy(past)
     if own is not None:
@@ -285,7 +295,7 @@ def _rerun_part(
 
         return Hook("resid", at, function)
 
-    keeping = [keep(at) for at in range(start, model.n_layers)]
+    keeping = [keep(at) for at in range(max(start - 1, 0), model.n_layers)]
     rows = resid.expand(n_rows, -1, -1)
     own = None if past is None else copy.deepcopy(past)
     if own is not None:

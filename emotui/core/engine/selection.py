@@ -137,7 +137,8 @@ def picking_of(
     }
     if not sizes:
         return Picking(note="no feature is active at the edited positions")
-    start = min(layer for _, layer in sizes)
+    # What is added to a residual comes after the edits there: the stored one holds those.
+    start = min(layer + (site == "resid") for site, layer in sizes)
     there = [group for group in earlier if group.place[1] >= start]
     first = min(p for where in (last.positions, *(g.positions for g in there)) for p in where)
     job.progress("drawing random directions")
