@@ -57,6 +57,25 @@ STUDIES: tuple[Study, ...] = (
         saes="used",
     ),
     Study(
+        name="terms",
+        question="Which emotion words does the model expect after a text, and what are they made "
+        "of?",
+        paper="EXPRESS",
+        needs_labels=False,
+        options=(
+            Option("mode", "text", "score", "score, generate, or both with a comma"),
+            Option("shots", "numbers", "0", "examples shown before a text, as 0,1,3,6"),
+            Option("pick", "text", "random,nearest", "which examples: random, nearest, or both"),
+            Option("thinking", "text", "no", "`yes` also has a chain of thought written first"),
+            Option("terms", "file", "", "a table of words, or NRC EmoLex; else the bundled one"),
+            Option("term", "column", "", "the column of true words; else the label"),
+            Option("edit", "text", "", "edits in force, with ; between them"),
+            Option("layers", "number", "50", "texts that are also read at every layer"),
+        ),
+        most_texts=1000,
+        saes="used",
+    ),
+    Study(
         name="consistency",
         question="Does the answer stay when only the way of asking changes, and is what stands "
         "inside steadier?",
@@ -186,6 +205,25 @@ STUDIES: tuple[Study, ...] = (
             Option("generations", "number", "0", "texts continued under each change"),
         ),
         most_texts=400,
+    ),
+    Study(
+        name="steer",
+        question="Does scaling causal features improve recognition beyond logit bias, few-shot "
+        "and matched features?",
+        paper="SAE paper",
+        needs_labels=True,
+        options=(
+            Option("shots", "numbers", "1,2,5,10", "examples of each label to choose and fit on"),
+            Option("features", "number", "8", "most features of a label"),
+            Option("eval", "files", "", "datasets of other origin to judge on"),
+            Option("eval_limit", "number", "300", "most texts of each of these"),
+            Option("eval_text", "text", "", "text column of each of these, with commas between"),
+            Option("eval_label", "text", "", "label column of each of these"),
+            Option("eval_maps", "text", "", "label maps of each; + joins several of one"),
+            Option("save", "text", "", "name of a recipe for the explorer"),
+        ),
+        most_texts=1000,
+        saes="needed",
     ),
 )
 
