@@ -68,7 +68,7 @@ async def test_a_model_without_probes_is_read_fitted_and_read_again(scene: Scene
         await until(pilot, lambda: app.explorer.state.readings)
         assert app.explorer.state.readings is not None
         assert app.explorer.state.readings.trace.id == first.id
-        assert "No probes for this model yet" in joined(app)
+        assert "No probes for this model and prompt yet" in joined(app)
         assert isinstance(engine.asked[1].operation, FitRequest)
         engine.asked[1].progress("fitting", 12, 48)
         await until(pilot, lambda: app.explorer.state.work and app.explorer.state.work.done == 12)

@@ -67,6 +67,8 @@ class LayersPane(LinePane):
         self._lens = 0
         """Cells for the lens at the right; 0 where it is not shown."""
         self._heads: tuple[str, ...] = ()
+        self._blank = 0
+        """Columns at the left that nothing is read in."""
         self._phases: tuple[str, ...] = ()
         """R, U and W for each layer from 0; () where they were not computed."""
 
@@ -108,6 +110,7 @@ class LayersPane(LinePane):
             self._heads = ()
             return
         self._heads = self._columns(state, readings)
+        self._blank = self._blank_columns(state, readings)
         room = self.scrollable_content_region.width - self.frozen
         widths = _WIDTHS if state.view == "emotions" else _WIDTHS[3:]
         has_lens = state.view == "emotions" and readings.lens_at(state.position)
@@ -119,6 +122,22 @@ class LayersPane(LinePane):
         self._lens = 0
         fitting = (width for width in widths if width * len(self._heads) <= room)
         self._width = next(fitting, 4)
+
+    def _blank_columns(self, state: ScreenState, readings: Readings) -> int:
+        """Return how many columns from the left have no readout of the site at any layer."""
+        if not readings.emotions:
+            return 0
+        layer = next((layer for layer in readings.layers if layer >= 0), 0)
+        if state.view == "emotions":
+            read = (
+                readings.cell(state.site, state.position, layer, emotion)
+                for emotion in readings.emotions
+            )
+            return len(self._heads) if all(cell is None for cell in read) else 0
+        for place in range(len(self._heads)):
+            if readings.cell(state.site, place, layer, state.emotion) is not None:
+                return place
+        return len(self._heads)
 
     def _title(self, state: ScreenState) -> str:
         if state.readings is None:
@@ -206,6 +225,12 @@ class LayersPane(LinePane):
         chosen = self._column(state)
         sight = self._columns_in_sight
         yield " " * (self._width * sight.start), self.palette.quiet
+        blank = range(sight.start, min(self._blank, sight.stop))
+        row = readings.layers.index(layer) - self.scroll_offset.y
+        said = _why_blank(state.site, row) if blank else ""
+        if said:
+            yield fit(said, self._width * len(blank)), self.palette.quiet
+            sight = range(blank.stop, sight.stop)
         for column in sight:
             if state.view == "emotions":
                 place, emotion = state.position, readings.emotions[column]
@@ -264,12 +289,24 @@ def _head(text: str, width: int) -> str:
     return fit(cut[:width].replace("…", ""), width)
 
 
+def _why_blank(site: str, row: int) -> str:
+    """Return what stands in the place of cells that there are none of, in the first two rows shown."""
+    if row not in (0, 1):
+        return ""
+    if site in ("attn", "mlp"):
+        return (
+            f"{site}: kept at the readout only (P goes there)",
+            "emotui open --all-sites keeps all tokens",
+        )[row]
+    return (f"No probe reads {site} here.", "")[row]
+
+
 def _explanation(state: ScreenState) -> list[str]:
     if state.readings is None:
         if state.work is not None:
             return ["The model is being read: layers appear here."]
         return ["No text has been read yet: press i, type one, press enter."]
     if state.work is not None:
-        return ["No probes for this model yet: they are being fitted, once.",
+        return ["No probes for this model and prompt yet: they are being fitted, once.",
                 "The trace is already here; esc cancels the fit."]  # fmt: skip
-    return ["No probes for this model: nothing is read from its layers.", "F fits them."]
+    return ["No probes for this model and prompt: layers are not read.", "F fits them."]
