@@ -89,6 +89,11 @@ def run(
     ] = None,
     items: Annotated[Path | None, typer.Option(help="As --set items=FILE.")] = None,
     save: Annotated[str | None, typer.Option(help="As --set save=NAME.")] = None,
+    mode: Annotated[str | None, typer.Option(help="As --set mode=score,generate.")] = None,
+    terms: Annotated[Path | None, typer.Option(help="As --set terms=FILE.")] = None,
+    do: Annotated[
+        list[str] | None, typer.Option("--do", help="An edit in force, as --set edit=EDIT.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder of the results.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what it would take.")
@@ -109,7 +114,16 @@ def run(
     for one in templates:
         template_named(one)
     given = _settings(
-        study, settings or (), shots=shots, span=span, eval=evaluate, items=items, save=save
+        study,
+        settings or (),
+        shots=shots,
+        span=span,
+        eval=evaluate,
+        items=items,
+        save=save,
+        mode=mode,
+        terms=terms,
+        edit="; ".join(do) if do else None,
     )
     with cache_for(cache_dir, private=False, demo=model is None) as root:
         requests = []

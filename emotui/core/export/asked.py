@@ -62,20 +62,20 @@ def consistency_lines(found: TextConsistency) -> list[str]:
         lines.append("No probe is trusted for this prompt, so none was asked.")
     lines.append(f"Labels of {found.label_set} are told apart by the rule {found.rule}.")
     named = [one for one in found.answers if one.group in ("template", "order", "denied")]
-    lines += ["", f"{'':<9} {'form':<12} {'answer':<14} {'p':>5}  valid  {'probe':<14} lens from"]
+    lines += ["", f"{'':<8} {'form':<11} {'answer':<14} {'p':>5} valid {'probe':<14} lens"]
     lines += [_named(one, before) for one, before in _beside(named)]
     stated = [one for one in found.answers if one.group in ("binary", "negation")]
-    lines += ["", f"{'':<9} {'form':<12} {'the writer feels':<17} {'':<10} {'p':>5}  valid"]
+    lines += ["", f"{'':<8} {'form':<11} {'the writer feels':<17} {'':<10} {'p':>5} valid"]
     lines += [
-        f"{_kind(one, before):<9} {one.form:<12} {clean(one.about):<17} {one.answer:<10} "
-        f"{one.probability:>5.2f}  {_valid(one)}"
+        f"{_kind(one, before):<8} {one.form:<11} {clean(one.about):<17} {one.answer:<10} "
+        f"{one.probability:>5.2f} {_valid(one)}"
         for one, before in _beside(stated)
     ]
     lines += [
         "",
-        "valid: the likeliest next token of all begins an answer. lens from: the first",
-        "layer from which the logit lens gives this answer. denied: the same prompt after",
-        "'None of this happened:'.",
+        "valid: the likeliest next token of all begins an answer. lens: the layer",
+        "from which on the logit lens gives this answer. denied: the same prompt",
+        "after 'None of this happened:'.",
     ]
     return lines
 
@@ -90,13 +90,13 @@ def _kind(one: FormAnswer, before: FormAnswer | None) -> str:
 
 def _named(one: FormAnswer, before: FormAnswer | None) -> str:
     return (
-        f"{_kind(one, before):<9} {one.form:<12} {clean(one.answer):<14} {one.probability:>5.2f}  "
-        f"{_valid(one)}    {clean(one.probe) or '-':<14} {_settled(one)}"
+        f"{_kind(one, before):<8} {one.form:<11} {clean(one.answer):<14} {one.probability:>5.2f} "
+        f"{_valid(one):<5} {clean(one.probe) or '-':<14} {_settled(one)}"
     )
 
 
 def _valid(one: FormAnswer) -> str:
-    return "yes" if one.valid else "no "
+    return "yes" if one.valid else "no"
 
 
 def _settled(one: FormAnswer) -> str:

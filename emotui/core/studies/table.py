@@ -76,6 +76,25 @@ STUDIES: tuple[Study, ...] = (
         saes="used",
     ),
     Study(
+        name="terms",
+        question="Which emotion words does the model expect after a text, and what are they made "
+        "of?",
+        paper="EXPRESS",
+        needs_labels=False,
+        options=(
+            Option("mode", "text", "score", "score, generate, or both with a comma"),
+            Option("shots", "numbers", "0", "examples shown before a text, as 0,1,3,6"),
+            Option("pick", "text", "random,nearest", "which examples: random, nearest, or both"),
+            Option("thinking", "text", "no", "`yes` also has a chain of thought written first"),
+            Option("terms", "file", "", "a table of words, or NRC EmoLex; else the bundled one"),
+            Option("term", "column", "", "the column of true words; else the label"),
+            Option("edit", "text", "", "edits in force, with ; between them"),
+            Option("layers", "number", "50", "texts that are also read at every layer"),
+        ),
+        most_texts=1000,
+        saes="used",
+    ),
+    Study(
         name="consistency",
         question="Does the answer stay when only the way of asking changes, and is what stands "
         "inside steadier?",
