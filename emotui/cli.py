@@ -12,11 +12,25 @@ import msgspec
 import typer
 
 from emotui import __version__
-from emotui.core.emotions import DEFAULT_LABEL_SET
-from emotui.core.errors import Cancelled, EmotuiError, UsageError
-from emotui.core.protocol import GenerationSpec, InspectRequest, ModelSpec
-from emotui.core.sizes import bytes_of
-from emotui.core.text import DEFAULT_TEMPLATE, clean
+from emotui.commands.options import (
+    NO_SAES,
+    AllSites,
+    AsJson,
+    CacheDir,
+    Edits,
+    Force,
+    KeepOptions,
+    ModelOptions,
+    Out,
+    PromptOptions,
+    SaeOptions,
+    Text,
+    choice,
+    in_groups,
+    request_of,
+)
+from emotui.core.errors import Cancelled, EmotuiError
+from emotui.core.protocol import GenerationSpec
 
 app = typer.Typer(
     name="emotui",
@@ -26,33 +40,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Text = Annotated[str | None, typer.Argument(help="The text; - reads standard input.")]
-Model = Annotated[str | None, typer.Option("--model", help="A local folder, a hub id or an alias.")]
-Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit of a hub model.")]
-Sae = Annotated[
-    list[str] | None, typer.Option("--sae", help="A folder, a params.npz, RELEASE[:ID], or none.")
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, int8, nf4 or auto.")]
-DeviceMap = Annotated[
-    str | None, typer.Option("--device-map", help="auto: the layers spread over all GPUs.")
-]
-SaeMemoryLimit = Annotated[
-    str | None,
-    typer.Option("--sae-memory", help="SAE weights held at a time, as 8GiB; what is free."),
-]
-TemplateName = Annotated[str, typer.Option("--template", help="The prompt around the text.")]
-AllSites = Annotated[bool, typer.Option("--all-sites", help="Attention, MLP of every token.")]
-LabelSet = Annotated[str, typer.Option("--labels", help="The set of emotion labels.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Make no connection.")]
-Private = Annotated[
-    bool, typer.Option("--private", help="Keep nothing of this session on the disk.")
-]
-CacheDir = Annotated[
-    Path | None,
-    typer.Option("--cache-dir", help="Where traces are kept.", envvar="EMOTUI_CACHE_DIR"),
-]
 
 
 def _show_version(wanted: bool) -> None:
@@ -72,22 +59,15 @@ def _root(
 
 
 @app.command("open")
+@in_groups
 def open_explorer(
+    model: ModelOptions,
+    saes: SaeOptions,
+    prompt: PromptOptions,
+    keep: KeepOptions,
     text: Text = None,
-    model: Model = None,
-    sae: Sae = None,
-    revision: Revision = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    device_map: DeviceMap = None,
-    sae_memory: SaeMemoryLimit = None,
-    template: TemplateName = DEFAULT_TEMPLATE,
-    labels: LabelSet = DEFAULT_LABEL_SET,
-    offline: Offline = False,
-    private: Private = False,
-    cache_dir: CacheDir = None,
     all_sites: AllSites = False,
-    theme: Annotated[str | None, typer.Option(help="The colours.")] = None,
+    theme: Annotated[str | None, typer.Option(help="The colours.", envvar="EMOTUI_THEME")] = None,
     mouse: Annotated[
         bool | None, typer.Option("--mouse/--no-mouse", help="Off over SSH by default.")
     ] = None,
@@ -97,43 +77,24 @@ def open_explorer(
 
     explore(
         text,
-        _request(
-            text,
-            model,
-            sae,
-            revision,
-            device,
-            dtype,
-            template,
-            labels,
-            offline,
-            cache_dir,
-            device_map=device_map,
-            sae_memory=sae_memory,
-        ),
+        request_of(text, model, saes, prompt, cache_dir=keep.cache_dir),
         all_sites=all_sites,
-        cache_dir=cache_dir,
-        private=private,
+        cache_dir=keep.cache_dir,
+        private=keep.private,
         theme=theme,
         mouse=mouse,
     )
 
 
 @app.command()
+@in_groups
 def inspect(
+    model: ModelOptions,
+    saes: SaeOptions,
+    prompt: PromptOptions,
+    keep: KeepOptions,
     text: Text = None,
-    model: Model = None,
-    sae: Sae = None,
-    revision: Revision = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    device_map: DeviceMap = None,
-    sae_memory: SaeMemoryLimit = None,
-    template: TemplateName = DEFAULT_TEMPLATE,
-    labels: LabelSet = DEFAULT_LABEL_SET,
-    do: Annotated[
-        list[str] | None, typer.Option("--do", help="An edit, as 'ablate L5/12 at all', or @name.")
-    ] = None,
+    do: Edits = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Repeat the last edit on other texts.")
     ] = False,
@@ -158,40 +119,24 @@ def inspect(
             help="What is attributed: top, answer.EMOTION, readout.EMOTION[@L5] or none.",
         ),
     ] = "top",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
     as_jsonl: Annotated[
         bool, typer.Option("--jsonl", help="Print one JSON document a line.")
     ] = False,
     tokens: Annotated[
         str, typer.Option("--tokens", help="`readout`, or `all` tokens in the JSON.")
     ] = "readout",
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite that file.")] = False,
+    out: Out = None,
+    force: Force = False,
     stats: Annotated[
         str | None, typer.Option("--stats", help="`json`: one line of statistics on stderr.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    offline: Offline = False,
-    private: Private = False,
-    cache_dir: CacheDir = None,
 ) -> None:
     """Print the trace of a text: the same records as the screen, without it."""
     from emotui.commands.inspect import InspectOptions, inspect_texts
 
-    request = _request(
-        text,
-        model,
-        sae,
-        revision,
-        device,
-        dtype,
-        template,
-        labels,
-        offline,
-        cache_dir,
-        device_map=device_map,
-        sae_memory=sae_memory,
-    )
+    request = request_of(text, model, saes, prompt, cache_dir=keep.cache_dir)
     inspect_texts(
         text,
         request,
@@ -204,33 +149,27 @@ def inspect(
             all_sites=all_sites,
             metric=metric,
             form="json" if as_json else "jsonl" if as_jsonl else "text",
-            all_tokens=_choice("--tokens", tokens, ("readout", "all")) == "all",
+            all_tokens=choice("--tokens", tokens, ("readout", "all")) == "all",
             out=out,
             force=force,
-            stats=stats is not None and bool(_choice("--stats", stats, ("json",))),
+            stats=stats is not None and bool(choice("--stats", stats, ("json",))),
             seed=seed,
             verify=verify_texts if verify else 0,
         ),
-        cache_dir=cache_dir,
-        private=private,
+        cache_dir=keep.cache_dir,
+        private=keep.private,
     )
 
 
 @app.command()
+@in_groups
 def generate(
+    model: ModelOptions,
+    saes: SaeOptions,
+    prompt: PromptOptions,
+    keep: KeepOptions,
     text: Text = None,
-    model: Model = None,
-    sae: Sae = None,
-    revision: Revision = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    device_map: DeviceMap = None,
-    sae_memory: SaeMemoryLimit = None,
-    template: TemplateName = DEFAULT_TEMPLATE,
-    labels: LabelSet = DEFAULT_LABEL_SET,
-    do: Annotated[
-        list[str] | None, typer.Option("--do", help="An edit, as 'ablate L5/12 at all', or @name.")
-    ] = None,
+    do: Edits = None,
     new_tokens: Annotated[int, typer.Option("--new-tokens", help="Most tokens to write.")] = 40,
     temperature: Annotated[
         float, typer.Option("--temperature", help="0 takes the likeliest token.")
@@ -239,28 +178,12 @@ def generate(
         int, typer.Option("--samples", help="Texts to write, each with a seed of its own.")
     ] = 1,
     seed: Annotated[int, typer.Option(help="Of the first text.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    offline: Offline = False,
-    private: Private = False,
-    cache_dir: CacheDir = None,
+    as_json: AsJson = False,
 ) -> None:
     """Continue a text without edits and with them, and read again what was written."""
     from emotui.commands.generate import generate_text
 
-    request = _request(
-        text,
-        model,
-        sae,
-        revision,
-        device,
-        dtype,
-        template,
-        labels,
-        offline,
-        cache_dir,
-        device_map=device_map,
-        sae_memory=sae_memory,
-    )
+    request = request_of(text, model, saes, prompt, cache_dir=keep.cache_dir)
     generate_text(
         text,
         msgspec.structs.replace(
@@ -268,61 +191,56 @@ def generate(
         ),
         edits=tuple(do or ()),
         as_json=as_json,
-        cache_dir=cache_dir,
-        private=private,
+        cache_dir=keep.cache_dir,
+        private=keep.private,
     )
 
 
 @app.command()
+@in_groups
 def where(
+    model: ModelOptions,
+    prompt: PromptOptions,
+    keep: KeepOptions,
     text: Text = None,
     emotion: Annotated[str, typer.Option("--emotion", help="One of the labels.")] = "",
     neutral: Annotated[
         str | None,
         typer.Option("--neutral", help="A neutral rewrite; without one, texts of the corpus."),
     ] = None,
-    model: Model = None,
-    revision: Revision = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    template: TemplateName = DEFAULT_TEMPLATE,
-    labels: LabelSet = DEFAULT_LABEL_SET,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    offline: Offline = False,
-    private: Private = False,
-    cache_dir: CacheDir = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say at which layers an emotion of a text is readable, used and written."""
     from emotui.commands.where import tell_where
 
-    request = _request(
-        text, model, ["none"], revision, device, dtype, template, labels, offline, cache_dir
-    )
+    request = request_of(text, model, NO_SAES, prompt, cache_dir=keep.cache_dir)
     tell_where(
         text,
         request,
         emotion=emotion,
         neutral=neutral,
         as_json=as_json,
-        cache_dir=cache_dir,
-        private=private,
+        cache_dir=keep.cache_dir,
+        private=keep.private,
     )
 
 
 @app.command()
 def export(
     trace: Annotated[str, typer.Argument(help="A trace id, its beginning, or a JSON file.")],
-    to: Annotated[str, typer.Option("--to", help="The format: json, py, md or neuronpedia.")] = "json",
+    to: Annotated[
+        str, typer.Option("--to", help="The format: json, py, md or neuronpedia.")
+    ] = "json",
     tokens: Annotated[str, typer.Option("--tokens", help="`readout`, or `all`.")] = "readout",
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite that file.")] = False,
+    out: Out = None,
+    force: Force = False,
     cache_dir: CacheDir = None,
 ) -> None:
     """Write a cached trace and its ancestors as a file for other programs."""
     from emotui.commands.export import FORMATS, export_trace
 
-    _choice("--to", to, FORMATS)
-    every = _choice("--tokens", tokens, ("readout", "all")) == "all"
+    choice("--to", to, FORMATS)
+    every = choice("--tokens", tokens, ("readout", "all")) == "all"
     export_trace(trace, to=to, all_tokens=every, out=out, force=force, cache_dir=cache_dir)
 
 
@@ -331,7 +249,7 @@ def models(
     query: Annotated[
         str, typer.Argument(help="A part of a model's or a release's name; a whole release.")
     ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List models by name, and the pretrained SAEs there are for them."""
     from emotui.commands.models import list_models
@@ -340,82 +258,12 @@ def models(
 
 
 @app.command()
-def doctor(
-    model: Model = None,
-    revision: Revision = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    device_map: DeviceMap = None,
-    offline: Offline = False,
-    cache_dir: CacheDir = None,
-) -> None:
+@in_groups
+def doctor(model: ModelOptions, cache_dir: CacheDir = None) -> None:
     """Check the installation and, with a model, that hooked and plain runs agree."""
     from emotui.commands.doctor import diagnose
 
-    spec = None
-    if model is not None:
-        spec = ModelSpec(
-            model=model,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            offline=offline,
-            device_map=_device_map(device_map),
-        )
-    diagnose(spec, cache_dir=cache_dir)
-
-
-def _request(
-    text: str | None,
-    model: str | None,
-    sae: Sequence[str] | None,
-    revision: str | None,
-    device: str,
-    dtype: str,
-    template: str,
-    labels: str,
-    offline: bool,
-    cache_dir: Path | None,
-    *,
-    device_map: str | None = None,
-    sae_memory: str | None = None,
-) -> InspectRequest:
-    from emotui.cache.demo import demo_saes, demo_spec
-    from emotui.commands.models import sae_sources
-
-    if model is None:
-        spec = demo_spec(dtype=dtype, device=device)
-        sae = sae or demo_saes()
-    else:
-        spec = ModelSpec(
-            model=model, revision=revision, dtype=dtype, device=device, offline=offline
-        )
-    spec = msgspec.structs.replace(
-        spec,
-        device_map=_device_map(device_map),
-        sae_memory=None if sae_memory is None else bytes_of(sae_memory),
-    )
-    sae = sae_sources(spec.model, sae or (), offline=offline, cache_dir=cache_dir)
-    return InspectRequest(
-        spec=spec,
-        text=text or "",
-        cache_dir="",
-        template=template,
-        label_set=labels,
-        saes=sae,
-    )
-
-
-def _device_map(value: str | None) -> str | None:
-    return None if value is None else _choice("--device-map", value, ("auto",))
-
-
-def _choice(option: str, value: str, allowed: Sequence[str]) -> str:
-    if value not in allowed:
-        raise UsageError(
-            f"{option} cannot be {clean(value)!r}.", todo=f"Use {' or '.join(allowed)}."
-        )
-    return value
+    diagnose(None if model.model is None else model.spec(), cache_dir=cache_dir)
 
 
 def _add_groups() -> None:
