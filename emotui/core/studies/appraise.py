@@ -50,7 +50,7 @@ from emotui.core.studies.common.within import Within
 from emotui.core.studies.halves import halves_of
 from emotui.core.studies.label_mix import NEW_TOKENS, LabelMix, label_mixes
 from emotui.core.studies.label_mix import Condition as Writing
-from emotui.core.studies.promote import norms_of, random_directions, strengths_of
+from emotui.core.studies.promote import layer_of, norms_of, random_directions, strengths_of
 from emotui.core.studies.promote_results import CONTROLS
 from emotui.core.studies.variants import Change, choice, counted, run_variants, windows_of
 from emotui.core.text import clean
@@ -98,6 +98,7 @@ def run(study: Running) -> AppraiseResult:
         windows=windows_of(model.n_layers, spans, ("resid",)),
         appraisals=names,
     )
+    asked = layer_of(study)
     places: tuple[Place, ...] = tuple(("resid", layer) for layer in range(model.n_layers))
     found = readings(study, places)
     items = study.dataset.items(found.index.tolist())
@@ -110,7 +111,7 @@ def run(study: Running) -> AppraiseResult:
     signs: dict[Against, Ratings] = {"means": parts.ratings, "partial": parts.partial}
     agreements = agreements_of(stage, plan, signs, columns, study.generator("permutations"))
     score = fitted.joined("score")
-    shown = int(score.mean(dim=1).argmax())
+    shown = asked if asked is not None else int(score.mean(dim=1).argmax())
     mixes: tuple[LabelMix, ...] = ()
     if wanted:
         order = torch.randperm(len(parts.held), generator=study.generator("generations"))

@@ -16,6 +16,7 @@ Against = Literal["means", "partial"]
 """The signs of mean ratings, or those with the other appraisals held."""
 
 
+_HELD = 0.1  # standard deviations that a kept appraisal may move by
 _AGAINST: dict[str, str] = {
     "means": "mean ratings",
     "partial": "ratings, the other appraisals held",
@@ -107,7 +108,7 @@ class AppraiseResult(msgspec.Struct, frozen=True, kw_only=True):
     """The unit of strength at each layer."""
     fits: tuple[Fit, ...]
     shown_layer: int
-    """Where the fits are best on average: the layer of the matrices and of generations."""
+    """Of the matrices and of generations: as asked, else where the fits are best on average."""
     without: tuple[int, ...]
     """Layers where some change has no direction."""
     curves: tuple[AppraiseCurve, ...]
@@ -291,8 +292,7 @@ def _sentences(result: AppraiseResult) -> list[str]:
     found = [
         f"Directions of {', '.join(result.appraisals)} fitted on {result.fitted_on} texts "
         f"(ratings: {result.source}), added in {sum(result.held.values())} others ({counts}).",
-        f"R² on other texts at layer {layer}, the best on average: {fits}. Where it is near 0, "
-        "the direction is noise.",
+        f"R² on other texts at layer {layer}: {fits}. Where it is near 0, the direction is noise.",
         f"The mean ratings decide the sign of {decided} of {cells} cells (two standard errors), "
         f"with the other appraisals held {partial}. Appraisals go together in people, so that a "
         "change of one alone is to be held against the latter.",
@@ -346,6 +346,7 @@ def _changes(result: AppraiseResult, projection: Projection, strength: float) ->
     if kept is not None and changed is not None:
         line += (
             f"; at the next layer the changed appraisals move {changed:+.2f} standard deviations, "
-            f"the kept ones {kept:.2f} on average"
+            f"the kept ones {kept:.2f} on average: {'' if kept <= _HELD else 'not '}held (bar "
+            f"{_HELD:g})"
         )
     return [line + "."]

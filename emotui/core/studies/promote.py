@@ -47,6 +47,7 @@ from emotui.core.studies.promote_results import (
 )
 from emotui.core.studies.promote_score import Plan, Promotion, measure
 from emotui.core.studies.variants import Change, choice, counted, run_variants, windows_of
+from emotui.core.text import clean
 
 _BLOCK = 4  # texts of a chunk
 
@@ -62,6 +63,7 @@ def run(study: Running) -> PromoteResult:
     strengths = strengths_of(study)
     draws = counted("draws", study.number("draws"), least=1)
     wanted = counted("generations", study.number("generations"), least=0)
+    asked = layer_of(study)
     places: tuple[Place, ...] = tuple(("resid", layer) for layer in range(model.n_layers))
     found = readings(study, places)
     items = study.dataset.items(found.index.tolist())
@@ -85,7 +87,7 @@ def run(study: Running) -> PromoteResult:
         columns,
         study.generator("intervals"),
     )
-    layer = int(fitted.joined("dev_accuracy").argmax())
+    layer = asked if asked is not None else int(fitted.joined("dev_accuracy").argmax())
     mixes: tuple[LabelMix, ...] = ()
     if wanted:
         held = study.dataset.items([int(found.index[row]) for row in halves.held])
@@ -124,6 +126,18 @@ def strengths_of(study: Running) -> tuple[float, ...]:
             todo="Give fractions of the residual's mean norm above 0, as in 0.1,0.2.",
         )
     return strengths
+
+
+def layer_of(study: Running) -> int | None:
+    """Return the layer that was asked for, None for none; UsageError where there is no such."""
+    given, count = study.text("layer").strip(), study.model.n_layers
+    if not given:
+        return None
+    if not given.isdecimal() or int(given) >= count:
+        raise UsageError(
+            f"There is no layer {clean(given)!r}.", todo=f"Give one of 0 to {count - 1}."
+        )
+    return int(given)
 
 
 def norms_of(study: Running) -> list[float]:

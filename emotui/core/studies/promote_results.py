@@ -17,6 +17,7 @@ Kind = Literal["means", "row", "isotropic", "covariance"]
 ALONG: tuple[Along, ...] = ("means", "row")
 CONTROLS: tuple[Control, ...] = ("isotropic", "covariance")
 _NOTHING = 0.005
+_HALF = 0.5
 _SAID = {
     "means": "the difference of means",
     "row": "the probe's row",
@@ -84,7 +85,7 @@ class PromoteResult(msgspec.Struct, frozen=True, kw_only=True):
     directions: Directions
     curves: tuple[PromoteCurve, ...]
     generations_layer: int | None
-    """Where texts were written under a direction: the layer whose probe was best on dev."""
+    """Where texts were written: as asked, else where the probe was best on dev."""
     generations: tuple[LabelMix, ...]
 
 
@@ -199,12 +200,18 @@ def _sentences(result: PromoteResult) -> list[str]:
                 continue
             beside = "; ".join(
                 f"{_SAID[control]} {_means(_of(result, control, strength))[best]:+.2f}, its "
-                f"highest draw {max(c.high[best] for c in _of(result, control, strength)):+.2f}"
+                "highest for any emotion and draw "
+                f"{max(c.high[best] for c in _of(result, control, strength)):+.2f}"
                 for control in CONTROLS
             )
+            half = [
+                layer for layer, one in zip(curves[0].layer, scores, strict=True) if one >= _HALF
+            ]
+            layers = ", ".join(map(str, half))
             found.append(
                 f"{how}: mean score over emotions {scores[best]:+.2f} at its best, layer "
-                f"{curves[0].layer[best]} (chosen on these texts); there {beside}."
+                f"{curves[0].layer[best]} (chosen on these texts); there {beside}. "
+                + (f"At least half at layers {layers}." if half else "At no layer half or more.")
             )
     ratios = [own / unit for own, unit in zip(result.readout_norms, result.norms, strict=True)]
     found.append(
@@ -220,7 +227,7 @@ def _sentences(result: PromoteResult) -> list[str]:
     if result.generations:
         found.append(
             f"{result.generations[0].texts} texts were continued with each direction at layer "
-            f"{result.generations_layer} (the best on dev) and read again unmoved."
+            f"{result.generations_layer} and read again unmoved."
         )
     if result.unreadable:
         found.append(f"{result.unreadable:,} texts are too long for the model with the prompt.")
