@@ -57,61 +57,6 @@ STUDIES: tuple[Study, ...] = (
         saes="used",
     ),
     Study(
-        name="terms",
-        question="Which emotion words does the model expect after a text, and what are they made "
-        "of?",
-        paper="EXPRESS",
-        needs_labels=False,
-        options=(
-            Option("mode", "text", "score", "score, generate, or both with a comma"),
-            Option("shots", "numbers", "0", "examples shown before a text, as 0,1,3,6"),
-            Option("pick", "text", "random,nearest", "which examples: random, nearest, or both"),
-            Option("thinking", "text", "no", "`yes` also has a chain of thought written first"),
-            Option("terms", "file", "", "a table of words, or NRC EmoLex; else the bundled one"),
-            Option("term", "column", "", "the column of true words; else the label"),
-            Option("edit", "text", "", "edits in force, with ; between them"),
-            Option("layers", "number", "50", "texts that are also read at every layer"),
-        ),
-        most_texts=1000,
-        saes="used",
-    ),
-    Study(
-        name="terms",
-        question="Which emotion words does the model expect after a text, and what are they made "
-        "of?",
-        paper="EXPRESS",
-        needs_labels=False,
-        options=(
-            Option("mode", "text", "score", "score, generate, or both with a comma"),
-            Option("shots", "numbers", "0", "examples shown before a text, as 0,1,3,6"),
-            Option("pick", "text", "random,nearest", "which examples: random, nearest, or both"),
-            Option("thinking", "text", "no", "`yes` also has a chain of thought written first"),
-            Option("terms", "file", "", "a table of words, or NRC EmoLex; else the bundled one"),
-            Option("term", "column", "", "the column of true words; else the label"),
-            Option("edit", "text", "", "edits in force, with ; between them"),
-            Option("layers", "number", "50", "texts that are also read at every layer"),
-        ),
-        most_texts=1000,
-        saes="used",
-    ),
-    Study(
-        name="consistency",
-        question="Does the answer stay when only the way of asking changes, and is what stands "
-        "inside steadier?",
-        paper="Shu et al., questionnaire reliability",
-        needs_labels=False,
-        options=(
-            Option(
-                "items",
-                "file",
-                "",
-                "statements of a questionnaire: columns statement, negation, axis, key",
-            ),
-        ),
-        most_texts=2000,
-        saes="used",
-    ),
-    Study(
         name="probes",
         question="At which layers and sites can the emotion, and each appraisal, be read?",
         paper="Tak et al.",
@@ -152,20 +97,6 @@ STUDIES: tuple[Study, ...] = (
         most_texts=300,
     ),
     Study(
-        name="features",
-        question="Which features are specific to an emotion, which are shared, and which follow "
-        "valence?",
-        paper="SAE paper",
-        needs_labels=True,
-        options=(
-            Option("position", "text", "text", "`text`: anywhere in the text; or `readout`"),
-            Option("least", "number", "10", "fewest texts of a label in each half"),
-            Option("shuffles", "number", "500", "shufflings of the labels"),
-        ),
-        most_texts=1000,
-        saes="needed",
-    ),
-    Study(
         name="promote",
         question="From which layer on, and how strongly, does adding an emotion's direction make "
         "it the answer?",
@@ -180,30 +111,6 @@ STUDIES: tuple[Study, ...] = (
             Option("layer", "text", "", "where; the layer whose probe is best on dev if not given"),
         ),
         most_texts=200,
-    ),
-    Study(
-        name="phases",
-        question="Does the model go from tokens over meaning to emotion in phases, or gradually?",
-        paper="SAE paper",
-        needs_labels=True,
-        options=(
-            Option("semantic", "column", "", "a column that is no emotion; bundled: the topic"),
-            Option("pairs", "number", "100", "pairs of texts that are patched"),
-        ),
-        most_texts=600,
-        saes="needed",
-    ),
-    Study(
-        name="trace",
-        question="Which features cause the answer, in which phase, and how many carry it?",
-        paper="SAE paper",
-        needs_labels=True,
-        options=(
-            Option("examples", "number", "20", "texts of each emotion that are ablated in"),
-            Option("boundaries", "text", "", "first layers of the later phases; else thirds"),
-        ),
-        most_texts=2000,
-        saes="needed",
     ),
     Study(
         name="appraise",
@@ -228,6 +135,44 @@ STUDIES: tuple[Study, ...] = (
         most_texts=400,
     ),
     Study(
+        name="phases",
+        question="Does the model go from tokens over meaning to emotion in phases, or gradually?",
+        paper="SAE paper",
+        needs_labels=True,
+        options=(
+            Option("semantic", "column", "", "a column that is no emotion; bundled: the topic"),
+            Option("pairs", "number", "100", "pairs of texts that are patched"),
+        ),
+        most_texts=600,
+        saes="needed",
+    ),
+    Study(
+        name="features",
+        question="Which features are specific to an emotion, which are shared, and which follow "
+        "valence?",
+        paper="SAE paper",
+        needs_labels=True,
+        options=(
+            Option("position", "text", "text", "`text`: anywhere in the text; or `readout`"),
+            Option("least", "number", "10", "fewest texts of a label in each half"),
+            Option("shuffles", "number", "500", "shufflings of the labels"),
+        ),
+        most_texts=1000,
+        saes="needed",
+    ),
+    Study(
+        name="trace",
+        question="Which features cause the answer, in which phase, and how many carry it?",
+        paper="SAE paper",
+        needs_labels=True,
+        options=(
+            Option("examples", "number", "20", "texts of each emotion that are ablated in"),
+            Option("boundaries", "text", "", "first layers of the later phases; else thirds"),
+        ),
+        most_texts=2000,
+        saes="needed",
+    ),
+    Study(
         name="steer",
         question="Does scaling causal features improve recognition beyond logit bias, few-shot "
         "and matched features?",
@@ -245,6 +190,42 @@ STUDIES: tuple[Study, ...] = (
         ),
         most_texts=1000,
         saes="needed",
+    ),
+    Study(
+        name="terms",
+        question="Which emotion words does the model expect after a text, and what are they made "
+        "of?",
+        paper="EXPRESS",
+        needs_labels=False,
+        options=(
+            Option("mode", "text", "score", "score, generate, or both with a comma"),
+            Option("shots", "numbers", "0", "examples shown before a text, as 0,1,3,6"),
+            Option("pick", "text", "random,nearest", "which examples: random, nearest, or both"),
+            Option("thinking", "text", "no", "`yes` also has a chain of thought written first"),
+            Option("terms", "file", "", "a table of words, or NRC EmoLex; else the bundled one"),
+            Option("term", "column", "", "the column of true words; else the label"),
+            Option("edit", "text", "", "edits in force, with ; between them"),
+            Option("layers", "number", "50", "texts that are also read at every layer"),
+        ),
+        most_texts=1000,
+        saes="used",
+    ),
+    Study(
+        name="consistency",
+        question="Does the answer stay when only the way of asking changes, and is what stands "
+        "inside steadier?",
+        paper="Shu et al., questionnaire reliability",
+        needs_labels=False,
+        options=(
+            Option(
+                "items",
+                "file",
+                "",
+                "statements of a questionnaire: columns statement, negation, axis, key",
+            ),
+        ),
+        most_texts=2000,
+        saes="used",
     ),
 )
 
