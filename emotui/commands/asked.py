@@ -12,9 +12,19 @@ import typer
 
 from emotui.cache.demo import is_demo
 from emotui.commands.common import cache_for, wait_for
+from emotui.commands.options import (
+    NO_SAES,
+    AsJson,
+    KeepOptions,
+    ModelOptions,
+    PromptOptions,
+    SaeOptions,
+    Text,
+    in_groups,
+    request_of,
+)
 from emotui.commands.texts import text_of_argument
 from emotui.core.emotion_terms import TextTerms, terms_for
-from emotui.core.emotions import DEFAULT_LABEL_SET
 from emotui.core.errors import UsageError
 from emotui.core.forms import TextConsistency
 from emotui.core.protocol import (
@@ -34,47 +44,25 @@ if TYPE_CHECKING:
 
 _Found = TypeVar("_Found", TextConsistency, TextTerms)
 
-Text = Annotated[str | None, typer.Argument(help="The text; - reads standard input.")]
-Model = Annotated[str | None, typer.Option("--model", help="A local folder, a hub id or an alias.")]
-Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or auto.")]
 TemplateName = Annotated[str, typer.Option("--template", help="The prompt around the text.")]
-LabelSet = Annotated[str, typer.Option("--labels", help="The set of emotion labels.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Make no connection.")]
-Private = Annotated[
-    bool, typer.Option("--private", help="Keep nothing of this session on the disk.")
-]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
-CacheDir = Annotated[
-    Path | None,
-    typer.Option("--cache-dir", help="Where answers are kept.", envvar="EMOTUI_CACHE_DIR"),
-]
 
 
+@in_groups
 def consistency(
+    model: ModelOptions,
+    prompt: PromptOptions,
+    keep: KeepOptions,
     text: Text = None,
-    model: Model = None,
-    revision: Revision = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    template: TemplateName = DEFAULT_TEMPLATE,
-    labels: LabelSet = DEFAULT_LABEL_SET,
     seed: Seed = 0,
     as_json: AsJson = False,
-    offline: Offline = False,
-    private: Private = False,
-    cache_dir: CacheDir = None,
 ) -> None:
     """Ask for a text's emotion in other prompts, orders of the labels, and as a statement."""
     from emotui.cache.asked import consistency_request, known_consistency
     from emotui.core.export.asked import ConsistencyDocument, consistency_lines, document_bytes
 
-    request = _request(
-        text, _spec(model, revision, dtype, device, offline), template, labels, seed=seed
-    )
-    with cache_for(cache_dir, private=private, demo=is_demo(request.spec)) as root:
+    request = _request(text, model, NO_SAES, prompt, keep, seed=seed)
+    with cache_for(keep.cache_dir, private=keep.private, demo=is_demo(request.spec)) as root:
         request = msgspec.structs.replace(request, cache_dir=str(root))
 
         def found(outcome: Outcome) -> TextConsistency:
@@ -106,7 +94,11 @@ def consistency(
     sys.stdout.flush()
 
 
+@in_groups
 def terms(
+    model: ModelOptions,
+    saes: SaeOptions,
+    keep: KeepOptions,
     text: Text = None,
     do: Annotated[
         list[str] | None, typer.Option("--do", help="An edit in force, such as 'promote joy +0.1'.")
@@ -114,36 +106,21 @@ def terms(
     table: Annotated[
         Path | None, typer.Option("--terms", help="A table of words, or NRC EmoLex.")
     ] = None,
-    model: Model = None,
-    revision: Revision = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    sae: Annotated[
-        list[str] | None, typer.Option("--sae", help="A folder, RELEASE[:ID], or none.")
-    ] = None,
     template: TemplateName = DEFAULT_TEMPLATE,
     seed: Seed = 0,
     as_json: AsJson = False,
-    offline: Offline = False,
-    private: Private = False,
-    cache_dir: CacheDir = None,
 ) -> None:
     """Score 384 emotion words after a text, and say which of the eight basic ones they make."""
     from emotui.cache.asked import known_terms, terms_request
-    from emotui.cache.demo import demo_saes
-    from emotui.commands.models import sae_sources
     from emotui.core.export.asked import TermsDocument, document_bytes, terms_lines
 
-    spec = _spec(model, revision, dtype, device, offline)
     if table is not None:
         terms_for(str(table.expanduser()))  # what is wrong with it is said before a model is loaded
     edits = tuple(do or ())
-    saes: tuple[str, ...] = ()
-    if edits:
-        given = sae or (demo_saes() if model is None else ())
-        saes = sae_sources(spec.model, given, offline=offline, cache_dir=cache_dir)
-    request = _request(text, spec, template, DEFAULT_LABEL_SET, seed=seed, saes=saes, edits=edits)
-    with cache_for(cache_dir, private=private, demo=is_demo(spec)) as root:
+    prompt = PromptOptions(template=template)
+    used = saes if edits else NO_SAES
+    request = _request(text, model, used, prompt, keep, seed=seed, edits=edits)
+    with cache_for(keep.cache_dir, private=keep.private, demo=is_demo(request.spec)) as root:
         request = msgspec.structs.replace(request, cache_dir=str(root))
 
         def found(outcome: Outcome) -> TextTerms:
@@ -163,7 +140,10 @@ def terms(
         sys.stdout.buffer.write(
             document_bytes(
                 TermsDocument(
-                    model=_name(spec), fingerprint=fingerprint, text=request.text, terms=answer
+                    model=_name(request.spec),
+                    fingerprint=fingerprint,
+                    text=request.text,
+                    terms=answer,
                 )
             )
         )
@@ -172,39 +152,21 @@ def terms(
     sys.stdout.flush()
 
 
-def _spec(
-    model: str | None, revision: str | None, dtype: str, device: str, offline: bool
-) -> ModelSpec:
-    from emotui.cache.demo import demo_spec
-
-    if model is None:
-        return demo_spec(dtype=dtype, device=device)
-    return ModelSpec(model=model, revision=revision, dtype=dtype, device=device, offline=offline)
-
-
 def _request(
     text: str | None,
-    spec: ModelSpec,
-    template: str,
-    labels: str,
+    model: ModelOptions,
+    saes: SaeOptions,
+    prompt: PromptOptions,
+    keep: KeepOptions,
     *,
     seed: int,
-    saes: tuple[str, ...] = (),
     edits: tuple[str, ...] = (),
 ) -> InspectRequest:
     if text is None:
         raise UsageError("There is no text to read.", todo="Give one, or - for standard input.")
-    template_named(template)
-    return InspectRequest(
-        spec=spec,
-        text=text_of_argument(text),
-        cache_dir="",
-        template=template,
-        label_set=labels,
-        seed=seed,
-        saes=saes,
-        edits=edits,
-    )
+    template_named(prompt.template)
+    request = request_of(text_of_argument(text), model, saes, prompt, cache_dir=keep.cache_dir)
+    return msgspec.structs.replace(request, seed=seed, edits=edits)
 
 
 def _answered(

@@ -8,12 +8,13 @@ from typing import Annotated
 import msgspec
 import typer
 
-from emotui.cache.demo import demo_spec, is_demo
+from emotui.cache.demo import is_demo
 from emotui.commands.common import cache_for, say, wait_for
 from emotui.commands.emotion import page_of
+from emotui.commands.options import ModelOptions, in_groups
 from emotui.commands.probe import AsJson, CacheDir, app, cards_in, named, print_json
 from emotui.core.errors import ExportError, ProbeError
-from emotui.core.protocol import Defined, ImportDirectionRequest, ModelSpec
+from emotui.core.protocol import Defined, ImportDirectionRequest
 from emotui.core.text import DEFAULT_TEMPLATE, clean
 
 
@@ -83,19 +84,14 @@ def export_directions(
 
 
 @app.command("import")
+@in_groups
 def import_directions(
     file: Annotated[Path, typer.Argument(help="A control vector in GGUF.")],
     name: Annotated[str, typer.Option("--name", help="What its row is called.")],
-    model: Annotated[
-        str | None, typer.Option("--model", help="A local folder, a hub id or an alias.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "auto",
+    model: ModelOptions,
     template: Annotated[
         str, typer.Option("--template", help="The prompt around the texts.")
     ] = DEFAULT_TEMPLATE,
-    offline: Annotated[bool, typer.Option("--offline", help="Make no connection.")] = False,
     as_json: AsJson = False,
     cache_dir: CacheDir = None,
 ) -> None:
@@ -105,16 +101,12 @@ def import_directions(
 
     path = file.expanduser().absolute()
     read_control_vector(path)  # what is wrong with it is said before a model is loaded
-    spec = (
-        demo_spec(dtype=dtype, device=device)
-        if model is None
-        else ModelSpec(model=model, revision=revision, dtype=dtype, device=device, offline=offline)
-    )
+    spec = model.spec()
     with cache_for(cache_dir, private=False, demo=is_demo(spec)) as root:
         request = ImportDirectionRequest(
             spec=spec, cache_dir=str(root), name=name, path=str(path), template=template
         )
-        with EngineClient(root, offline=offline) as client:
+        with EngineClient(root, offline=spec.offline) as client:
             done = wait_for(client.submit(request))
     assert isinstance(done, Defined)
     if as_json:

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from emotui.cache.demo import demo_spec, is_demo
+from emotui.cache.demo import is_demo
 from emotui.commands.common import cache_for, say, wait_for
-from emotui.core.emotions import DEFAULT_LABEL_SET
+from emotui.commands.options import ModelOptions, PromptOptions, in_groups
 from emotui.core.errors import UsageError
-from emotui.core.protocol import Defined, DefineRequest, ModelSpec
-from emotui.core.text import DEFAULT_TEMPLATE, clean, template_named
+from emotui.core.protocol import Defined, DefineRequest
+from emotui.core.text import clean, template_named
 
 app = typer.Typer(
     help="Emotions of one's own, from a word or a few texts: define, list and remove them.",
@@ -46,8 +46,11 @@ class DefinedEmotion(msgspec.Struct, frozen=True):
 
 
 @app.command()
+@in_groups
 def define(
     name: Annotated[str, typer.Argument(help="What its row is called.")],
+    model: ModelOptions,
+    prompt: PromptOptions,
     from_file: Annotated[
         Path | None, typer.Option("--from", help="A file with a text on each line, at least five.")
     ] = None,
@@ -59,38 +62,21 @@ def define(
         Path | None,
         typer.Option("--other", help="Texts of another source that show it, to judge it on."),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="A local folder, a hub id or an alias.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "auto",
-    template: Annotated[
-        str, typer.Option("--template", help="The prompt around the texts.")
-    ] = DEFAULT_TEMPLATE,
-    labels: Annotated[
-        str, typer.Option("--labels", help="The set of emotion labels beside it.")
-    ] = DEFAULT_LABEL_SET,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    offline: Annotated[bool, typer.Option("--offline", help="Make no connection.")] = False,
     as_json: AsJson = False,
     cache_dir: CacheDir = None,
 ) -> None:
     """Define an emotion; it is a row of every trace of this model and template from then on."""
     from emotui.core.client import EngineClient
 
-    template_named(template)
+    template_named(prompt.template)
     given = (*(lines_of(from_file) if from_file is not None else ()), *(texts or ()))
     if given and word is not None:
         raise UsageError(
             "An emotion is defined from a word or from texts, not from both.",
             todo="Leave --word or the texts out.",
         )
-    spec = (
-        demo_spec(dtype=dtype, device=device)
-        if model is None
-        else ModelSpec(model=model, revision=revision, dtype=dtype, device=device, offline=offline)
-    )
+    spec = model.spec()
     with cache_for(cache_dir, private=False, demo=is_demo(spec)) as root:
         request = DefineRequest(
             spec=spec,
@@ -99,11 +85,11 @@ def define(
             texts=given,
             other=lines_of(other) if other is not None else (),
             word=word,
-            template=template,
-            label_set=labels,
+            template=prompt.template,
+            label_set=prompt.labels,
             seed=seed,
         )
-        with EngineClient(root, offline=offline) as client:
+        with EngineClient(root, offline=spec.offline) as client:
             done = wait_for(client.submit(request))
     assert isinstance(done, Defined)
     if as_json:

@@ -9,25 +9,34 @@ from typing import Annotated
 import msgspec
 import typer
 
-from emotui.cache.demo import demo_saes, demo_spec, is_demo
+from emotui.cache.demo import is_demo
 from emotui.commands.common import cache_for, say, wait_for
-from emotui.commands.models import sae_sources
+from emotui.commands.options import (
+    KeepOptions,
+    ModelOptions,
+    PromptOptions,
+    SaeOptions,
+    in_groups,
+    request_of,
+)
 from emotui.commands.texts import text_of_argument
 from emotui.core.details import FeatureDetail
-from emotui.core.emotions import DEFAULT_LABEL_SET
 from emotui.core.protocol import (
     Featured,
     FeatureRequest,
-    InspectRequest,
     Loaded,
     LoadRequest,
-    ModelSpec,
 )
-from emotui.core.text import DEFAULT_TEMPLATE, template_named
+from emotui.core.text import template_named
 
 
+@in_groups
 def feature(
     name: Annotated[str, typer.Argument(help="The feature, such as L6/222 or mlp:L3/9.")],
+    model: ModelOptions,
+    saes: SaeOptions,
+    prompt: PromptOptions,
+    keep: KeepOptions,
     text: Annotated[str | None, typer.Argument(help="A text; - reads standard input.")] = None,
     at: Annotated[
         str, typer.Option("--at", help="Where it is removed: a position; where it is strongest.")
@@ -41,53 +50,17 @@ def feature(
     do: Annotated[
         list[str] | None, typer.Option("--do", help="An edit that is in force, or @name.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="A local folder, a hub id or an alias.")
-    ] = None,
-    sae: Annotated[
-        list[str] | None, typer.Option("--sae", help="A folder, a params.npz, or RELEASE[:ID].")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "auto",
-    template: Annotated[
-        str, typer.Option("--template", help="The prompt around the text.")
-    ] = DEFAULT_TEMPLATE,
-    labels: Annotated[
-        str, typer.Option("--labels", help="The set of emotion labels.")
-    ] = DEFAULT_LABEL_SET,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Make no connection.")] = False,
-    private: Annotated[
-        bool, typer.Option("--private", help="Keep nothing of this session on the disk.")
-    ] = False,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option("--cache-dir", help="Where traces are kept.", envvar="EMOTUI_CACHE_DIR"),
-    ] = None,
 ) -> None:
     """Tell what an SAE feature writes, what it fires on, and what removing it here changes."""
     from emotui.core.export.feature import document_bytes, lines_of
 
-    template_named(template)
-    if model is None:
-        spec = demo_spec(dtype=dtype, device=device)
-        sae = sae or list(demo_saes())
-    else:
-        spec = ModelSpec(
-            model=model, revision=revision, dtype=dtype, device=device, offline=offline
-        )
-    sources = sae_sources(spec.model, sae or (), offline=offline, cache_dir=cache_dir)
-    with cache_for(cache_dir, private=private, demo=is_demo(spec)) as root:
-        request = InspectRequest(
-            spec=spec,
-            text="" if text is None else text_of_argument(text),
-            cache_dir=str(root),
-            template=template,
-            label_set=labels,
-            saes=sources,
-            edits=tuple(do or ()),
-        )
+    template_named(prompt.template)
+    given = "" if text is None else text_of_argument(text)
+    request = request_of(given, model, saes, prompt, cache_dir=keep.cache_dir)
+    spec = request.spec
+    with cache_for(keep.cache_dir, private=keep.private, demo=is_demo(spec)) as root:
+        request = msgspec.structs.replace(request, cache_dir=str(root), edits=tuple(do or ()))
         fingerprint, detail = _detail(
             FeatureRequest(request, feature=name, position=at, corpus=corpus), root
         )

@@ -11,10 +11,10 @@ import msgspec
 import typer
 
 from emotui.commands.common import cache_for, say, wait_for
-from emotui.core.emotions import DEFAULT_LABEL_SET
+from emotui.commands.options import ModelOptions, PromptOptions, SaeOptions, in_groups, request_of
 from emotui.core.errors import SaeError, UsageError
-from emotui.core.protocol import LabelsFitRequest, LabelsFitted, ModelSpec
-from emotui.core.text import DEFAULT_TEMPLATE, clean, template_named
+from emotui.core.protocol import LabelsFitRequest, LabelsFitted
+from emotui.core.text import clean, template_named
 
 app = typer.Typer(
     help="Labels of SAE features: measure (fit), import, list, show and remove them.",
@@ -51,20 +51,11 @@ class Row(msgspec.Struct, frozen=True):
 
 
 @app.command()
+@in_groups
 def fit(
-    model: Annotated[
-        str | None, typer.Option("--model", help="A local folder, a hub id or an alias.")
-    ] = None,
-    sae: Sae = None,
-    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "auto",
-    template: Annotated[
-        str, typer.Option("--template", help="The prompt around the texts.")
-    ] = DEFAULT_TEMPLATE,
-    labels: Annotated[
-        str, typer.Option("--labels", help="The set of emotion labels.")
-    ] = DEFAULT_LABEL_SET,
+    model: ModelOptions,
+    saes: SaeOptions,
+    prompt: PromptOptions,
     data: Annotated[
         Path | None,
         typer.Option("--data", help="Labelled texts (TSV, CSV, JSONL); else the bundled ones."),
@@ -72,41 +63,32 @@ def fit(
     text_column: Annotated[str | None, typer.Option(help="The column of texts.")] = None,
     label_column: Annotated[str | None, typer.Option(help="The column of labels.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    offline: Offline = False,
     as_json: AsJson = False,
     cache_dir: CacheDir = None,
 ) -> None:
     """Measure which emotion each feature singles out, at the readout, and keep it as its label."""
-    from emotui.cache.demo import demo_saes, demo_spec
-    from emotui.commands.models import sae_sources
     from emotui.core.client import EngineClient
 
-    template_named(template)
-    if model is None:
-        spec, sae = demo_spec(dtype=dtype, device=device), sae or list(demo_saes())
-    else:
-        spec = ModelSpec(
-            model=model, revision=revision, dtype=dtype, device=device, offline=offline
-        )
-    sources = sae_sources(spec.model, sae or (), offline=offline, cache_dir=cache_dir)
-    if not sources:
+    template_named(prompt.template)
+    asked = request_of(None, model, saes, prompt, cache_dir=cache_dir)
+    if not asked.saes:
         raise UsageError(
             "No SAEs were named, and this model has no default.",
             todo="Name them: --sae FOLDER or RELEASE[:ID]; `emotui models QUERY` lists releases.",
         )
     with cache_for(cache_dir, private=False) as root:
         request = LabelsFitRequest(
-            spec=spec,
+            spec=asked.spec,
             cache_dir=str(root),
-            saes=sources,
-            template=template,
-            label_set=labels,
+            saes=asked.saes,
+            template=prompt.template,
+            label_set=prompt.labels,
             data=None if data is None else str(data.expanduser().absolute()),
             text_column=text_column,
             label_column=label_column,
             seed=seed,
         )
-        with EngineClient(root, offline=offline) as client:
+        with EngineClient(root, offline=asked.spec.offline) as client:
             done = wait_for(client.submit(request))
     assert isinstance(done, LabelsFitted)
     if as_json:

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from emotui.cache.demo import demo_spec
 from emotui.commands.common import cache_for, say, wait_for
-from emotui.core.emotions import DEFAULT_LABEL_SET
+from emotui.commands.options import ModelOptions, PromptOptions, in_groups
 from emotui.core.errors import ProbeError
-from emotui.core.protocol import FitRequest, Fitted, Loaded, LoadRequest, ModelSpec
-from emotui.core.text import DEFAULT_TEMPLATE, clean, template_named
+from emotui.core.protocol import FitRequest, Fitted, Loaded, LoadRequest
+from emotui.core.text import clean, template_named
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,19 +39,10 @@ _BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @app.command()
+@in_groups
 def fit(
-    model: Annotated[
-        str | None, typer.Option("--model", help="A local folder, a hub id or an alias.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "auto",
-    template: Annotated[
-        str, typer.Option("--template", help="The prompt around the texts.")
-    ] = DEFAULT_TEMPLATE,
-    labels: Annotated[
-        str, typer.Option("--labels", help="The set of emotion labels.")
-    ] = DEFAULT_LABEL_SET,
+    model: ModelOptions,
+    prompt: PromptOptions,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -69,7 +59,6 @@ def fit(
         bool, typer.Option("--preview", help="Ridge regression: quick, less accurate, marked.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    offline: Annotated[bool, typer.Option("--offline", help="Make no connection.")] = False,
     as_json: AsJson = False,
     cache_dir: CacheDir = None,
 ) -> None:
@@ -78,12 +67,13 @@ def fit(
     from emotui.core.client import EngineClient
     from emotui.core.engine.labelled import labelled_texts
 
-    template_named(template)
-    if offline:
+    template_named(prompt.template)
+    spec = model.spec()
+    if model.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     # Read here too: a file that cannot be used is said before a model is loaded.
     texts = labelled_texts(
-        label_set=labels,
+        label_set=prompt.labels,
         data=_absolute(data),
         other=_absolute(other),
         text_column=text_column,
@@ -93,10 +83,10 @@ def fit(
     say(f"Fitting on {len(texts.texts):,} texts: {texts.name}.")
     with cache_for(cache_dir, private=False) as root:
         request = FitRequest(
-            spec=ModelSpec(model or demo_spec().model, revision, dtype, device, offline),
+            spec=spec,
             cache_dir=str(root),
-            template=template,
-            label_set=labels,
+            template=prompt.template,
+            label_set=prompt.labels,
             data=_absolute(data),
             other=_absolute(other),
             text_column=text_column,
@@ -104,7 +94,7 @@ def fit(
             preview=preview,
             seed=seed,
         )
-        with EngineClient(root, offline=offline) as client:
+        with EngineClient(root, offline=spec.offline) as client:
             loaded = wait_for(client.submit(LoadRequest(request.spec, request.cache_dir)))
             assert isinstance(loaded, Loaded)
             say(_estimate(loaded, len(texts.texts), len(texts.emotions)))

@@ -10,8 +10,8 @@ import typer
 
 from emotui.cache.demo import is_demo
 from emotui.commands.common import cache_for, say, wait_for
+from emotui.commands.options import KeepOptions, ModelOptions, PromptOptions, in_groups
 from emotui.commands.texts import text_of_argument
-from emotui.core.emotions import DEFAULT_LABEL_SET
 from emotui.core.errors import UsageError
 from emotui.core.findings import WithoutWords
 from emotui.core.protocol import (
@@ -19,14 +19,17 @@ from emotui.core.protocol import (
     Loaded,
     LoadRequest,
     MaskedWords,
-    ModelSpec,
     WithoutRequest,
 )
-from emotui.core.text import DEFAULT_TEMPLATE, clean, template_named
+from emotui.core.text import clean, template_named
 from emotui.core.wording import DEFAULT_PLACEHOLDER
 
 
+@in_groups
 def without(
+    model: ModelOptions,
+    prompt: PromptOptions,
+    keep: KeepOptions,
     text: Annotated[str | None, typer.Argument(help="The text; - reads standard input.")] = None,
     emotion: Annotated[
         str, typer.Option("--emotion", help="One of the labels; else the likeliest answer.")
@@ -34,49 +37,23 @@ def without(
     placeholder: Annotated[
         str, typer.Option("--placeholder", help="What stands in a masked word's place.")
     ] = DEFAULT_PLACEHOLDER,
-    model: Annotated[
-        str | None, typer.Option("--model", help="A local folder, a hub id or an alias.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "auto",
-    template: Annotated[
-        str, typer.Option("--template", help="The prompt around the text.")
-    ] = DEFAULT_TEMPLATE,
-    labels: Annotated[
-        str, typer.Option("--labels", help="The set of emotion labels.")
-    ] = DEFAULT_LABEL_SET,
     seed: Annotated[int, typer.Option(help="Of the draws of other words.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Make no connection.")] = False,
-    private: Annotated[
-        bool, typer.Option("--private", help="Keep nothing of this session on the disk.")
-    ] = False,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option("--cache-dir", help="Where traces are kept.", envvar="EMOTUI_CACHE_DIR"),
-    ] = None,
 ) -> None:
     """Read a text again with its emotion words masked, beside other words masked."""
-    from emotui.cache.demo import demo_spec
     from emotui.core.export.without import document_bytes, lines_of
 
     if text is None:
         raise UsageError("There is no text to read.", todo="Give one, or - for standard input.")
-    template_named(template)
-    if model is None:
-        spec = demo_spec(dtype=dtype, device=device)
-    else:
-        spec = ModelSpec(
-            model=model, revision=revision, dtype=dtype, device=device, offline=offline
-        )
-    with cache_for(cache_dir, private=private, demo=is_demo(spec)) as root:
+    template_named(prompt.template)
+    spec = model.spec()
+    with cache_for(keep.cache_dir, private=keep.private, demo=is_demo(spec)) as root:
         request = InspectRequest(
             spec=spec,
             text=text_of_argument(text),
             cache_dir=str(root),
-            template=template,
-            label_set=labels,
+            template=prompt.template,
+            label_set=prompt.labels,
             seed=seed,
         )
         fingerprint, found = _found(WithoutRequest(request, emotion, placeholder), root)
