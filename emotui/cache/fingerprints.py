@@ -60,7 +60,7 @@ class Memo(Protocol):
 
 def _digest_of_file(path: Path, memo: Memo | None, advance: Callable[[int], None]) -> str:
     status = path.stat()
-    place = str(path.resolve())
+    place = os.path.realpath(path)
     if memo is not None:
         known = memo.file_digest(place, status.st_size, status.st_mtime_ns)
         if known is not None:
@@ -89,7 +89,9 @@ def _digest_of_files(
 
     whole = hashlib.sha256()
     for path in paths:
-        name = path.relative_to(folder).as_posix()
+        # Strings: every part of a new Path is interned, and this is asked of many files for each
+        # text. Python's table of interned strings grew by it until it doubled.
+        name = os.path.relpath(path, folder).replace(os.sep, "/")
         entry = f"{name}\0{_digest_of_file(path, memo, advance)}\n"
         whole.update(entry.encode(errors="surrogateescape"))
     return whole.hexdigest()
@@ -99,7 +101,7 @@ def _bytes_to_hash(paths: Iterable[Path], memo: Memo) -> int:
     total = 0
     for path in paths:
         status = path.stat()
-        known = memo.file_digest(str(path.resolve()), status.st_size, status.st_mtime_ns)
+        known = memo.file_digest(os.path.realpath(path), status.st_size, status.st_mtime_ns)
         total += 0 if known else status.st_size
     return total
 

@@ -42,6 +42,7 @@ class Shelf:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.root = root
+        self._place = str(root / _INDEX)  # looked at with every question
         self.budget_bytes = budget_bytes
         self.writable = writable
         self.clock = clock
@@ -198,7 +199,7 @@ class Shelf:
         if self._inode is None:
             return None
         try:
-            return (self.root / _INDEX).stat().st_ino
+            return os.stat(self._place).st_ino
         except OSError:
             return None
 
