@@ -123,6 +123,21 @@ def test_escape_and_a_letter_at_once(scene: Scene) -> None:
         assert terminal.wait() == 0
 
 
+@pytest.mark.parametrize(
+    ("keys", "heading"), [("\x1b2", "┏━ 2 Layers"), ("\x1b3", "┏━ 3 Features")]
+)
+def test_escape_and_a_number_at_once(scene: Scene, keys: str, heading: str) -> None:
+    with opened(scene) as terminal:
+        terminal.wait_for(ready)
+        terminal.send("i")
+        terminal.wait_for(lambda text: "enter run" in text)
+        terminal.send(keys)
+        terminal.wait_for(lambda text: heading in text and "enter run" not in text)
+        assert "edited, not run" not in terminal.text
+        terminal.send("q")
+        assert terminal.wait() == 0
+
+
 def test_no_mouse_and_few_frames_over_ssh(scene: Scene) -> None:
     with opened(scene, environment={"SSH_CONNECTION": "10.0.0.1 5 10.0.0.2 22"}) as terminal:
         terminal.wait_for(ready)
@@ -131,6 +146,10 @@ def test_no_mouse_and_few_frames_over_ssh(scene: Scene) -> None:
         assert b"?1003h" not in terminal.output
         assert b"?1000h" not in terminal.output
     with opened(scene) as terminal:
+        terminal.wait_for(ready)
+        assert b"?1000h" in terminal.output
+    over_ssh = {"SSH_CONNECTION": "10.0.0.1 5 10.0.0.2 22"}
+    with opened(scene, TEXT, "--mouse", environment=over_ssh) as terminal:
         terminal.wait_for(ready)
         assert b"?1000h" in terminal.output
 
@@ -144,7 +163,7 @@ def test_no_color_sends_no_colour(scene: Scene) -> None:
         assert COLOURS.findall(bytes(terminal.output)) == []
 
 
-@pytest.mark.parametrize("term", ["linux", "screen-256color"])
+@pytest.mark.parametrize("term", ["linux", "xterm", "screen-256color"])
 def test_other_terminals_and_a_plain_locale(scene: Scene, term: str) -> None:
     with opened(scene, environment={"TERM": term, "LANG": "C", "LC_ALL": "C"}) as terminal:
         terminal.wait_for(ready)

@@ -8,6 +8,7 @@ terminal is Textual's `LinuxDriver.run_input_thread` with the parser replaced.
 from __future__ import annotations
 
 import os
+import re
 import selectors
 import time
 from codecs import getincrementaldecoder
@@ -25,6 +26,11 @@ STALLED_SECONDS = 2.0
 """How long an unfinished paste may pause before it counts as finished."""
 _READ_BYTES = 4096
 _POLL_SECONDS = 0.1
+_ESCAPE_AND_KEY = re.compile(r"\x1b(?=[^\x00-\x20\x7f\\\[\]OPNX^_])")
+"""An escape at once before a key, which together begin no sequence: two keys (tmux sends them so).
+
+Textual would take `\\x1b3` for the pound sign and `\\x1bb` for ctrl+left.
+"""
 _SHORTEST_HELD = 3  # escape and "[" alone may be a key
 
 
@@ -85,7 +91,11 @@ class PasteAwareDriver(LinuxDriver):
                 if pasted:
                     self.process_message(events.Paste(piece.replace("\x00", "")))
                 else:
-                    self._process_all(parser.feed(piece))
+                    for index, keys in enumerate(_ESCAPE_AND_KEY.split(piece)):
+                        if index:
+                            self.process_message(events.Key("escape", "\x1b"))
+                        if keys:  # nothing would mean the end of all input
+                            self._process_all(parser.feed(keys))
 
         with selectors.DefaultSelector() as selector:
             selector.register(self.fileno, selectors.EVENT_READ)
