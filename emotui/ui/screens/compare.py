@@ -171,7 +171,8 @@ class CompareScreen(Screen[None]):
         pair = self.difference.pairs[self.view.pair]
         sides = (("A", self.difference.first), ("B", self.difference.second))
         for head, (name, side), place in zip(self._heads, sides, pair, strict=True):
-            head.border_title = safe(f"{name} · {side.id} · {'; '.join(side.edits) or 'no edit'}")
+            head.border_title = safe(f"{name} · {'; '.join(side.edits) or 'no edit'}")
+            head.border_subtitle = safe(side.id)
             size = head.content_size if head.is_attached else None
             cells = (size.width or 70) * (size.height or 2) if size is not None else 140
             head.update(tokens_around(side, place, cells))

@@ -1,0 +1,540 @@
+"""Feature detail, comparing, copying, the next template, searching, and maps that are blank."""
+
+from __future__ import annotations
+
+import base64
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from support_screen import TEXT, Scene, lines_of, until
+from textual.pilot import Pilot
+
+from emotui.app import EmotuiApp
+from emotui.core.details import (
+    CorpusReading,
+    FeatureDetail,
+    FeatureHere,
+    FiringText,
+    RemovedHere,
+    Selectivity,
+    WrittenToken,
+)
+from emotui.core.errors import Cancelled, SaeError
+from emotui.core.protocol import Featured, FeatureRequest, Inspected, InspectRequest
+from emotui.core.records import Trace
+from emotui.ui.clipboard import LIMIT, copying
+from emotui.ui.handlers.search import features_found, next_of, tokens_found
+from emotui.ui.panes.difference import DifferenceCell, change_step, change_text
+from emotui.ui.readings import FeatureRow
+from emotui.ui.screens.compare import CompareScreen
+from emotui.ui.screens.explore import ExploreScreen
+from emotui.ui.screens.feature import FeatureScreen
+from emotui.ui.screens.traces import TracesScreen
+
+EDIT = "ablate L1/5 at readout"
+SIZES = [(80, 24), (100, 30), (160, 45)]
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    monkeypatch.chdir(tmp_path)
+    for name in ("TMUX", "STY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    return Scene(tmp_path)
+
+
+def shown(app: EmotuiApp) -> str:
+    return "\n".join(lines_of(app))
+
+
+async def ready(app: EmotuiApp, pilot: Pilot[int]) -> Trace:
+    await until(pilot, lambda: app.explorer.state.features and not app.workbench.busy)
+    assert app.explorer.state.readings is not None
+    return app.explorer.state.readings.trace
+
+
+def is_on(app: EmotuiApp, kind: type[Any]) -> bool:
+    return isinstance(app.screen, kind)
+
+
+def pane_of(app: EmotuiApp) -> str:
+    return app.explorer.pane
+
+
+# Feature detail.
+
+
+def made_up(request: FeatureRequest, trace: Trace, *, corpus: bool) -> FeatureDetail:
+    tokens = len(trace.text.tokens)
+    place = int(request.position)
+    layers = (2, 3)
+    return FeatureDetail(
+        name=request.feature,
+        sae=request.sae,
+        source="saes",
+        site="resid",
+        layer=2,
+        index=5,
+        width=64,
+        label="fear .81*: dread",
+        explanation="joy words",
+        origin="neuronpedia somebody 2026",
+        mismatch="label says joy; measured: fear",
+        promoted=(WrittenToken(" dread", 8.0),),
+        suppressed=(WrittenToken("\x1b[2J", -3.0),),
+        page="https://www.neuronpedia.org/m/2-res/5",
+        corpus=CorpusReading(
+            template="ask",
+            texts=2080,
+            selectivity=(Selectivity("fear", 160, 0.5, 1.5, 0.91),),
+            label_set="ekman7",
+            active=0.04,
+            strongest=(FiringText("a", "fear", (" the", " dark"), (0.0, 4.5)),),
+        )
+        if corpus
+        else None,
+        here=FeatureHere(
+            trace=trace.id,
+            text=trace.text,
+            edits=(),
+            activation=tuple(2.5 if row == place else 0.0 for row in range(tokens)),
+            position=place,
+            metric="answer.fear",
+            attribution=-0.25,
+            removed=RemovedHere(
+                edit=f"ablate {request.feature} at {place}",
+                trace="b" * 16,
+                answer_before={"fear": 0.8, "joy": 0.2},
+                answer_after={"fear": 0.5, "joy": 0.5},
+                layer=layers,
+                emotion=("fear", "fear"),
+                before=(2.0, 3.0),
+                after=(1.5, 2.75),
+            ),
+        ),
+    )
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_enter_opens_the_feature_and_the_corpus_follows(
+    scene: Scene, size: tuple[int, int]
+) -> None:
+    scene.put_trace(probes=scene.put_probes())
+    async with scene.open(size=size) as (app, pilot):
+        trace = await ready(app, pilot)
+        row = app.explorer.state.features[0]
+        await pilot.press("3", "enter")
+        await until(pilot, lambda: scene.engine.asked)
+        first: Any = scene.engine.asked[0].operation
+        assert isinstance(first, FeatureRequest)
+        assert (first.feature, first.sae, first.corpus) == (row.name, row.sae, False)
+        assert first.position == str(app.explorer.state.position)
+        assert first.inspect.text == TEXT and first.inspect.probes
+        scene.engine.asked[0].finish(Featured(made_up(first, trace, corpus=False), 3))
+        await until(pilot, lambda: is_on(app, FeatureScreen))
+        assert "label says joy; measured: fear" in shown(app)
+        await until(pilot, lambda: len(scene.engine.asked) == 2)
+        second = scene.engine.asked[1]
+        assert second.operation.corpus
+        second.progress("reading the corpus", 700, 2080)
+        await until(pilot, lambda: "reading the corpus 700/2080 · esc cancels" in shown(app))
+        second.finish(Featured(made_up(first, trace, corpus=True), 9))
+        screen = app.screen
+        assert isinstance(screen, FeatureScreen)
+        await until(pilot, lambda: screen.detail.corpus is not None)
+        seen = shown(app)
+        for _ in range(12):
+            await pilot.press("pagedown")
+            await pilot.pause()
+            seen += shown(app)
+        for part in ("-0.250 on answer.fear", "+1.386 → +0.000", "L2", "-0.500", "' dread' +8.0"):
+            assert part in seen, part
+        assert "area 0.91" in seen and "dark█4.5" in seen
+        assert "\x1b" not in seen
+        await pilot.press("escape")
+        assert is_on(app, ExploreScreen)
+
+
+async def test_escape_cancels_the_corpus_first_and_what_fails_is_told(scene: Scene) -> None:
+    scene.put_trace(probes=scene.put_probes())
+    async with scene.open() as (app, pilot):
+        trace = await ready(app, pilot)
+        await pilot.press("3", "enter")
+        await until(pilot, lambda: scene.engine.asked)
+        request = scene.engine.asked[0].operation
+        scene.engine.asked[0].finish(Featured(made_up(request, trace, corpus=False), 3))
+        await until(pilot, lambda: len(scene.engine.asked) == 2)
+        await pilot.press("escape")
+        assert scene.engine.asked[1].cancelled
+        assert isinstance(scene.engine.asked[1].error, Cancelled)
+        await until(pilot, lambda: not app.workbench.busy)
+        assert is_on(app, FeatureScreen)
+        await pilot.press("escape")
+        assert is_on(app, ExploreScreen)
+        await pilot.press("enter")
+        await until(pilot, lambda: len(scene.engine.asked) == 3)
+        scene.engine.asked[2].fail(SaeError("There is no SAE for resid.2."))
+        await until(pilot, lambda: "There is no SAE for resid.2." in shown(app))
+        assert is_on(app, ExploreScreen)
+
+
+@pytest.mark.parametrize(("key", "where"), [("a", ""), ("A", "all")])
+async def test_ablating_from_the_detail_edits_that_feature(
+    scene: Scene, key: str, where: str
+) -> None:
+    scene.put_trace(probes=scene.put_probes())
+    async with scene.open() as (app, pilot):
+        trace = await ready(app, pilot)
+        await pilot.press("3", "enter")
+        await until(pilot, lambda: scene.engine.asked)
+        request = scene.engine.asked[0].operation
+        scene.engine.asked[0].finish(Featured(made_up(request, trace, corpus=False), 3))
+        await until(pilot, lambda: is_on(app, FeatureScreen))
+        await pilot.press(key)
+        await until(pilot, lambda: isinstance(scene.engine.asked[-1].operation, InspectRequest))
+        edits = scene.engine.asked[-1].operation.edits
+        assert edits == (f"ablate {request.feature} at {where or request.position}",)
+        assert is_on(app, ExploreScreen)
+
+
+async def test_without_a_feature_nothing_is_asked(scene: Scene) -> None:
+    scene.put_trace(probes=scene.put_probes(), features_at_readout=0, features_elsewhere=0)
+    async with scene.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.readings)
+        await pilot.press("3", "enter")
+        await until(pilot, lambda: "There is no feature under the cursor" in shown(app))
+        assert scene.engine.asked == []
+
+
+# Compare.
+
+
+def family(scene: Scene) -> tuple[Trace, Trace]:
+    probes = scene.put_probes()
+    root = scene.put_trace(probes=probes)
+
+    def change(trace: Trace) -> Trace:
+        readouts = trace.readouts
+        z = tuple(
+            None if value is None else value - 1.25 * (layer == 3)
+            for value, layer in zip(readouts.z, readouts.layer, strict=True)
+        )
+        return msgspec.structs.replace(
+            trace,
+            parent=root.id,
+            edits=(EDIT,),
+            readouts=msgspec.structs.replace(readouts, z=z),
+        )
+
+    return root, scene.put_trace(probes=probes, edits=(EDIT,), change=change)
+
+
+async def comparing(app: EmotuiApp, pilot: Pilot[int]) -> CompareScreen:
+    await until(pilot, lambda: isinstance(app.screen, CompareScreen))
+    screen = app.screen
+    assert isinstance(screen, CompareScreen)
+    await pilot.pause()
+    return screen
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_an_edited_trace_is_compared_with_its_parent(
+    scene: Scene, size: tuple[int, int], tmp_path: Path
+) -> None:
+    root, edited = family(scene)
+    async with scene.open(size=size) as (app, pilot):
+        await ready(app, pilot)
+        app.workbench.open_trace(edited.id)
+        await until(pilot, lambda: app.explorer.state.readings.trace.id == edited.id)  # type: ignore[union-attr]
+        await pilot.press("c")
+        screen = await comparing(app, pilot)
+        assert (screen.difference.first.id, screen.difference.second.id) == (root.id, edited.id)
+        await until(pilot, lambda: "-1.25" in shown(app))
+        lines = lines_of(app)
+        changed = [line for line in lines if line.count("-1.25") > 1]
+        assert len(changed) == 1 and "3" in changed[0], "the layer that changed, and no other"
+        assert "▼" in changed[0], "the sign is a glyph too"
+        assert EDIT in shown(app)
+        assert max(map(len, lines)) <= size[0]
+        layer = screen.view.layer
+        await pilot.press("j", "e", "0", "S")
+        assert screen.view.layer == layer - 1 and screen.view.view == "tokens"
+        await pilot.press("h", "h")
+        assert screen.view.pair == screen.difference.first.readout - 2
+        await pilot.press("P")
+        assert screen.view.pair == screen.difference.first.readout
+        await pilot.press("x")
+        await until(pilot, lambda: list(tmp_path.glob("emotui-compare-*.json")))
+        (path,) = tmp_path.glob("emotui-compare-*.json")
+        assert json.loads(path.read_bytes())["schema"] == "emotui-compare"
+        await pilot.press("escape")
+        assert is_on(app, ExploreScreen)
+        assert scene.engine.asked == []
+
+
+async def test_without_an_edit_another_is_chosen_in_the_list(scene: Scene) -> None:
+    root, edited = family(scene)
+    async with scene.open() as (app, pilot):
+        await ready(app, pilot)
+        await pilot.press("c")
+        await until(pilot, lambda: isinstance(app.screen, TracesScreen))
+        traces = app.screen
+        assert isinstance(traces, TracesScreen)
+        await until(pilot, lambda: len(traces.list.entries) == 2)
+        assert traces.list.marked == root.id and "c on another trace" in shown(app)
+        while traces.list.row is None or traces.list.row.id != edited.id:
+            await pilot.press("j")
+        await pilot.press("c")
+        screen = await comparing(app, pilot)
+        assert (screen.difference.first.id, screen.difference.second.id) == (root.id, edited.id)
+        await pilot.press("escape")
+        assert is_on(app, TracesScreen)
+        await pilot.press("k", "c")
+        assert traces.list.marked == "", "c on the marked one takes the mark away"
+
+
+async def test_traces_without_any_readout_are_shown(scene: Scene) -> None:
+    root = scene.put_trace()
+    edited = scene.put_trace(
+        edits=(EDIT,),
+        change=lambda trace: msgspec.structs.replace(trace, parent=root.id, edits=(EDIT,)),
+    )
+    async with scene.open() as (app, pilot):
+        app.workbench.open_trace(edited.id)
+        await until(pilot, lambda: app.explorer.state.readings)
+        await pilot.press("c")
+        await comparing(app, pilot)
+        await pilot.press("j", "l", "e", "0", "S", "P")
+        assert "They share no readout" in shown(app)
+
+
+def test_a_change_has_a_sign_a_number_and_marks() -> None:
+    def cell(change: float, *, hollow: bool = False, along: bool = False) -> DifferenceCell:
+        return DifferenceCell(1.0, 1.0 + change, "trusted", hollow, along)
+
+    assert change_text(cell(1.5), 2.0, cursor=False) == "▲+1.50 "
+    assert change_text(cell(-1.5), 2.0, cursor=False) == "▼-1.50 "
+    assert change_text(cell(0.0), 2.0, cursor=False) == "  0.00 "
+    assert change_text(cell(-12.25), 20.0, cursor=False) == "▼-12.2 "
+    assert change_text(cell(1.5, hollow=True), 2.0, cursor=False) == "(+1.50)"
+    assert change_text(cell(1.5, along=True), 2.0, cursor=False) == "▲+1.50c"
+    assert change_text(cell(1.5), 2.0, cursor=True) == "[+1.50]"
+    assert change_text(None, 2.0, cursor=False).strip() == ""
+    assert [change_step(x, 4.0) for x in (-4, -1, -0.2, 0, 0.1, 2, 4)] == [-4, -2, -1, 0, 0, 3, 4]
+    assert change_step(1.0, 0.0) == 0
+
+
+# Copy.
+
+
+def payload(sequence: str) -> str:
+    inner = sequence.split("]52;c;")[1].split("\x07")[0]
+    return base64.b64decode(inner).decode()
+
+
+def test_osc_52_plain_in_tmux_and_in_screen() -> None:
+    text = "fear \x1b[2J é"
+    (plain,) = copying(text, {"TERM": "xterm"}) or ()
+    assert plain.startswith("\x1b]52;c;") and plain.endswith("\x07")
+    assert payload(plain) == text and plain.count("\x1b") == 1
+    first, wrapped = copying(text, {"TERM": "screen-256color", "TMUX": "/tmp/x,1,0"}) or ()
+    assert first == plain
+    assert wrapped == "\x1bPtmux;" + plain.replace("\x1b", "\x1b\x1b") + "\x1b\\"
+    long = "word " * 300
+    pieces = copying(long, {"TERM": "screen", "STY": "1.a"}) or ()
+    assert len(pieces) > 1 and all(len(piece) <= 768 for piece in pieces)
+    assert all(piece.startswith("\x1bP") and piece.endswith("\x1b\\") for piece in pieces)
+    assert payload("".join(piece[2:-2] for piece in pieces)) == long
+
+
+@pytest.mark.parametrize("environ", [{}, {"TMUX": "1"}, {"STY": "1"}])
+def test_the_bytes_on_the_wire_are_capped(environ: dict[str, str]) -> None:
+    kept = 0
+    for size in range(0, 10_000, 500):
+        found = copying("x" * size, environ)
+        if found is not None:
+            assert sum(map(len, found)) <= LIMIT
+            kept = size
+    assert 2500 <= kept < 6500
+    assert copying("x" * 20_000, environ) is None
+
+
+async def test_y_copies_what_the_pane_is_about(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = scene.put_trace(probes=scene.put_probes())
+    async with scene.open() as (app, pilot):
+        await ready(app, pilot)
+        written: list[str] = []
+        monkeypatch.setattr(app._driver, "write", written.append)
+        expected = [("1", TEXT), ("2", trace.id), ("3", app.explorer.state.features[0].name)]
+        for pane, text in expected:
+            written.clear()
+            await pilot.press(pane, "y")
+            assert [payload(one) for one in written if "]52;" in one] == [text], pane
+        await until(pilot, lambda: "Copied" in shown(app))
+
+
+async def test_a_long_text_goes_to_a_private_file(scene: Scene) -> None:
+    text = "A very long story about a dog. " * 400
+    scene.put_trace(text, probes=scene.put_probes(), tokens=40)
+    async with scene.open(text) as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        await pilot.press("1", "y")
+        await until(pilot, lambda: list((scene.cache / "copied").glob("*.txt")))
+        (path,) = (scene.cache / "copied").glob("*.txt")
+        assert path.read_text() == text
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        await until(pilot, lambda: "longer than 8 kB" in shown(app))
+
+
+# Template.
+
+
+async def test_the_next_template_reads_the_text_again_and_fits_nothing(scene: Scene) -> None:
+    scene.put_trace(probes=scene.put_probes())
+    async with scene.open(size=(160, 45)) as (app, pilot):
+        await ready(app, pilot)
+        await pilot.press("T")
+        await until(pilot, lambda: scene.engine.asked)
+        asked = scene.engine.asked[0]
+        assert (asked.operation.template, asked.operation.probes) == ("raw", ())
+        trace = scene.put_trace("as raw", change=lambda one: msgspec.structs.replace(
+            one, run=msgspec.structs.replace(one.run, template="raw")))  # fmt: skip
+        asked.finish(Inspected(trace_id=trace.id, cached=False, forwards=1, seconds=0.1))
+        await until(pilot, lambda: "No probes for this model and prompt" in shown(app))
+        await until(pilot, lambda: not app.workbench.busy)
+        assert len(scene.engine.asked) == 1, "no fit begins by itself"
+        assert "F fits them" in shown(app)
+        await pilot.press("T")
+        await until(pilot, lambda: len(scene.engine.asked) == 2)
+        assert scene.engine.asked[1].operation.template == "tak1"
+
+
+async def test_a_template_that_fails_is_passed_by_the_next_time(scene: Scene) -> None:
+    scene.put_trace(
+        probes=scene.put_probes(),
+        change=lambda one: msgspec.structs.replace(
+            one, run=msgspec.structs.replace(one.run, template="tak4")
+        ),
+    )
+    async with scene.open() as (app, pilot):
+        await ready(app, pilot)
+        await pilot.press("T")
+        await until(pilot, lambda: scene.engine.asked)
+        assert scene.engine.asked[0].operation.template == "chat"
+        scene.engine.asked[0].fail(SaeError("The tokenizer has no chat template."))
+        await until(pilot, lambda: "no chat template" in shown(app))
+        await pilot.press("T")
+        await until(pilot, lambda: app.explorer.state.cached and not app.workbench.busy)
+        assert app.explorer.state.readings is not None
+        assert len(scene.engine.asked) == 1, "ask is cached, and came after chat"
+
+
+# Search.
+
+
+def test_places_are_gone_through_around_the_end() -> None:
+    assert [next_of([2, 5, 9], now, 1) for now in (0, 2, 5, 9)] == [2, 5, 9, 2]
+    assert [next_of([2, 5, 9], now, -1) for now in (0, 2, 5, 9)] == [9, 9, 2, 5]
+
+
+def test_tokens_are_found_where_an_occurrence_begins() -> None:
+    tokens = ["<bos>", "The", " dark", " door", " was", " DOOR", "way"]
+    assert tokens_found(tokens, "door") == [3, 5]
+    assert tokens_found(tokens, "k d") == [2]
+    assert tokens_found(tokens, "doorway") == [5]
+    assert tokens_found(tokens, "window") == tokens_found(tokens, "") == []
+    assert tokens_found(["aaa"], "a") == [0]
+
+
+def test_features_are_found_by_number_name_or_words() -> None:
+    def row(index: int, label: str) -> FeatureRow:
+        return FeatureRow("s", "resid", 3, index, 1.0, None, label)
+
+    rows = [row(7, "fear .8: dark door"), row(70, "joy: glad"), row(12, "Dark fear")]
+    assert features_found(rows, "7") == [0]
+    assert features_found(rows, "l3/70") == [1]
+    assert features_found(rows, "fear dark") == [0, 2]
+    assert features_found(rows, "anger") == []
+
+
+async def test_slash_finds_a_token_and_n_goes_on(scene: Scene) -> None:
+    scene.put_trace(probes=scene.put_probes())
+    async with scene.open() as (app, pilot):
+        await ready(app, pilot)
+        readings = app.explorer.state.readings
+        assert readings is not None
+        places = tokens_found(readings.token_texts, "word")
+        await pilot.press("1", "home", "slash")
+        assert app.explorer.console.value == "find "
+        await pilot.press(*"word", "enter")
+        assert app.explorer.state.position == places[0] and pane_of(app) == "text"
+        await pilot.press("n")
+        assert app.explorer.state.position == places[1]
+        await pilot.press("N", "N")
+        assert app.explorer.state.position == places[-1]
+        await pilot.press("slash", *"window", "enter")
+        await until(pilot, lambda: "'window' is not found in the text" in shown(app))
+        assert pane_of(app) == "console", "it stays open, to be changed"
+
+
+async def test_slash_in_features_finds_a_number(scene: Scene) -> None:
+    scene.put_trace(probes=scene.put_probes())
+    async with scene.open() as (app, pilot):
+        await ready(app, pilot)
+        wanted = app.explorer.state.features[3]
+        await pilot.press("3", "slash", *str(wanted.index), "enter")
+        assert app.explorer.state.features[app.explorer.state.feature] == wanted
+        assert pane_of(app) == "features"
+        await pilot.press("2", "n")
+        await until(pilot, lambda: "is not found in the text" in shown(app))
+
+
+async def test_n_without_a_search_says_how_to_begin(scene: Scene) -> None:
+    scene.put_trace(probes=scene.put_probes())
+    async with scene.open() as (app, pilot):
+        await ready(app, pilot)
+        await pilot.press("n")
+        await until(pilot, lambda: "/ begins" in shown(app))
+
+
+# Blank maps.
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_blank_maps_say_why(scene: Scene, size: tuple[int, int]) -> None:
+    def at_readout(trace: Trace) -> Trace:
+        columns = trace.readouts
+        rows = [
+            row
+            for row, site in enumerate(columns.site)
+            if site == "resid" or columns.position[row] == trace.text.readout
+        ]
+        kept = {
+            name: tuple(getattr(columns, name)[row] for row in rows)
+            for name in columns.__struct_fields__
+        }
+        return msgspec.structs.replace(trace, readouts=type(columns)(**kept))
+
+    scene.put_trace(probes=scene.put_probes(), change=at_readout)
+    async with scene.open(size=size) as (app, pilot):
+        await ready(app, pilot)
+        await pilot.press("2", "S")
+        assert app.explorer.state.site == "attn"
+        await pilot.pause()
+        assert "kept at the readout only" not in shown(app), "the cursor is on the readout"
+        await pilot.press("1", "left", "2")
+        await until(pilot, lambda: "attn: kept at the readout only" in shown(app))
+        assert "emotui open --all-sites" in shown(app)
+        await pilot.press("0")
+        await until(pilot, lambda: "at every token" in shown(app))
+        assert "attn: kept at the readout only" in shown(app)
+        await pilot.press("S", "S")
+        await pilot.pause()
+        assert "kept at the readout only" not in shown(app)
