@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Literal
 
 import msgspec
@@ -13,6 +14,7 @@ from emotui.core.forms import FormAnswer, TextConsistency
 from emotui.core.text import clean
 
 _BAR = 20
+_WIDTH = 74
 
 
 class ConsistencyDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +64,7 @@ def consistency_lines(found: TextConsistency) -> list[str]:
         lines.append("No probe is trusted for this prompt, so none was asked.")
     lines.append(f"Labels of {found.label_set} are told apart by the rule {found.rule}.")
     named = [one for one in found.answers if one.group in ("template", "order", "denied")]
+    lines = [part for line in lines for part in wrap(line, _WIDTH)]
     lines += ["", f"{'':<8} {'form':<11} {'answer':<14} {'p':>5} valid {'probe':<14} lens"]
     lines += [_named(one, before) for one, before in _beside(named)]
     stated = [one for one in found.answers if one.group in ("binary", "negation")]
@@ -139,9 +142,9 @@ def terms_lines(found: TextTerms) -> list[str]:
     if found.divergence is not None:
         lines.append(f"The edits move the eight by {found.divergence:.4f} nats (Jensen-Shannon).")
     if found.layers:
-        lines += ["", "layer  " + " ".join(f"{emotion[:8]:>8}" for emotion in PLUTCHIK)]
+        lines += ["", "layer " + " ".join(f"{emotion[:7]:>7}" for emotion in PLUTCHIK)]
         lines += [
-            f"L{layer:<5} " + " ".join(f"{value:>8.3f}" for value in row)
+            f"L{layer:<4} " + " ".join(f"{value:>7.3f}" for value in row)
             for layer, row in enumerate(found.layers)
         ]
     return lines
@@ -150,8 +153,10 @@ def terms_lines(found: TextTerms) -> list[str]:
 def _word_lines(title: str, profile: TermProfile) -> list[str]:
     by_p = sorted(profile.terms, key=lambda term: -term.probability)[:6]
     by_corrected = sorted(profile.terms, key=lambda term: -term.corrected)[:6]
+    likeliest = ", ".join(f"{clean(one.term)} {one.probability:.2f}" for one in by_p)
+    informative = ", ".join(f"{clean(one.term)} {one.corrected:.2f}" for one in by_corrected)
     return [
-        f"{title:<10} " + ", ".join(f"{clean(t.term)} {t.probability:.2f}" for t in by_p),
-        f"{'corrected':<10} "
-        + ", ".join(f"{clean(t.term)} {t.corrected:.2f}" for t in by_corrected),
+        line
+        for name, words in ((title, likeliest), ("corrected", informative))
+        for line in wrap(f"{name:<10} {words}", _WIDTH, subsequent_indent=" " * 11)
     ]

@@ -72,6 +72,7 @@ class _Lines(ModalScreen[Place | None]):
         width: 120; max-width: 100%; height: auto; max-height: 96%;
         border: heavy $primary; background: $surface; padding: 0 1; scrollbar-size: 1 1;
     }
+    _Lines > OptionList:focus { border: heavy $primary; }
     """
 
     def __init__(self, title: str, keys: str) -> None:
