@@ -77,6 +77,22 @@ def test_the_first_word_needs_attention_and_no_mlp(result: KnockoutResult) -> No
     assert curve(result, "zero", "mlp", "first word").texts == result.first_words.texts
 
 
+def test_saying_the_commonest_word_to_everything_is_not_doing_the_task(tmp_path: Path) -> None:
+    """Texts begin with a word the model cannot tell: it answers the same to all of them."""
+    path = tmp_path / "texts.csv"
+    text = planted_texts(tmp_path / "right.csv", 40).read_text()
+    lines = text.replace("\nthere ", "\nnine ").splitlines(keepends=True)
+    # Of ten texts nine begin with a word it names, one with another that it never does.
+    marked = [line.replace("nine ", "of ") if n % 10 == 0 else line for n, line in enumerate(lines)]
+    path.write_text("".join(marked).replace("\nwas ", "\nnine "))
+    settings = {"span": "1", "sites": "attn", "kinds": "zero"}
+    document = run_here(planted_model(), tmp_path, "knockout", path, settings=settings)
+    found = msgspec.convert(document.result, KnockoutResult).first_words
+    assert found is not None and found.commonest is not None and found.accuracy is not None
+    assert found.words == 2 and found.commonest > 0.8
+    assert found.accuracy == pytest.approx(0.5) and not found.used
+
+
 def test_one_text_is_knocked_out_as_ordinary_hooks_do(folder: Path) -> None:
     model, kept = planted_model(), Chunks(folder / "run", "knockouts", 3)
     texts = [row["text"] for row in csv.DictReader((folder / "texts.csv").open())]

@@ -309,7 +309,7 @@ def _sentences(result: AppraiseResult) -> list[str]:
             f"{layer} and read again unmoved."
         )
     if result.unreadable:
-        found.append(f"{result.unreadable:,} texts are too long for the model with the prompt.")
+        found.append(f"Texts too long for the model with the prompt: {result.unreadable:,}.")
     return found
 
 

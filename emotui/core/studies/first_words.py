@@ -17,6 +17,7 @@ from torch import Tensor
 from emotui.core.engine.answer import LabelTokens
 from emotui.core.engine.collect import Place
 from emotui.core.studies.common.readings import Readings, readings
+from emotui.core.studies.common.statistics import balanced
 from emotui.core.text import Template
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ TEMPLATE = Template(
 )
 MOST_WORDS = 13
 LEAST_TEXTS = 20
-LEAST_ACCURACY = 0.5
 
 
 class FirstWordsSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,10 +40,13 @@ class FirstWordsSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Allowed answers: the commonest first words whose first tokens differ, at most 13."""
     texts: int
     """Texts that begin with one of them and can be read in the prompt."""
+    commonest: float | None
+    """Share of these that begin with the commonest word: what saying it always would reach."""
     accuracy: float | None
-    """Share of these the model answers rightly; None without any."""
+    """Mean over words of the share the model answers rightly; None without any text."""
     used: bool
-    """Whether it does the task (at least half of 20 texts or more), so that it is a control."""
+    """Whether it does the task, and is a control: 20 texts or more, and an accuracy at least
+    halfway from that of one word for everything, however common the word, to 1."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,18 @@ def first_words(study: Running, places: tuple[Place, ...]) -> FirstWords | None:
     gold = torch.tensor([number.get(_first(item.text), -1) for item in items], dtype=torch.long)
     asked = gold >= 0
     n = int(asked.sum())
-    right = found.scores.argmax(dim=1)[asked] == gold[asked] if n else torch.zeros(0)
-    accuracy = float(right.double().mean()) if n else None
-    used = accuracy is not None and n >= LEAST_TEXTS and accuracy >= LEAST_ACCURACY
-    summary = FirstWordsSummary(words=len(words), texts=n, accuracy=accuracy, used=used)
+    accuracy = commonest = None
+    if n:
+        truth = gold[asked]
+        right = found.scores.argmax(dim=1)[asked] == truth
+        accuracy = float(balanced(right, truth, classes=len(words)))
+        commonest = float(torch.bincount(truth).max() / n)
+    # Halfway from one word for everything, which has 1 / words, to all right.
+    least = (1 + 1 / len(words)) / 2
+    used = accuracy is not None and n >= LEAST_TEXTS and accuracy >= least
+    summary = FirstWordsSummary(
+        words=len(words), texts=n, commonest=commonest, accuracy=accuracy, used=used
+    )
     return FirstWords(control, found, gold, summary)
 
 
@@ -96,7 +107,10 @@ def said(summary: FirstWordsSummary | None) -> str:
     """Return one sentence on the control task."""
     if summary is None or summary.accuracy is None:
         return "The control task (name the first word) could not be put: too few words recur."
-    how = f"{summary.accuracy:.0%} of {summary.texts:,} texts, {summary.words} words"
+    how = (
+        f"balanced accuracy {summary.accuracy:.2f} over {summary.words} words in {summary.texts:,} "
+        f"texts, {summary.commonest:.0%} of which begin with the commonest"
+    )
     if summary.used:
         return f"Control task (name the first word): the model does it, {how}."
     return (

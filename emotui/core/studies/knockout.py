@@ -433,7 +433,7 @@ def _sentences(result: KnockoutResult) -> list[str]:
     found.append(said(result.first_words))
     found.append("Where nothing drops, other layers can do the same work: that is redundancy.")
     if result.unreadable:
-        found.append(f"{result.unreadable:,} texts are too long for the model with the prompt.")
+        found.append(f"Texts too long for the model with the prompt: {result.unreadable:,}.")
     return found
 
 

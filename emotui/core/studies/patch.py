@@ -433,7 +433,7 @@ def _sentences(result: PatchResult) -> list[str]:
     if result.first_words_pairs:
         found[-1] += f" {result.first_words_pairs} pairs."
     if result.unreadable:
-        found.append(f"{result.unreadable:,} texts are too long for the model with the prompt.")
+        found.append(f"Texts too long for the model with the prompt: {result.unreadable:,}.")
     return found
 
 

@@ -230,5 +230,5 @@ def _sentences(result: PromoteResult) -> list[str]:
             f"{result.generations_layer} and read again unmoved."
         )
     if result.unreadable:
-        found.append(f"{result.unreadable:,} texts are too long for the model with the prompt.")
+        found.append(f"Texts too long for the model with the prompt: {result.unreadable:,}.")
     return found
