@@ -89,7 +89,7 @@ def test_a_negation_answered_alike_is_inconsistent_however_often_it_is_affirmed(
     assert row.kappa == pytest.approx(theirs, abs=1e-6) and abs(row.kappa or 0) < 0.1
     assert row.consistent == pytest.approx(row.chance, abs=0.05)
     turned = pair_row(first, 1 - first, valid, kind="negation", names=names, generator=draw)
-    assert (turned.consistent, turned.kappa) == (1.0, pytest.approx(1.0))
+    assert turned.consistent == 1 and turned.kappa == pytest.approx(1.0)
     assert turned.gap == pytest.approx(0.0, abs=1e-9)
 
 
@@ -211,7 +211,7 @@ def follower(prompt: str) -> str:
 
 
 def _run(model: LoadedModel, folder: Path, answer: Callable[[str], str]) -> ConsistencyResult:
-    data = write_texts(folder / "texts.csv", 24)
+    data = write_texts(folder / "texts.csv", 16)
     with answering(model, answer):
         document = run_here(model, folder, "consistency", data)
     return msgspec.convert(document.result, ConsistencyResult)
@@ -226,7 +226,7 @@ def test_an_answerer_that_never_changes_is_robust(demo: LoadedModel, tmp_path: P
     assert all(pair.consistent == 1 and pair.kappa == pytest.approx(1) for pair in result.pairs)
     assert result.averaged_accuracy == 1 and result.position.statistic == pytest.approx(0)
     assert result.denied_unchanged == 1
-    assert result.statements == 48 and result.pairs[0].agrees_first == 0.5
+    assert result.statements == 32 and result.pairs[0].agrees_first == 0.5
 
 
 def test_an_answerer_that_follows_the_order_is_found(demo: LoadedModel, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_an_answerer_that_follows_the_order_is_found(demo: LoadedModel, tmp_path
     assert answer["template"].kappa == 1
     assert answer["order"].kappa is not None and answer["order"].kappa < 0
     position = result.position
-    assert position.counts[0] == sum(position.counts) == 24 * 6
+    assert position.counts[0] == sum(position.counts) == 16 * 6
     assert position.p is not None and position.p < 1e-6
     negations = [pair for pair in result.pairs if pair.kind == "negation"]
     assert [pair.consistent for pair in negations] == [0, 0]
