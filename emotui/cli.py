@@ -229,7 +229,7 @@ def where(
 def export(
     trace: Annotated[str, typer.Argument(help="A trace id, its beginning, or a JSON file.")],
     to: Annotated[
-        str, typer.Option("--to", help="The format: json, py, md or neuronpedia.")
+        str, typer.Option("--to", help="The format: json, py, md, html, neuronpedia or gguf.")
     ] = "json",
     tokens: Annotated[str, typer.Option("--tokens", help="`readout`, or `all`.")] = "readout",
     out: Out = None,

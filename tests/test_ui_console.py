@@ -331,13 +331,16 @@ async def test_a_note_is_shown_kept_and_exported(
         await until(pilot, lambda: "Noted" in joined(app))
         assert re.search(r"note, \d{4}-.*: it starts here", joined(app))
         assert [note.text for note in notes_of(scene.cache, [trace])] == ["it starts here"]
-        for form in ("json", "md"):
+        for form in ("json", "md", "html", "neuronpedia"):
             await pilot.press("colon")
             await typed(pilot, f"export {form}", "enter")
-            path = tmp_path / f"emotui-{trace}.{form}"
+            name = f"emotui-{trace}" + ("-neuronpedia" if form == "neuronpedia" else "")
+            path = tmp_path / f"{name}.{'json' if form == 'neuronpedia' else form}"
             await until(pilot, path.exists)
         assert json.loads((tmp_path / f"emotui-{trace}.json").read_text())["notes"]
         assert "it starts here" in (tmp_path / f"emotui-{trace}.md").read_text()
+        assert "it starts here" in (tmp_path / f"emotui-{trace}.html").read_text()
+        assert json.loads((tmp_path / f"emotui-{trace}-neuronpedia.json").read_text())["nodes"]
         await pilot.press("colon")
         await typed(pilot, "export md", "enter")
         await until(pilot, lambda: "Already there" in joined(app))

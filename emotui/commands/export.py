@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from emotui.commands.common import cache_for, say
+from emotui.core.errors import ExportError
 from emotui.core.findings import Verification
 from emotui.core.records import Note, Site, Trace
+from emotui.core.text import clean
 
-FORMATS = ("json", "py", "md", "neuronpedia")
+FORMATS = ("json", "py", "md", "html", "neuronpedia", "gguf")
 
 
 def export_trace(
@@ -93,6 +95,12 @@ def _document(
         from emotui.core.export.neuronpedia import graph_bytes
 
         return graph_bytes(trace, all_tokens=all_tokens)
+    if to == "html":
+        from emotui.core.export.html import html_bytes
+
+        return html_bytes(trace, notes=notes, verification=verification)
+    if to == "gguf":
+        raise _no_vectors(trace)
     if to == "md":
         from emotui.core.export.markdown import markdown_bytes
 
@@ -105,4 +113,18 @@ def _document(
         notes=notes,
         verification=verification,
         all_tokens=all_tokens,
+    )
+
+
+def _no_vectors(trace: Trace) -> ExportError:
+    """Return the error that says what writes directions: a trace holds none, its probes do."""
+    probe = next((one for one in trace.probes if one.kind == "readout"), None)
+    name = "PROBE" if probe is None else clean(probe.id)
+    answered = {} if trace.answer is None else trace.answer.labels
+    known = () if probe is None else [one for one in probe.emotions if one in answered]
+    emotion = max(known, key=lambda one: answered[one]) if known else "EMOTION"
+    return ExportError(
+        "A trace cannot be written as GGUF.",
+        why="GGUF control vectors are directions; those are of a probe, and a trace holds numbers.",
+        todo=f"emotui probe export {name} {emotion} -o FILE.gguf",
     )

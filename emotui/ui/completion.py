@@ -100,7 +100,10 @@ def _choices(before: Sequence[str], context: ConsoleContext) -> list[Choice]:
 def _arguments(name: str, context: ConsoleContext) -> Iterable[Choice]:
     edits = context.edits
     if name == "export":
-        notes = ("the trace", "a script that redoes it", "methods, effects, notes")
+        notes = (
+            *("the trace", "a script that redoes it", "methods, effects, notes"),
+            *("one page to look at", "an attribution graph for Neuronpedia"),
+        )
         return zip(EXPORTS, notes, strict=True)
     if name == "emotion":
         return [(emotion, "") for emotion in edits.emotions]

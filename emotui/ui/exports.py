@@ -41,7 +41,8 @@ def export_trace(store: Store, trace: Trace, folder: Path) -> tuple[Path, bool]:
 
 
 def export_prose(store: Store, trace: Trace, folder: Path, form: str) -> tuple[Path, bool]:
-    """Write a trace as a script (`py`) or in prose (`md`); never over another file.
+    """Write a trace as a script (`py`), in prose (`md`), as a page (`html`) or as a graph
+    (`neuronpedia`); never over another file.
 
     Returns the path, and whether the same stood there already. Raises ExportError, CacheError.
     """
@@ -58,10 +59,21 @@ def export_prose(store: Store, trace: Trace, folder: Path, form: str) -> tuple[P
         norms = mean_norms(trace, store) if trace.edits else {}
         directions = promoted_directions(trace, store)
         data = script_bytes(trace, ancestors=ancestors, norms=norms, directions=directions)
+    elif form == "neuronpedia":
+        from emotui.core.export.neuronpedia import graph_bytes
+
+        name = f"emotui-{trace.id}-neuronpedia"
+        return write_numbered(folder, name, graph_bytes(trace, all_tokens=False))
     else:
+        from emotui.core.export.html import html_bytes
         from emotui.core.export.markdown import markdown_bytes
 
         notes = notes_of(store.root, (one.id for one in (trace, *ancestors)))
         verification = verification_of(store, trace.id)
-        data = markdown_bytes(trace, ancestors=ancestors, notes=notes, verification=verification)
+        if form == "html":
+            data = html_bytes(trace, notes=notes, verification=verification)
+        else:
+            data = markdown_bytes(
+                trace, ancestors=ancestors, notes=notes, verification=verification
+            )
     return write_numbered(folder, f"emotui-{trace.id}", data, suffix=form)
