@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import shutil
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -362,6 +367,51 @@ def test_the_bytes_on_the_wire_are_capped(environ: dict[str, str]) -> None:
             kept = size
     assert 2500 <= kept < 6500
     assert copying("x" * 20_000, environ) is None
+
+
+def in_tmux(server: str, config: Path, command: str) -> None:
+    run = ["tmux", "-L", server, "-f", str(config), "new-session", "-d", "-x", "80", "-y", "24"]
+    environ = {name: value for name, value in os.environ.items() if name != "TMUX"}
+    subprocess.run([*run, command], check=True, timeout=20, env=environ)
+
+
+def buffer_of(server: str) -> str:
+    done = subprocess.run(
+        ["tmux", "-L", server, "show-buffer"], capture_output=True, text=True, check=False
+    )
+    return done.stdout
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+@pytest.mark.parametrize("nested", [False, True], ids=["plain", "wrapped"])
+def test_tmux_takes_a_copy_and_hands_on_the_wrapped_one(tmp_path: Path, nested: bool) -> None:
+    """An inner tmux that takes nothing itself stands for one on the other end of a connection."""
+    text = "fear; 'é' $(x)"
+    program = tmp_path / "copy.py"
+    program.write_text(
+        "import sys, time\nfrom emotui.ui.clipboard import copying\n"
+        f"sys.stdout.write(''.join(copying({text!r})))\nsys.stdout.flush()\ntime.sleep(20)\n"
+    )
+    outer, inner = tmp_path / "outer.conf", tmp_path / "inner.conf"
+    outer.write_text("set -g set-clipboard on\n")
+    inner.write_text("set -g set-clipboard external\nset -g allow-passthrough on\n")
+    command = f"{sys.executable} {program}"
+    names = [f"emotui-{os.getpid()}-{place}" for place in ("outer", "inner")]
+    if nested:
+        command = (
+            f"env -u TMUX TERM=tmux-256color tmux -L {names[1]} -f {inner} new-session '{command}'"
+        )
+    try:
+        in_tmux(names[0], outer, command)
+        deadline = time.monotonic() + 15
+        while buffer_of(names[0]) != text and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert buffer_of(names[0]) == text
+        if nested:
+            assert buffer_of(names[1]) == "", "the inner one kept nothing for itself"
+    finally:
+        for name in names:
+            subprocess.run(["tmux", "-L", name, "kill-server"], capture_output=True, check=False)
 
 
 async def test_y_copies_what_the_pane_is_about(

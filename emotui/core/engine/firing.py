@@ -217,7 +217,7 @@ def _encoded(
     hook = Hook(sae.site, sae.layer, lambda tensor: kept.append(tensor.detach()))
     with hooked(model, [hook], job=job):
         model.forward([[token.id for token in record.tokens] for record in records])
-    h = kept[0]
+    h = kept[0].to(model.device)  # where the model is spread, its SAEs are not
     size = max(1, encoded_at_once(sae.width) // h.shape[1])
     for start in range(0, len(h), size):
         job.check()
