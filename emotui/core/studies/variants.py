@@ -121,8 +121,11 @@ def run_variants(
         kl.append(apart.clamp_min(0).cpu())
         if reading is not None:
             wanted = reading[begin : begin + size]
-            some = [kept[layer][row + 1].float().cpu() for row, layer in enumerate(wanted)]
-            resid.append(torch.stack(some) if some else torch.empty(0, model.d_model))
+            some = torch.empty(len(wanted), model.d_model)
+            for layer in set(wanted):
+                those = [row for row, one in enumerate(wanted) if one == layer]
+                some[those] = kept[layer][[row + 1 for row in those]].float().cpu()
+            resid.append(some)
         if not begin:
             clean = answers[0]
             clean_resid = torch.stack([kept[layer][0].float().cpu() for layer in layers])
