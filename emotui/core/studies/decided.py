@@ -44,7 +44,7 @@ def scores_of(study: Running, logits: Tensor) -> Tensor:
 @torch.no_grad()
 def variants(
     study: Running,
-    run: Activations,
+    resid: Tensor,
     hooks: RowHooks,
     *,
     n_rows: int,
@@ -53,11 +53,12 @@ def variants(
 ) -> Tensor:
     """Return the labels' scores [n_rows, labels] of variants that differ from `position` on.
 
-    `hooks` act on tensors [rows, tokens from `position` on, width] at blocks from `start` on.
+    `resid` [tokens, d_model] is what enters block `start`; `hooks` act on tensors [rows, tokens
+    from `position` on, width] at blocks from `start` on.
     """
     rows = rerun(
         study.model,
-        run.resid[start],
+        resid,
         start=start,
         n_rows=n_rows,
         hooks=hooks,

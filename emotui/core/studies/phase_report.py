@@ -60,8 +60,8 @@ def _sentences(result: PhasesResult) -> list[str]:
         )
     if not result.semantic:
         found.append(
-            "There is no semantic curve: no column was named (--set semantic=COLUMN), so the "
-            "verdict rests on two curves."
+            "There is no semantic curve: no column was named (--set semantic=COLUMN), or too few "
+            "texts share a topic, so the verdict rests on two curves."
         )
     else:
         found.append(f"The semantic curve reads {result.semantic} from the readout.")

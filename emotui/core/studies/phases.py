@@ -123,6 +123,8 @@ def _semantic(study: Running, items: Sequence[Item]) -> tuple[_Target | None, st
     given = _in_thirds(given)
     counts = Counter(value for value in given if value)
     kept = sorted(value for value, n in counts.items() if n >= FOLDS)
+    if len(kept) < 2 and not study.text("semantic"):
+        return None, ""
     if len(kept) < 2:
         raise UsageError(
             f"The column {name} cannot be read from the texts.",

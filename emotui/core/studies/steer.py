@@ -52,6 +52,7 @@ from emotui.core.studies.steer_results import (
     measure,
 )
 from emotui.core.studies.steer_runs import (
+    Begun,
     Feature,
     Scaler,
     Scales,
@@ -191,7 +192,7 @@ def _trained(study: Running, steering: _Steering, train: _Train, shots: int) -> 
         draws = _matched(study, steering, train, mine, of, set(effects), shots)
         gold, labels = train.gold[mine], len(study.tokens.labels)
         never = study.tokens.labels.index(NEUTRAL) if NEUTRAL in study.tokens.labels else None
-        score = partial(_scored, study, steering, mine)
+        score = partial(_scored, study, steering.saes, _begun(study, steering, mine))
         clean = train.scores[mine]
         targeted = fit_targeted(score, gold, clean, of, labels=labels, never=never)
         fitted: Fitted = fit_global(score, gold, train.shot[mine], of, draws, labels=labels)
@@ -304,21 +305,28 @@ def _matched(
     return draws
 
 
+def _begun(study: Running, steering: _Steering, mine: Sequence[int]) -> list[tuple[Begun, int]]:
+    """Run the training examples; kept is what scaling begins from, and the readout."""
+    found = []
+    for row in mine:
+        text = steering.examples[row][3]
+        run = captured(study, text)
+        resid = {sae.layer: run.resid[sae.layer].clone() for sae in steering.saes}
+        found.append((Begun(resid, run.logits), text.readout))
+    return found
+
+
 def _scored(
     study: Running,
-    steering: _Steering,
-    mine: Sequence[int],
+    saes: Sequence[Sae],
+    begun: Sequence[tuple[Begun, int]],
     settings: Sequence[Mapping[Feature, float]],
 ) -> Tensor:
     """Return the scores [examples, settings, labels] of the training examples."""
-    scaler = Scaler(steering.saes, settings)
-    rows = []
-    for row in mine:
-        study.job.check()
-        text = steering.examples[row][3]
-        run = captured(study, text)
-        rows.append(scaled_scores(study, run, scaler, position=text.readout))
-    return torch.stack(rows)
+    scaler = Scaler(saes, settings)
+    return torch.stack(
+        [scaled_scores(study, run, scaler, position=position) for run, position in begun]
+    )
 
 
 def settings_of(trained: Trained) -> list[Scales]:

@@ -8,6 +8,7 @@ which needs no label: what is not active stays as it was, and a scale of 1 is no
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,13 +70,24 @@ def _scaling(sae: Sae, used: list[int], factors: Tensor, everywhere: bool) -> Ho
     return function
 
 
-def scaled_scores(study: Running, run: Activations, scaler: Scaler, *, position: int) -> Tensor:
+@dataclass(frozen=True)
+class Begun:
+    """What is kept of a run that is scaled again and again."""
+
+    resid: Mapping[int, Tensor]
+    """Layer to what enters its block, [tokens, d_model]."""
+    logits: Tensor
+
+
+def scaled_scores(
+    study: Running, run: Activations | Begun, scaler: Scaler, *, position: int
+) -> Tensor:
     """Return the labels' scores [settings, labels] of a prompt under each setting."""
     if scaler.start is None:
         return scores_of(study, run.logits).expand(scaler.rows, -1)
     return variants(
         study,
-        run,
+        run.resid[scaler.start],
         scaler.hooks,
         n_rows=scaler.rows,
         start=scaler.start,

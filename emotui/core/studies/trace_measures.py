@@ -74,7 +74,7 @@ def matched(
 def sign_flip_p(effects: Tensor) -> Tensor:
     """Return the two-sided p [m] that the mean of `effects` [n, m] is zero.
 
-    The sign-flip test at its normal limit, z = sum / sqrt(sum of squares), which for few texts
+    The sign-flip test at its normal limit, z = sum / sqrt(sum of squares), which far out
     errs to the careful side: n texts cannot give more than z = sqrt(n).
     """
     total, square = effects.double().sum(dim=0), effects.double().square().sum(dim=0)

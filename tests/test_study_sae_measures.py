@@ -1,0 +1,277 @@
+"""The arithmetic of the studies of SAEs, on planted tensors and against scipy and scikit-learn."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from scipy.stats import binomtest
+from sklearn.metrics import f1_score
+
+from emotui.core.studies.feature_kinds import Groups, kinds_of, lexical_share
+from emotui.core.studies.phase_curves import onset, segmented, token_hits
+from emotui.core.studies.steer_fit import GRID, fit_bias, fit_global, fit_targeted, nearest_mean
+from emotui.core.studies.steer_prompts import with_examples
+from emotui.core.studies.steer_results import Evaluated, Trained, macro_f1, mcnemar, measure
+from emotui.core.studies.trace_measures import Effects, judged, listed, phase_of, sign_flip_p
+from emotui.core.text import template_named
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("layers", [16, 26, 42])
+def test_steps_are_told_from_ramps(layers: int) -> None:
+    one, two = layers // 3, 2 * layers // 3
+    x = torch.arange(layers, dtype=torch.float64)
+    step = torch.stack([(x < one) * 1.0, ((x >= one) & (x < two)) * 1.0, (x >= two) * 1.0], dim=1)
+    halves = torch.stack([(x < one) * 1.0, (x >= one) * 1.0], dim=1)
+    ramp = torch.stack([x / layers, 1 - x / layers, (x / layers) ** 2], dim=1)
+    for seed in range(20):
+        noise = torch.randn(layers, 3, generator=_generator(seed)).double() * 0.08
+        three, gradual = segmented(step + noise), segmented(ramp + noise)
+        pair = segmented(halves + noise[:, :2])
+        assert (three.phases, pair.phases, gradual.phases) == (3, 2, 1)
+        assert all(abs(a - b) <= 1 for a, b in zip(three.boundaries, (one, two), strict=True))
+        assert abs(pair.boundaries[0] - one) <= 1 and gradual.boundaries == ()
+    assert segmented(torch.ones(layers, 2)).phases == 1
+
+
+def test_segmentation_is_the_best_there_is() -> None:
+    """Against all ways to cut, by hand."""
+    curves = torch.rand(9, 2, generator=_generator()).double()
+    y = (curves - curves.amin(0)) / (curves.amax(0) - curves.amin(0))
+    best = min(
+        (sum(float((p - p.mean(0)).square().sum()) for p in (y[:a], y[a:b], y[b:])), (a, b))
+        for a, b in itertools.combinations(range(2, 8), 2)
+        if b - a >= 2
+    )
+    assert segmented(curves, phases=3).boundaries == best[1]
+
+
+def test_onset_is_the_first_of_two_layers_running() -> None:
+    curve = torch.tensor([0.0, 0.9, 0.0, 0.4, 0.6, 0.7])
+    assert onset(curve, 0.5) == 4 and onset(curve, 0.8) is None
+
+
+def test_a_feature_that_fires_once_proves_nothing() -> None:
+    first = torch.tensor([True, True, False, False])
+    text = torch.tensor([0, 0, 1, 2, 2, 3, 3])
+    feature = torch.tensor([0, 1, 0, 0, 1, 0, 2])
+    token = torch.tensor([7, 8, 7, 7, 9, 5, 6])
+    hits, base, events = token_hits(text, feature, token, first)
+    assert hits.tolist() == [0, 0, 1, 0], "feature 0 gives 7 away once, and 5 is none of its tokens"
+    assert events.tolist() == [0, 0, 2, 1], "feature 2 never fired where choices are made"
+    assert base.tolist() == [0, 0, 1, 0], "7 is the commonest token"
+
+
+@pytest.fixture(scope="module")
+def planted() -> tuple[torch.Tensor, Groups]:
+    """60 features of noise; 0-6 fire on one label of seven each, 7-8 on negative texts, 9-10 on
+    all but neutral ones; 11 on label 0 in the first half alone."""
+    labels = torch.arange(280) % 7
+    first = (torch.arange(280) // 7) % 2 == 0
+    values = torch.rand(280, 60, generator=_generator()).sub(0.6).clamp(min=0)
+    strong = torch.rand(280, 60, generator=_generator(1)) * 0.5 + 1
+    negative = torch.tensor([1, 1, 1, 0, 1, 0, 0]).bool()
+    for j in range(7):
+        values[labels == j, j] = strong[labels == j, j]
+    for j in (7, 8):
+        values[negative[labels], j] = strong[negative[labels], j]
+    for j in (9, 10):
+        values[labels != 6, j] = strong[labels != 6, j]
+    chosen = (labels == 0) & first
+    values[chosen, 11] = strong[chosen, 11]
+    positive = torch.tensor([0, 0, 0, 1, 0, 0, 0]).bool()
+    groups = Groups(labels, 7, 6, positive, negative, first, torch.arange(280))
+    return values, groups
+
+
+def test_planted_features_are_found(planted: tuple[torch.Tensor, Groups]) -> None:
+    values, groups = planted
+    kinds = kinds_of(values, groups, shuffles=200, seed=0)
+    assert kinds.specific[:7].tolist() == list(range(7)) and int((kinds.specific >= 0).sum()) == 7
+    assert kinds.valence.nonzero().flatten().tolist() == [7, 8] and int(kinds.valence[7]) == -1
+    assert kinds.shared.nonzero().flatten().tolist() == [9, 10]
+    assert kinds.confirmed[11] < 0.7 < kinds.area[0, 11], "only half of the texts bear it out"
+    assert kinds.shuffled.sum() < 0.5
+
+
+def test_lexical_share_counts_the_strongest_texts() -> None:
+    values = torch.arange(40.0)[:, None].repeat(1, 2)
+    words = torch.zeros(40, 2, dtype=torch.bool)
+    words[30:, 0] = True  # ten of the twenty strongest
+    assert lexical_share(values, words, torch.tensor([True, False])) == 0.5
+    assert lexical_share(values, words, torch.tensor([False, False])) is None
+
+
+def test_features_are_listed_by_attribution_and_matched_in_rate_and_size() -> None:
+    attribution = torch.zeros(1000)
+    attribution[:64] = torch.linspace(2, 1, 64) * torch.tensor([1, -1]).repeat(32)
+    rate, size = torch.full((1000,), 0.2), torch.full((1000,), 5.0)
+    rate[:64], size[:64] = 0.8, 1.0
+    rate[100:200], size[100:200] = 0.8, 1.0
+    rate[900:], size[900:] = 0.0, 0.0
+    found = listed(attribution, rate, size, _generator())
+    assert set(found.shortlist) == set(range(64))
+    assert len(found.matched) == 32 and set(found.matched) <= set(range(100, 200))
+    assert len(found.overlooked) == 16 and not set(found.overlooked) & set(found.matched)
+    few = listed(attribution[:28], rate[:28], size[:28], _generator())
+    everything = (*few.shortlist, *few.matched, *few.overlooked)
+    assert len(everything) == len(set(everything)) <= 28 and len(few.shortlist) == 16
+
+
+def test_planted_causes_are_found_and_keep_their_sign() -> None:
+    generator = _generator()
+    cells, planted = [], []
+    for number in range(12):
+        effects = torch.randn(20, 64, generator=generator) * 0.05
+        causal = torch.randperm(64, generator=generator)[:8]
+        effects[:, causal] += 0.4
+        effects[:, causal[0]] -= 0.8
+        planted += [(number, int(j), -1 if j == causal[0] else 1) for j in causal]
+        null = torch.randn(20, 32, generator=generator) * 0.05
+        cells.append(Effects(effects, null, torch.randn(20, 16, generator=generator) * 0.05))
+    found = {
+        (n, j, int(one.sign[j]))
+        for n, one in enumerate(judged(cells, generator))
+        for j in one.sign.nonzero().flatten().tolist()
+    }
+    assert 2 * len(found & set(planted)) / (len(found) + len(planted)) >= 0.9
+    alone = judged([Effects(torch.eye(5)[:1] * 3, torch.zeros(1, 0), torch.zeros(1, 0))], generator)
+    assert alone[0].participation == 1.0 and alone[0].top_share == 1.0
+    assert int(alone[0].sign.abs().sum()) == 0, "one text proves nothing"
+
+
+def test_p_of_sign_flips_is_near_the_exact_one() -> None:
+    effects = torch.randn(12, 6, generator=_generator()).double() + 0.4
+    flips = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=12))).double()
+    exact = ((flips @ effects).abs() >= effects.sum(dim=0).abs() - 1e-9).double().mean(dim=0)
+    assert torch.allclose(sign_flip_p(effects), exact, atol=0.03)
+    assert sign_flip_p(torch.zeros(4, 1)).tolist() == [1.0]
+
+
+def test_layers_fall_into_phases() -> None:
+    assert phase_of(6, (2, 4)) == [0, 0, 1, 1, 2, 2]
+
+
+def test_logit_bias_is_the_optimum_that_scipy_finds() -> None:
+    scores = torch.randn(40, 5, generator=_generator()).double()
+    gold = torch.randint(5, (40,), generator=_generator(1))
+
+    def loss(bias: np.ndarray) -> float:
+        shifted = scores + torch.from_numpy(bias)
+        own = torch.nn.functional.cross_entropy(shifted, gold)
+        return float(own + 0.01 * torch.from_numpy(bias).square().sum())
+
+    theirs = minimize(loss, np.zeros(5), tol=1e-12).x
+    assert np.allclose(fit_bias(scores.float(), gold).numpy(), theirs, atol=1e-3)
+
+
+def test_a_label_that_is_written_too_weakly_is_scaled_up_and_noise_is_not() -> None:
+    """Scores that are linear in the scales: label 2's evidence should count four times."""
+    generator = _generator()
+    gold = torch.arange(30) % 3
+    evidence = torch.nn.functional.one_hot(gold, 3).float() * torch.tensor([4.0, 4.0, 1.0])
+    base = torch.randn(30, 3, generator=generator) * 0.3 + torch.tensor([0.6, 0.6, 0.0])
+
+    def score(settings: object) -> torch.Tensor:
+        rows = []
+        for one in settings:  # type: ignore[attr-defined]
+            scale = torch.tensor([one.get((0, k), 1.0) for k in range(3)])
+            rows.append(base + evidence * scale)
+        return torch.stack(rows, dim=1)
+
+    of, noise = {(0, k): k for k in range(3)}, {(1, k): k for k in range(3)}
+    fitted = fit_global(score, gold, torch.arange(30) // 3, of, [noise], labels=3)
+    assert fitted.scales[2] >= 3 and fitted.matched[0].tolist() == [1, 1, 1]
+    weak = base - 3 * torch.nn.functional.one_hot(gold, 3) * torch.tensor([0, 0, 1])
+    targeted = fit_targeted(score, gold, weak, of, labels=3, never=None)
+    assert targeted[:2].tolist() == [1, 1] and float(targeted[2]) in GRID and targeted[2] > 1
+    assert fit_targeted(score, gold, weak, of, labels=3, never=2).tolist() == [1, 1, 1]
+
+
+def test_the_nearest_mean_is_found_and_absent_labels_are_not() -> None:
+    means = torch.tensor([[1.0, 0.0], [0.0, 1.0], [float("nan")] * 2]).double()
+    h = torch.tensor([[3.0, 0.1], [-0.2, 5.0]])
+    assert nearest_mean(h, torch.zeros(2).double(), means).tolist() == [0, 1]
+
+
+def test_comparisons_are_those_of_scipy_and_scikit_learn() -> None:
+    before, after = torch.rand(60, generator=_generator()) < 0.5, torch.rand(60) < 0.7
+    won, lost = int((~before & after).sum()), int((before & ~after).sum())
+    assert mcnemar(before, after) == pytest.approx(binomtest(won, won + lost).pvalue, abs=1e-9)
+    answers, gold = torch.randint(4, (60,)), torch.randint(4, (60,))
+    theirs = f1_score(gold, answers, average="macro", labels=range(4), zero_division=0)
+    assert macro_f1(answers, gold) == pytest.approx(theirs)
+
+
+def _evaluated(right: dict[str, float], n: int = 400) -> Evaluated:
+    """Return scores of two labels in which each method is right on a share of the texts."""
+    gold = torch.arange(n) % 2
+
+    def scores(share: float, seed: int) -> torch.Tensor:
+        hit = torch.rand(n, generator=_generator(seed)) < share
+        return torch.nn.functional.one_hot(torch.where(hit, gold, 1 - gold), 2).float()
+
+    names = ("none", "targeted", "global", "matched", "matched", "matched")
+    return Evaluated(
+        name="data",
+        own=True,
+        summary=None,
+        gold=gold,
+        scores=torch.stack([scores(right[one], k) for k, one in enumerate(names)], dim=1),
+        few_shot=scores(right["few-shot"], 9)[:, None],
+        few_shot_used=torch.ones(1).double(),
+        nearest=torch.zeros(n, 1, dtype=torch.long),
+        zero_effect=0.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "claimed"),
+    [({}, True), ({"few-shot": 0.95}, False), ({"matched": 0.95}, False), ({"none": 0.9}, False)],
+)
+def test_a_gain_is_claimed_only_over_all_baselines(
+    changed: dict[str, float], claimed: bool
+) -> None:
+    right = {"none": 0.5, "targeted": 0.5, "global": 0.9, "matched": 0.5, "few-shot": 0.6}
+    one = _evaluated({**right, **changed})
+    fit = Trained(
+        shots=1,
+        examples=2,
+        features=(),
+        effects=(),
+        matched=(),
+        targeted=(1.0, 1.0),
+        fitted=(1.0, 1.0),
+        drawn=((1.0, 1.0),) * 3,
+        penalty=0.01,
+        bias=(0.0, 0.0),
+    )
+    result = measure(
+        [one],
+        trained=(fit,),
+        sides=(),
+        labels=("joy", "anger"),
+        layers=(3,),
+        saved=(),
+        generator=_generator(),
+    )
+    by_method = {gain.method: gain.claimed for gain in result.gains}
+    assert by_method == {"targeted": False, "global": claimed}
+
+
+def test_few_shot_prompts_ask_as_the_template_does() -> None:
+    shots = (("It rained.", "sadness"), ("We won.", "joy"))
+    ask = with_examples(template_named("ask"), shots)
+    assert ask.before + "Q." + ask.after == (
+        "It rained. The emotion is sadness\nWe won. The emotion is joy\nQ. The emotion is"
+    )
+    tak = with_examples(template_named("tak3"), shots[:1])
+    assert tak.before.endswith("Answer: sadness Context: It rained. Answer: sadness Context: ")
+    assert with_examples(template_named("ask"), ()).before == ""
