@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from emotui.core.engine import sae_formats
@@ -180,6 +181,48 @@ def _fetched(release: Release, saes: Sequence[PretrainedSae], *, offline: bool, 
     except ModelError as error:
         what = error.what.replace("The model ", "The repository ")
         raise SaeError(what, why=error.why, todo=error.todo) from error
+
+
+def converted_place(weights: Path, *, dtype: torch.dtype, root: Path) -> Path:
+    """Return where the weights of a local SAE folder are kept in another dtype; `root`: the cache.
+
+    The name holds the file's path, size and time: another file there has another place.
+    """
+    place, status = weights.resolve(), weights.stat()
+    mark = hashlib.sha256(f"{place}\0{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()
+    name = str(dtype).removeprefix("torch.")
+    return root / FOLDER / "local" / mark[:16] / name / sae_formats.WEIGHTS
+
+
+def read_converted(
+    weights: Path, *, dtype: torch.dtype, device: torch.device, root: Path
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of a local SAE folder in `dtype`, converted once and kept in the cache.
+
+    Where the cache cannot be written they are converted for this process alone; a damaged copy is
+    made anew. SaeError where the folder's own file cannot be read.
+    """
+    target = converted_place(weights, dtype=dtype, root=root)
+    if target.is_file():
+        try:
+            return sae_formats.read_tensors(target, device=device)
+        except SaeError:
+            target.unlink(missing_ok=True)
+    tensors = sae_formats.read_tensors(weights, device=torch.device("cpu"), dtype=dtype)
+    unfinished: Path | None = None
+    try:
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
+        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(whole, unfinished / target.name)
+        (unfinished / target.name).replace(target)
+    except (OSError, SafetensorError):
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+    finally:
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    # Read again: mapped from the file, they need no memory of their own.
+    return sae_formats.read_tensors(target, device=device)
 
 
 def _converted(target: Path, read: Callable[[], Content], *, dtype: torch.dtype) -> Path:

@@ -26,7 +26,7 @@ from emotui.core.engine.materials import head_count, head_size
 from emotui.core.engine.memory import free_bytes
 from emotui.core.engine.sae_formats import SaeConfig, refuse
 from emotui.core.engine.sae_memory import SaeMemory
-from emotui.core.engine.sae_store import find_saes
+from emotui.core.engine.sae_store import converted_place, find_saes, read_converted
 from emotui.core.errors import OutOfMemory
 from emotui.core.model_names import same_family
 from emotui.core.records import Features, SaeReading, Site, TextRecord
@@ -160,6 +160,7 @@ class SaeSet:
         configs: Sequence[SaeConfig],
         model: LoadedModel,
         held: SaeMemory[SaeWeights],
+        root: Path | None,
     ) -> None:
         self.source = source
         self._saes = {
@@ -169,6 +170,7 @@ class SaeSet:
         self._dtype = model.dtype
         self._device = model.device
         self.held = held
+        self._root = root
 
     def __iter__(self) -> Iterator[Sae]:
         return (self._saes[place] for place in self.places)
@@ -192,9 +194,29 @@ class SaeSet:
 
     def conversion_bytes(self) -> int:
         """Return what is mapped of a file while an SAE that is stored in another dtype is read."""
-        if all(sae.config.stored == self._dtype for sae in self):
-            return 0
-        return max((sae.config.width * sae.config.d_in * 4 for sae in self), default=0)
+        return max(
+            (
+                sae.config.width * sae.config.d_in * 4
+                for sae in self
+                if sae.config.stored != self._dtype and not self._is_converted(sae)
+            ),
+            default=0,
+        )
+
+    def to_convert(self) -> list[Sae]:
+        """Return those whose weights are stored wider than they run, and not yet converted."""
+        return [
+            sae
+            for sae in self
+            if _is_wider(sae.config, self._dtype, self._root) and not self._is_converted(sae)
+        ]
+
+    def _is_converted(self, sae: Sae) -> bool:
+        if not _is_wider(sae.config, self._dtype, self._root):
+            return False
+        assert self._root is not None
+        weights = sae.config.folder / sae_formats.WEIGHTS
+        return converted_place(weights, dtype=self._dtype, root=self._root).is_file()
 
     def missing(self) -> list[Sae]:
         """Return those whose weights are not in memory now."""
@@ -218,7 +240,7 @@ class SaeSet:
         return self.held.get(
             self._held_as(sae),
             self.size_of(sae),
-            lambda: _load(sae.config, dtype=self._dtype, device=self._device),
+            lambda: _load(sae.config, dtype=self._dtype, device=self._device, root=self._root),
             lambda: self._too_large(sae),
         )
 
@@ -269,7 +291,22 @@ def load_saes(
             )
     if held is None:
         held = SaeMemory(model.device, budget_bytes)
-    return SaeSet(source, found.name, list(taken.values()), model, held)
+    opened = SaeSet(source, found.name, list(taken.values()), model, held, root)
+    if (later := opened.to_convert()) and job is not None:
+        size = sum(opened.size_of(sae) for sae in later)
+        job.notice(
+            clean(
+                f"The SAEs of {found.name} are stored wider than {model.dtype_name}: each is "
+                f"converted once, when it is first read ({in_bytes(size)} in the cache in all)."
+            )
+        )
+    return opened
+
+
+def _is_wider(config: SaeConfig, dtype: torch.dtype, root: Path | None) -> bool:
+    """Return whether a folder's weights are kept once more, in the narrower dtype of the run."""
+    stored = config.stored
+    return root is not None and stored is not None and stored.itemsize > dtype.itemsize
 
 
 def _last_parts(folder: Path) -> str:
@@ -308,9 +345,15 @@ def _check_fit(config: SaeConfig, model: LoadedModel) -> None:
         )
 
 
-def _load(config: SaeConfig, *, dtype: torch.dtype, device: torch.device) -> SaeWeights:
+def _load(
+    config: SaeConfig, *, dtype: torch.dtype, device: torch.device, root: Path | None
+) -> SaeWeights:
     folder = config.folder
-    tensors = sae_formats.read_tensors(folder / sae_formats.WEIGHTS, device=device, dtype=dtype)
+    weights = folder / sae_formats.WEIGHTS
+    if root is not None and _is_wider(config, dtype, root):
+        tensors = read_converted(weights, dtype=dtype, device=device, root=root)
+    else:
+        tensors = sae_formats.read_tensors(weights, device=device, dtype=dtype)
     width, d_in = config.width, config.d_in
     expected = {"W_enc": [d_in, width], "W_dec": [width, d_in], "b_enc": [width], "b_dec": [d_in]}
     if config.architecture == "jumprelu":
