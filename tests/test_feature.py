@@ -202,6 +202,7 @@ def test_promoted_tokens_are_the_logit_lens_of_the_decoder_row(bench: Bench) -> 
         z.topk(10).values.tolist(), abs=1e-3
     )
     assert detail.here is None and detail.page is None
+    assert detail.label and detail.label_origin == "the words it promotes"
 
 
 def test_corpus_texts_and_areas_are_those_of_one_run_each(

@@ -135,6 +135,8 @@ class FeatureDetail(msgspec.Struct, frozen=True, kw_only=True):
     """Features of its SAE."""
     label: str
     """As lists of features show it."""
+    label_origin: str = ""
+    """Where it comes from, in words; an explanation in it has an origin of its own."""
     explanation: str = ""
     """What somebody else calls it; "" without one."""
     origin: str = ""

@@ -73,6 +73,11 @@ def detail_feature(
         index=index,
         width=sae.width,
         label=label_of(measured, explanation, words=own or words),
+        label_origin="measured by labels fit"
+        if measured is not None and measured.named
+        else "came with the SAE"
+        if own
+        else "the words it promotes",
         explanation="" if explanation is None else explanation.text,
         origin="" if explanation is None else explanation.origin,
         mismatch="" if explanation is None else mismatch(measured, explanation.text),

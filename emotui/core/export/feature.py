@@ -89,14 +89,15 @@ def ramp_of(value: float, largest: float) -> str:
 def _names(detail: FeatureDetail) -> list[str]:
     lines = [
         f"{detail.name}  of {clean(detail.sae)} ({detail.width:,} features)",
-        f"label: {clean(detail.label) or 'none'}",
+        f"label: {clean(detail.label) or 'none'}"
+        + (f"  ({clean(detail.label_origin)})" if detail.label_origin else ""),
     ]
     if detail.explanation:
         lines.append(f'explained: "{clean(detail.explanation)}" ({clean(detail.origin)})')
     if detail.mismatch:
         lines.append(f"mismatch: {clean(detail.mismatch)}")
     if detail.measured is None:
-        lines.append("selectivity: not measured with held-out texts; `emotui labels fit` does")
+        lines.append("selectivity: not measured here with held-out texts; `emotui labels fit` does")
     else:
         found = detail.measured
         said = "separates" if found.named else "singles out no emotion; nearest"
