@@ -28,7 +28,7 @@ from support_phases import (
     write_letters,
 )
 from support_saes import write_residual_saes
-from support_studies import emotui, run_here
+from support_studies import emotui, files_of, run_here
 
 from emotui.cache.demo import demo_saes, demo_spec
 from emotui.cache.recipes import load_recipe, recipes
@@ -77,7 +77,7 @@ def phased(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture(scope="module")
 def phases(phased: Built) -> PhasesResult:
-    document = phased.run("phases", "phases", semantic="subject", pairs="42")
+    document = phased.run("phases", "phases", texts=140, semantic="subject", pairs="42")
     return msgspec.convert(document.result, PhasesResult)
 
 
@@ -94,7 +94,9 @@ def test_phases_that_were_built_are_found_within_one_layer(phases: PhasesResult)
 
 
 def test_a_model_without_phases_is_gradual(tmp_path: Path) -> None:
-    document = Built(tmp_path, GRADUAL).run("phases", "g", semantic="subject", pairs="84")
+    document = Built(tmp_path, GRADUAL).run(
+        "phases", "g", texts=140, semantic="subject", pairs="84"
+    )
     result = msgspec.convert(document.result, PhasesResult)
     assert result.main.phases == 1 and result.main.steps < 0.1
     assert result.main.boundaries == ()
@@ -255,7 +257,11 @@ def test_scaled_scores_are_those_of_plain_hooks(tmp_path: Path) -> None:
 
 def _demo(folder: Path, study: str, **settings: str) -> StudyDocument:
     model = load_model(demo_spec(), QuietJob())
-    fields: dict[str, Any] = {"saes": tuple(demo_saes()), "limit": 42, "settings": settings}
+    fields: dict[str, Any] = {
+        "saes": tuple(demo_saes()),
+        "limit": 28 if study == "steer" else 42,
+        "settings": settings,
+    }
     return run_here(model, folder, study, "bundled", **fields)
 
 
@@ -265,9 +271,10 @@ def _demo(folder: Path, study: str, **settings: str) -> StudyDocument:
         ("phases", {"pairs": "8"}, "curve,layer,value,low,high,null"),
         ("features", {"least": "2", "shuffles": "40"}, "site,layer,label,specific,low,high"),
         ("trace", {"examples": "2"}, "feature,emotion,phase,layer,effect"),
+        ("steer", {"shots": "1", "features": "2"}, "dataset,shots,method,balanced_accuracy"),
     ],
 )
-def test_the_demo_on_forty_texts(
+def test_the_demo_on_forty_texts_and_killed_on_the_way(
     tmp_path: Path, study: str, settings: dict[str, str], columns: str
 ) -> None:
     document = _demo(tmp_path, study, **settings)
@@ -275,6 +282,11 @@ def test_the_demo_on_forty_texts(
     assert (tmp_path / "run" / "result.csv").read_text().startswith(columns)
     schema = json.loads((tmp_path / "run" / "result.schema.json").read_bytes())
     jsonschema.validate(json.loads((tmp_path / "run" / "result.json").read_bytes()), schema)
+    whole = files_of(tmp_path / "run")
+    for chunk in sorted((tmp_path / "run" / "chunks").rglob("*.safetensors"))[1::3]:
+        chunk.unlink()  # as if the run had been killed there
+    _demo(tmp_path, study, **settings)
+    assert files_of(tmp_path / "run") == whole
 
 
 def test_steering_the_demo_from_the_command_line(tmp_path: Path) -> None:
