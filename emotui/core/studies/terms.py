@@ -45,7 +45,7 @@ from emotui.core.studies.terms_asking import (
     scoring_prompt,
     writing_prompt,
 )
-from emotui.core.studies.terms_measures import Vectors, words_in
+from emotui.core.studies.terms_measures import MASK, Vectors, words_in
 from emotui.core.studies.terms_report import report
 from emotui.core.studies.terms_results import TermsResult
 from emotui.core.studies.terms_summary import Predicted, summary
@@ -109,6 +109,9 @@ def run(study: Running) -> TermsResult:
             todo="Give shorter texts or another --template.",
         )
     scores = any(condition.mode == "score" for condition in conditions)
+    prompts = {one.name: _shown(study, one) for one in conditions}
+    if scores and any(MASK in one.item.text for one in examples.values()):
+        prompts["score, a text with masks"] = f"the text as it stands before each {MASK}"
     layers = _layers(asking, examples) if scores and study.number("layers") else None
     return summary(
         predictions,
@@ -122,7 +125,7 @@ def run(study: Running) -> TermsResult:
         table=asking.table,
         table_digest=asking.digest,
         words=len(asking.tokens.terms),
-        prompts={one.name: _shown(study, one) for one in conditions},
+        prompts=prompts,
     )
 
 
