@@ -16,9 +16,12 @@ from typing import Any
 import msgspec
 import pytest
 from support_screen import TEXT, Scene, lines_of, until
+from support_traces import made_up_trace
 from textual.pilot import Pilot
 
 from emotui.app import EmotuiApp
+from emotui.cache.details import keep_feature
+from emotui.cache.store import Store
 from emotui.core.details import (
     CorpusReading,
     FeatureDetail,
@@ -205,6 +208,31 @@ async def test_ablating_from_the_detail_edits_that_feature(
         edits = scene.engine.asked[-1].operation.edits
         assert edits == (f"ablate {request.feature} at {where or request.position}",)
         assert is_on(app, ExploreScreen)
+
+
+async def test_a_trace_of_another_model_shows_what_is_kept_of_its_features(scene: Scene) -> None:
+    scene.put_trace(probes=scene.put_probes())
+    with Store.open(scene.cache) as store:
+        key = "abcd" * 16
+        other = made_up_trace(trace_id=key[:16], raw="Tom ran.", model="org/other")
+        store.put_trace(other, key)
+    async with scene.open() as (app, pilot):
+        await ready(app, pilot)
+        app.workbench.open_trace(other.id)
+        await until(pilot, lambda: app.workbench.foreign)
+        await until(pilot, lambda: app.explorer.state.text == "Tom ran.")
+        await pilot.press("3", "enter")
+        await until(pilot, lambda: "was not looked at while org/other was loaded" in shown(app))
+        row, position = app.explorer.state.features[0], app.explorer.state.position
+        request = FeatureRequest(
+            scene.request(), feature=row.name, sae=row.sae, position=str(position)
+        )
+        with Store.open(scene.cache) as store:
+            keep_feature(store, other.id, request, made_up(request, other, corpus=True))
+        await pilot.press("enter")
+        await until(pilot, lambda: is_on(app, FeatureScreen))
+        assert "label says joy" in shown(app)
+        assert scene.engine.asked == []
 
 
 async def test_without_a_feature_nothing_is_asked(scene: Scene) -> None:

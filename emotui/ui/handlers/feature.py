@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from emotui.cache.details import kept_feature
+from emotui.core.details import FeatureDetail
 from emotui.core.edits import at_position
 from emotui.core.protocol import Featured, FeatureRequest, InspectRequest, Outcome
+from emotui.core.text import clean
 from emotui.ui.handlers.area import Answer, Area
 from emotui.ui.handlers.copying import copy
+from emotui.ui.messages import Fetched
 
 if TYPE_CHECKING:
     from emotui.cache.store import Store
@@ -40,7 +44,40 @@ class FeatureHandlers(Area):
             return
         self._shown = None
         self._row, self._position = state.features[state.feature], state.position
-        self._ask(corpus=False)
+        if self._screen.workbench.foreign is None:
+            self._ask(corpus=False)
+        else:
+            self._look_up()
+
+    def _look_up(self) -> None:
+        """Show what is kept of the feature; its model is not the one that could be asked."""
+        readings, row = self._state.readings, self._row
+        if readings is None or row is None:
+            return
+        trace = readings.trace
+        asked = FeatureRequest(
+            self._screen.options.request,
+            feature=row.name,
+            sae=row.sae,
+            position=str(at_position(self._position)),
+            corpus=False,
+        )
+        otherwise = f"{row.name} was not looked at while {clean(trace.run.model)} was loaded."
+
+        def show(detail: FeatureDetail | None) -> None:
+            if detail is None:
+                self.say("hint", otherwise)
+            else:
+                self._answered(Featured(detail, forwards=0))
+
+        def look(store: Store) -> None:
+            found = kept_feature(store, trace.id, asked)
+            self._screen.post_message(Fetched(partial(show, found)))
+
+        def failed(error: EmotuiError) -> None:
+            self._screen.post_message(Fetched(partial(self.say, "error", error.what)))
+
+        self._screen.workbench.with_store(look, failed)
 
     def _ask(self, *, corpus: bool) -> None:
         readings, row = self._state.readings, self._row
@@ -72,7 +109,7 @@ class FeatureHandlers(Area):
                 width=self._screen.app.size.width,
             )
             self._screen.app.push_screen(self._shown, self._closed)
-            if detail.corpus is None:
+            if detail.corpus is None and self._screen.workbench.foreign is None:
                 self._ask(corpus=True)
         elif self._shown.is_attached and self._shown.detail.name == detail.name:
             self._shown.show(detail)
