@@ -13,16 +13,22 @@ from typing import Any
 
 import pytest
 import torch
-from support_models import LAYERS, tiny_folder, tiny_model
+from support_models import LAYERS, WIDTH, tiny_folder, tiny_model
+from support_saes import write_residual_saes
 
 from emotui.cache.keys import request_key
+from emotui.core.edits import FeatureEdit, parse_edit
 from emotui.core.engine import weights
 from emotui.core.engine.attribute import Metric, gradients
 from emotui.core.engine.capture import Hook, QuietJob, _gathered, capture
+from emotui.core.engine.exact import ablations
+from emotui.core.engine.intervene import EditGroup, hooks_of
 from emotui.core.engine.model import LoadedModel, load_model
 from emotui.core.engine.rerun import adding, rerun
+from emotui.core.engine.saes import load_saes
 from emotui.core.engine.sites import SITE_TABLES, Sites
 from emotui.core.engine.speak import generate
+from emotui.core.engine.steps import AddStep, FeatureStep, PlacedFeatureEdit
 from emotui.core.engine.weights import Placement, read_weights
 from emotui.core.errors import ModelError
 from emotui.core.protocol import InspectRequest, ModelSpec
@@ -81,6 +87,44 @@ def test_a_spread_model_gives_the_numbers_of_a_whole_one(family: str, tmp_path: 
             spread.sites.logits_of(clean.resid[-1]), whole.sites.logits_of(clean.resid[-1])
         )
         assert "forward" in vars(block) and next(block.parameters()).is_meta
+
+
+@pytest.mark.parametrize("family", ["gemma2", "llama"])
+def test_saes_and_directions_act_in_a_spread_model_as_in_a_whole_one(
+    family: str, tmp_path: Path
+) -> None:
+    """Edits at the blocks that are elsewhere: features of an SAE, and a vector that is added."""
+    spread, whole = _spread(family, tmp_path / "offload"), tiny_model(family)
+    folder = write_residual_saes(tmp_path / "saes", d_in=WIDTH, layers=LAYERS)
+    ids = whole.reader.prompt_ids(TEXT)
+    last = len(ids) - 1
+    clean = capture(whole, ids)
+    found: dict[str, list[torch.Tensor]] = {}
+    for name, model in (("spread", spread), ("whole", whole)):
+        saes = load_saes(str(folder), model)
+        features = [
+            (sae, int(sae.encode(clean.at("resid", layer)[-1]).argmax()))
+            for layer in (1, 2)
+            for sae in [saes.get("resid", layer)]
+        ]
+        run = capture(model, ids)
+        exact = ablations(model, run, features, position=last)
+        sae, index = features[1]
+        edit = parse_edit(f"clamp L2/{index} = 9 at all")
+        assert isinstance(edit, FeatureEdit)
+        vector = torch.linspace(-1, 1, WIDTH)
+        groups = (
+            EditGroup(("resid", 1), (AddStep((last,), vector),)),
+            EditGroup(
+                ("resid", 2), (FeatureStep(sae, (PlacedFeatureEdit(edit, (3, last)),), 0.0),)
+            ),
+        )
+        edited = capture(model, ids, hooks=hooks_of(groups))
+        found[name] = [exact.logits, *exact.resid.values(), edited.logits, edited.resid]
+    assert float((found["whole"][0] - clean.logits).abs().amax(dim=1).min()) > 1e-3
+    assert float((found["whole"][-2] - clean.logits).abs().max()) > 1e-3
+    for mine, theirs in zip(found["spread"], found["whole"], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4)
 
 
 def test_auto_on_one_device_is_that_device() -> None:
