@@ -93,8 +93,8 @@ def _said_position(result: ConsistencyResult) -> str:
     shares = ", ".join(f"{n / max(sum(position.counts), 1):.0%}" for n in position.counts)
     return (
         f"Where in the list the answer stands, from first to last: {shares}; against what the "
-        f"texts' own answers expect, chi-square {position.statistic:.1f}, {p} (a guide only: the orders of "
-        "one text are not independent)."
+        f"texts' own answers expect, chi-square {position.statistic:.1f}, {p} (a guide only: "
+        "the orders of one text are not independent)."
     )
 
 
