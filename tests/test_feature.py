@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 from support_edits import random_probe
 from support_models import plain_model, tiny_folder
-from support_saes import write_residual_saes
+from support_saes import write_residual_saes, write_sae
 
 from emotui.cache.details import kept_feature
 from emotui.cache.store import Store
@@ -350,3 +351,55 @@ def test_the_command_prints_one_document_and_refuses_what_is_not_there(
     assert wrong.returncode == 1 and wrong.stdout == ""
     assert "has features 0 to 63" in wrong.stderr
     assert run("nonsense", *options, cache=tmp_path).returncode == 2
+
+
+# Other sites, and edits in force.
+
+
+def test_an_sae_on_mlp_outputs_is_read_at_every_token(bench: Bench, tmp_path: Path) -> None:
+    folder = write_sae(
+        tmp_path / "mlp", d_in=bench.model.d_model, hook="blocks.1.hook_mlp_out", k=None
+    )
+    inspect = msgspec.structs.replace(bench.request("L1/1").inspect, saes=(str(folder),))
+    request = FeatureRequest(inspect, feature="mlp:L1/0", position="3", corpus=False)
+
+    def ask(name: str) -> FeatureDetail:
+        asked = msgspec.structs.replace(request, feature=name)
+        return detail_feature(asked, bench.model, bench.instruments, bench.store, QuietJob()).detail
+
+    here = ask("mlp:L1/0").here
+    assert here is not None
+    kept: list[Any] = []
+    plain = plain_of(bench.folder)
+    handle = plain.model.layers[1].mlp.register_forward_hook(
+        lambda _module, _inputs, output: kept.append(output.detach()[0])
+    )
+    with torch.no_grad():
+        plain(torch.tensor([[token.id for token in here.text.tokens]]))
+    handle.remove()
+    (saes,) = bench.instruments.saes((str(folder),), QuietJob())
+    values = saes.get("mlp", 1).encode(kept[0])
+    index = int(values[3].argmax())
+    found = ask(f"mlp:L1/{index}").here
+    assert found is not None and found.removed is not None
+    torch.testing.assert_close(
+        torch.tensor(found.activation), values[:, index], atol=1e-4, rtol=1e-4
+    )
+    assert found.removed.edit == f"ablate mlp:L1/{index} at 3"
+
+
+def test_edits_in_force_are_in_force_in_the_detail(bench: Bench) -> None:
+    index, position = active_feature(bench)
+    plain = bench.ask(f"L1/{index}", position=str(position), corpus=False).here
+    assert plain is not None
+    edit = f"ablate L1/{index} at {position}"
+    without = bench.ask(f"L1/{index}", position=str(position), corpus=False, edits=(edit,)).here
+    assert without is not None and without.edits == (edit,)
+    ids = [token.id for token in plain.text.tokens]
+    h, _ = features_by_hooks(bench, ids)
+    value = bench.sae.encode(h[position])[index]
+    left = h[position] - value * bench.sae.directions([index])[0]
+    expected = float(bench.sae.encode(left)[index])
+    assert without.activation[position] == pytest.approx(expected, abs=1e-4)
+    for place in range(position):
+        assert without.activation[place] == pytest.approx(plain.activation[place], abs=1e-4)
