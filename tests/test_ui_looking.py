@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from textual.pilot import Pilot
 from emotui.app import EmotuiApp
 from emotui.cache.details import keep_feature
 from emotui.cache.store import Store
+from emotui.cli import _run
 from emotui.core.details import (
     CorpusReading,
     FeatureDetail,
@@ -616,3 +618,18 @@ async def test_blank_maps_say_why(scene: Scene, size: tuple[int, int]) -> None:
         await pilot.press("S", "S")
         await pilot.pause()
         assert "kept at the readout only" not in shown(app)
+
+
+@pytest.mark.parametrize("option", [(), ("--all-sites",)])
+def test_open_all_sites_asks_for_all_of_them(
+    scene: Scene, option: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[InspectRequest] = []
+    monkeypatch.setattr("emotui.app.run_explorer", lambda request, **_: seen.append(request))
+    monkeypatch.setattr("emotui.ui.terminal.prepare_terminal", lambda mouse: None)
+    where = ("--model", str(scene.model), "--sae", "none", "--cache-dir", str(scene.cache))
+    try:
+        assert _run(["open", TEXT, *where, *option], debug=True) == 0
+    finally:
+        gc.enable()
+    assert [request.all_sites for request in seen] == [bool(option)]
