@@ -149,12 +149,31 @@ def report(result: AppraiseResult) -> Report:
             for n in range(len(a.layer))
         ),
     )
-    tables = [Table("Changes by strength and layer", columns, rows), agreements]
+    tables = [Table("Changes by strength and layer", columns, rows), agreements, _drifts(result)]
     if result.generations:
         seen = [label for mix in result.generations for label in mix.answers]
         tables.append(table_of(result.generations, [x for x in result.labels if x in seen]))
     return Report(
         tuple(_sentences(result)), tuple(tables), tuple(_plots(result)), tuple(_heats(result))
+    )
+
+
+def _drifts(result: AppraiseResult) -> Table:
+    """Return how far readings move at the next layer, mean over changes."""
+    rows: list[tuple[Cell, ...]] = []
+    for projection in _projections(result):
+        for strength in result.strengths:
+            curves = _of(result, projection, strength)
+            changed, kept = gain(curves, result.appraisals), drift(curves, result.appraisals)
+            random = _of(result, "covariance", strength)[0].shifts
+            rows += [
+                (projection, strength, layer, changed[n], kept[n], _mean(random[n]))
+                for n, layer in enumerate(curves[0].layer)
+            ]
+    return Table(
+        "How far readings move at the next layer, in standard deviations of the clean ones",
+        ("projection", "strength", "layer", "changed", "kept", "random_covariance"),
+        tuple(rows),
     )
 
 
