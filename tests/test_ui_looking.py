@@ -626,7 +626,7 @@ def test_open_all_sites_asks_for_all_of_them(
 ) -> None:
     seen: list[InspectRequest] = []
     monkeypatch.setattr("emotui.app.run_explorer", lambda request, **_: seen.append(request))
-    monkeypatch.setattr("emotui.ui.terminal.prepare_terminal", lambda mouse: None)
+    monkeypatch.setattr("emotui.ui.terminal.prepare_terminal", lambda **_: None)
     where = ("--model", str(scene.model), "--sae", "none", "--cache-dir", str(scene.cache))
     try:
         assert _run(["open", TEXT, *where, *option], debug=True) == 0
