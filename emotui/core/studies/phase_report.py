@@ -8,6 +8,9 @@ from emotui.core.studies.common.report import Cell, Line, Plot, Report, Table
 from emotui.core.studies.features import fit_sentences
 from emotui.core.studies.phase_results import VERDICTS, PhasesResult, Verdict
 
+CALIBRATED = 16
+"""Fewest layers on which the bars of S and G were tried, by simulation."""
+
 
 def report(result: PhasesResult) -> Report:
     """Give the verdict with its S and G, and the curves beside their controls."""
@@ -51,6 +54,16 @@ def _sentences(result: PhasesResult) -> list[str]:
     if result.noise:
         found.append(
             f"Left out of the segmentation, as no more than noise: {', '.join(result.noise)}."
+        )
+    if result.main.phases == 3 and "semantic" not in result.main.curves:
+        found.append(
+            "Three steps without a semantic curve are not the three phases of the paper: nothing "
+            "here shows that meaning comes between."
+        )
+    if len(result.layers) < CALIBRATED and result.main.phases > 1:
+        found.append(
+            f"S and G were calibrated on {CALIBRATED} layers and more; on {len(result.layers)} a "
+            "curve that bends may pass for steps."
         )
     for name, layer in result.onset.items():
         where = f"begins at layer {layer}" if layer is not None else "begins at no layer"
@@ -100,6 +113,8 @@ def _peaks(verdict: Verdict, result: PhasesResult) -> str:
             means.append(sum(inside) / len(inside))
         order.append(means.index(max(means)))
         said.append(f"{name} is highest in phase {order[-1] + 1}")
+    if len(order) < 2:
+        return f"{', '.join(said)}."
     forward = order == sorted(order) and len(set(order)) == len(order)
     verdict_of_order = "as" if forward else "not as"
     return f"{', '.join(said)}: {verdict_of_order} the paper's order, tokens first, emotion last."

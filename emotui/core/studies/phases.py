@@ -51,6 +51,7 @@ from emotui.core.studies.sae_texts import (
 _SHUFFLES = 100
 _SEMANTIC_SHUFFLES = 5
 _PAIRS_AT_ONCE = 8
+_LEAST = 10
 _MOST_VALUES = 20
 """Different numbers in a column above which they are cut into thirds."""
 
@@ -170,8 +171,9 @@ def _layer(
     hits, base, events = token_hits(*found.events(number), first)
     f, sizes = found.at_readout(number), found.saes[number].weights.decoder_norm.cpu()
     mass = f * sizes
-    labels, classes = found.gold, len(study.dataset.labels)
-    members = torch.stack([labels == k for k in range(classes)])
+    labels = found.gold
+    kept = _frequent(labels, first, len(study.dataset.labels))
+    members = torch.stack([labels == k for k in kept])
     sign = _valence(study.dataset.labels)[labels]
     affective = sign != 0
     kind = selective(f, members, first)
@@ -184,7 +186,7 @@ def _layer(
         "mass": (mass * kind).sum(dim=1).double(),
         "valence_mass": (mass * feeling).sum(dim=1).double(),
         "whole": mass.sum(dim=1).double(),
-        "null": _null(study, mass, f, first, items, labels, classes),
+        "null": _null(study, mass, f, first, items, labels, kept),
     }
     if target is not None:
         x = h[target.rows].double()
@@ -200,6 +202,16 @@ def _layer(
     return tensors
 
 
+def _frequent(labels: Tensor, first: Tensor, classes: int) -> list[int]:
+    """Return the labels with ten texts in each half, or all where fewer than two have.
+
+    By a few texts any feature may be selective, shuffled labels or not.
+    """
+    halves_of = [(first & (labels == k), ~first & (labels == k)) for k in range(classes)]
+    kept = [k for k, sides in enumerate(halves_of) if min(int(s.sum()) for s in sides) >= _LEAST]
+    return kept if len(kept) > 1 else list(range(classes))
+
+
 def _null(
     study: Running,
     mass: Tensor,
@@ -207,7 +219,7 @@ def _null(
     first: Tensor,
     items: Sequence[Item],
     labels: Tensor,
-    classes: int,
+    kept: Sequence[int],
 ) -> Tensor:
     """Return the share of mass [shuffles] on features that are selective for shuffled labels."""
     units: dict[tuple[str, int], int] = {}
@@ -222,7 +234,7 @@ def _null(
     for _ in range(_SHUFFLES):
         study.job.check()
         drawn = of_unit[torch.randperm(len(of_unit), generator=generator)][of_text]
-        chosen = selective(f, torch.stack([drawn == k for k in range(classes)]), first)
+        chosen = selective(f, torch.stack([drawn == k for k in kept]), first)
         shares.append(((mass[~first] * chosen).sum(dim=1) / whole).mean())
     return torch.stack(shares).double()
 

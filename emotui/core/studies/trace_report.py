@@ -5,6 +5,9 @@ from __future__ import annotations
 from emotui.core.studies.common.report import Cell, Heat, Line, Plot, Report, Table
 from emotui.core.studies.trace_results import TraceCell, TraceResult
 
+ENOUGH = 10
+"""Texts of an emotion below which the sign-flip test has no chance after correction."""
+
 
 def report(result: TraceResult) -> Report:
     """Say how many features cause each emotion in each phase, beside the matched ones."""
@@ -65,6 +68,11 @@ def _sentences(result: TraceResult) -> list[str]:
         f"Ablated at the readout in {counts} texts, listed on others; phases begin at layers "
         f"{starts}. Effect: the margin of the text's own label before less after, in logits."
     ]
+    few = ", ".join(f"{name} {n}" for name, n in result.emotions.items() if n < ENOUGH)
+    if few:
+        found.append(
+            f"With so few texts nothing can be called causal, so their zeros say nothing: {few}."
+        )
     for phase in range(1, result.phases + 1):
         mine = [one for one in result.cells if one.phase == phase]
         said = ", ".join(f"{one.emotion} {one.causal}" for one in mine)
