@@ -82,7 +82,7 @@ def joints(draw: st.DrawFn) -> JointEdit:
             st.tuples(sites, layers, st.integers(0, 9999)), min_size=2, max_size=5, unique=True
         )
     )
-    return JointEdit(tuple(FeatureEdit(operation, *place, value, where) for place in places))
+    return JointEdit(tuple(FeatureEdit(operation, *place, value, where) for place in places))  # type: ignore[arg-type]
 
 
 edits = st.one_of(

@@ -10,7 +10,7 @@ from support_traces import made_up_trace
 
 from emotui.core.estimates import estimate_of_last_edit, sentence_of
 from emotui.core.export.json import document_bytes, read_document
-from emotui.core.records import Answer, Attribution, Features, Trace
+from emotui.core.records import Answer, Attribution, Features, Site, Trace
 
 LOGITS = {"joy": 2.0, "fear": 0.5, "anger": -1.0}
 
@@ -27,8 +27,9 @@ def pair(
     """Return a trace and its parent; the edit takes `change` from the logit of joy."""
     base = made_up_trace()
     readout, count = base.text.readout, len(estimates)
+    resid: Site = "resid"
     features = Features(
-        sae=("s",) * count, site=("resid",) * count, layer=(1,) * count, index=(5, 6, 7)[:count],
+        sae=("s",) * count, site=(resid,) * count, layer=(1,) * count, index=(5, 6, 7)[:count],
         position=(readout, readout, 1)[:count], activation=(1.0,) * count,
         attribution=estimates, label=("",) * count,
     )  # fmt: skip

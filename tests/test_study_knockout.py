@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -24,7 +25,7 @@ SETTINGS = {"span": "1", "sites": "resid,attn,mlp"}
 COUNT = 24
 
 
-def _run(folder: Path, **fields: object) -> None:
+def _run(folder: Path, **fields: Any) -> None:
     data = planted_texts(folder / "texts.csv", COUNT)
     run_here(planted_model(), folder, "knockout", data, settings=SETTINGS, **fields)
 

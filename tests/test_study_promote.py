@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -178,9 +179,7 @@ def test_the_same_run_has_the_same_bytes(folder: Path, tmp_path: Path) -> None:
         ({"limit": 8}, "too few texts to cut in two halves"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(
-    fields: dict[str, object], what: str, tmp_path: Path
-) -> None:
+def test_what_cannot_be_meant_is_refused(fields: dict[str, Any], what: str, tmp_path: Path) -> None:
     data = planted_texts(tmp_path / "texts.csv", 48)
     with pytest.raises(UsageError, match=what):
         run_here(planted_model(), tmp_path, "promote", data, **fields)

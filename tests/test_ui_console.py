@@ -389,14 +389,14 @@ async def test_marks_go_by_space_by_escape_by_unmark_and_by_another_text(scene: 
         await pilot.press("3", "space", "j", "space", "space")
         assert len(app.explorer.state.marks) == 1
         await pilot.press("escape")
-        assert app.explorer.state.marks == ()
+        assert not app.explorer.state.marks
         await pilot.press("space", "s")
         assert app.explorer.console.value.startswith("steer ")
         await pilot.press("escape")
         assert len(app.explorer.state.marks) == 1, "escape left the console only"
         await pilot.press("colon")
         await typed(pilot, "unmark", "enter")
-        assert app.explorer.state.marks == ()
+        assert not app.explorer.state.marks
         await pilot.press("space")
         app.explorer.handlers.text.read("Another text.")
         await until(pilot, lambda: scene.engine.asked)

@@ -12,6 +12,7 @@ import pytest
 from support_screen import TEXT, Scene, lines_of, until
 from support_terminal import explorer, painted
 
+from emotui.app import EmotuiApp
 from emotui.cache.session import Session, save_session, saved_session
 
 EDIT = "ablate L1/5 at readout"
@@ -30,6 +31,11 @@ def scene(tmp_path: Path) -> Scene:
     return scene
 
 
+def edits_of(app: EmotuiApp) -> tuple[str, ...] | None:
+    readings = app.explorer.state.readings
+    return None if readings is None else readings.trace.edits
+
+
 def left_at(scene: Scene) -> Session | None:
     return saved_session(scene.cache, scene.request().spec)
 
@@ -38,7 +44,9 @@ async def test_place_and_edits_come_back(scene: Scene) -> None:
     async with scene.open() as (app, pilot):
         await until(pilot, lambda: app.explorer.state.readings)
         app.explorer.handlers.edit.put(EDIT)
-        await until(pilot, lambda: app.explorer.state.readings.trace.edits)
+        await until(
+            pilot, lambda: app.explorer.state.readings and app.explorer.state.readings.trace.edits
+        )
         await until(pilot, lambda: not app.workbench.busy)
         await pilot.press("2", "k", "0", "h", "h", "e", "e")
         before = app.explorer.state
@@ -55,7 +63,7 @@ async def test_place_and_edits_come_back(scene: Scene) -> None:
         assert "As you left it" in "\n".join(lines_of(app))
         await until(pilot, lambda: not app.workbench.busy)
         await pilot.press("u")
-        await until(pilot, lambda: app.explorer.state.readings.trace.edits == ())
+        await until(pilot, lambda: edits_of(app) == ())
         assert scene.engine.asked == []
 
 

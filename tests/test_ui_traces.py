@@ -39,6 +39,11 @@ def shown(app: EmotuiApp) -> str:
     return "\n".join(lines_of(app))
 
 
+def edits_of(app: EmotuiApp) -> tuple[str, ...] | None:
+    readings = app.explorer.state.readings
+    return None if readings is None else readings.trace.edits
+
+
 async def opened(app: EmotuiApp, pilot: Pilot[int], count: int = 3) -> TracesScreen:
     await until(pilot, lambda: app.explorer.state.readings and not app.workbench.busy)
     await pilot.press("t")
@@ -74,17 +79,17 @@ async def test_a_search_narrows_as_it_is_typed_and_escape_takes_it_back(scene: S
         await pilot.press("slash", *"is:red")
         await until(pilot, lambda: "is:red is not known" in shown(app))
         await pilot.press("escape", "escape")
-        assert app.screen is app.explorer
+        await until(pilot, lambda: app.screen is app.explorer)
 
 
 async def test_opening_shows_the_trace_and_a_what_if_can_be_undone(scene: Scene) -> None:
     async with scene.open() as (app, pilot):
         await opened(app, pilot)
         await pilot.press("j", "enter")
-        await until(pilot, lambda: app.explorer.state.readings.trace.edits == (EDIT,))
+        await until(pilot, lambda: edits_of(app) == (EDIT,))
         await until(pilot, lambda: not app.workbench.busy)
         await pilot.press("u")
-        await until(pilot, lambda: app.explorer.state.readings.trace.edits == ())
+        await until(pilot, lambda: edits_of(app) == ())
         assert scene.engine.asked == []
 
 
