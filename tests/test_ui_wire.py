@@ -76,6 +76,10 @@ def test_a_change_says_only_what_changes() -> None:
     assert squeezed(frame) == "\x1b[1;38;5;4;48;5;16ma\x1b[22;38;5;5mb \x1b[m"
 
 
+def test_of_two_moves_the_second_is_written() -> None:
+    assert squeezed("\x1b[1;1H\x1b[1m\x1b[2;1H\x1b[0m\x1b[3;1Ha\x1b[4;1H") == "\x1b[3;1Ha\x1b[4;1H"
+
+
 def test_bytes_of_keys_on_the_demo(tmp_path: Path) -> None:
     """What a key costs at 160x45 in 256 colours; see benchmarks/wire.py."""
     command = [sys.executable, "-m", "emotui", "--cache-dir", str(tmp_path / "cache")]

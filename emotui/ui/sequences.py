@@ -38,20 +38,23 @@ def squeezed(data: str) -> str:
         return data
     written: list[str] = []
     now = wanted = PLAIN
-    place = 0
+    place, moved = 0, False
     for found in _CONTROL.finditer(data):
         text = data[place : found.start()]
         if text:
-            now = _write(written, text, now, wanted)
+            now, moved = _write(written, text, now, wanted), False
         place = found.end()
         move = found[2]
         if move is not None:
+            if moved:  # of two moves at once only the second matters
+                written.pop()
             written.append(move)
+            moved = True
             continue
         pen = _pen_after(wanted, found[1])
         if pen is None:  # not known: as it stands, from the plain style on
             written.append(_between(now, PLAIN) + found[0])
-            now = wanted = PLAIN
+            now, wanted, moved = PLAIN, PLAIN, False
         else:
             wanted = pen
     if place < len(data):
