@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load
+from support_command import emotui_here
 from support_models import LAYERS, WIDTH, tiny_folder
 
 from emotui.cache import control_vector
@@ -109,12 +110,14 @@ def test_import_export_and_the_directions_stay_the_same(tmp_path: Path) -> None:
     unit = directions[2] / np.linalg.norm(directions[2])
     assert np.allclose(tensors["weight"][1 + 2, :, 0], unit, atol=1e-6)
     assert np.isfinite(tensors["neutral_sd"][1 + 2]).all()
-    back = emotui("probe", "export", made["probe_ids"][0], "awe", "-o", str(second), cache=cache)
+    back = emotui_here(
+        "probe", "export", made["probe_ids"][0], "awe", "-o", str(second), cache_dir=cache
+    )
     assert back.returncode == 0 and "Not trusted at layers" in back.stderr
     again = read_control_vector(second).directions
     assert set(again) == {1, 2, 3}
     assert np.allclose(again[2], unit, atol=1e-6)
-    trace = emotui("inspect", "A text.", *model, "--sae", "none", "--json", cache=cache)
+    trace = emotui_here("inspect", "A text.", *model, "--sae", "none", "--json", cache_dir=cache)
     assert set(json.loads(trace.stdout)["readouts"]["emotion"]) == {"awe"}
 
 
@@ -124,7 +127,7 @@ def test_vectors_of_other_models_and_wrong_names_are_refused(tmp_path: Path) -> 
     write_control_vector(narrow, vectors(width=WIDTH - 1), architecture="", name="x")
     write_control_vector(deep, vectors(layers=LAYERS + 3), architecture="", name="x")
     for path, words in ((narrow, f"{WIDTH - 1} wide"), (deep, f"layer {LAYERS + 2}")):
-        done = emotui("probe", "import", str(path), "--name", "awe", *model, cache=cache)
+        done = emotui_here("probe", "import", str(path), "--name", "awe", *model, cache_dir=cache)
         assert done.returncode == 1 and words in done.stderr
-    done = emotui("probe", "import", str(narrow), "--name", "joy", *model, cache=cache)
+    done = emotui_here("probe", "import", str(narrow), "--name", "joy", *model, cache_dir=cache)
     assert done.returncode == 2 and "already" in done.stderr

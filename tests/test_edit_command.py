@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support_command import emotui_bytes_here
 from support_edits import random_probe
 from support_models import LAYERS, WIDTH, tiny_folder, tiny_model
 from support_saes import write_residual_saes
@@ -61,19 +62,26 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def inspect(
-    bench: tuple[Path, Path], *lines: str, text: str = TEXT, selected: bool = False
+    bench: tuple[Path, Path],
+    *lines: str,
+    text: str = TEXT,
+    selected: bool = False,
+    here: bool = True,
 ) -> subprocess.CompletedProcess[bytes]:
     cache, saes = bench
-    arguments = [sys.executable, "-m", "emotui", "inspect", text, "--cache-dir", str(cache)]
+    arguments = ["inspect", text, "--cache-dir", str(cache)]
     arguments += ["--model", str(tiny_folder("llama")), "--sae", str(saes), "--json"]
     arguments += ["--selected"] if selected else []
     arguments += [word for line in lines for word in ("--do", line)]
+    if here:
+        return emotui_bytes_here(*arguments, cache_dir=cache)
+    command = [sys.executable, "-m", "emotui", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.run(arguments, capture_output=True, timeout=120, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, timeout=120, check=False, env=environment)
 
 
 def test_edits_of_all_kinds_stack_from_the_command_line(bench: tuple[Path, Path]) -> None:
-    done = inspect(bench, *LINES)
+    done = inspect(bench, *LINES, here=False)
     assert done.returncode == 0, done.stderr.decode()
     document: dict[str, Any] = json.loads(done.stdout)
     assert tuple(document["edits"]) == PRINTED

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load as tensors_of
+from support_command import emotui_here
 from support_models import tiny_folder
 from support_screen import TEXT, Scene, lines_of, until
 
@@ -68,6 +69,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("demo"), DEMO_MODEL)
 
 
+@pytest.fixture(scope="module")
+def grief(demo: Bench) -> Defined:
+    return demo.define()
+
+
 def _vectors(bench: Bench, texts: list[str], layer: int, kind: str) -> Any:
     """One forward a text, read without emotui's batches."""
     rows = []
@@ -81,9 +87,8 @@ def _vectors(bench: Bench, texts: list[str], layer: int, kind: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["readout", "token"])
-def test_direction_and_accuracy_are_those_of_numpy(demo: Bench, kind: str) -> None:
-    done = demo.define()
-    probe_id = next(one for one in done.probe_ids if f"-{kind}-" in one)
+def test_direction_and_accuracy_are_those_of_numpy(demo: Bench, grief: Defined, kind: str) -> None:
+    probe_id = next(one for one in grief.probe_ids if f"-{kind}-" in one)
     tensors = tensors_of(demo.store.get_probe(probe_id))
     neutral = [item for item in load_situations() if item.emotion == "neutral"]
     positive = _vectors(demo, list(GRIEF), 4, kind)
@@ -139,10 +144,9 @@ def test_it_is_a_row_of_traces_and_without_it_there_is_none(tmp_path: Path) -> N
     assert not any(GRIEF[0] in str(card) for card in bench.store.probes())
 
 
-def test_without_texts_of_another_source_nothing_is_trusted(demo: Bench) -> None:
-    alone = demo.define()
-    assert "never trusted" in alone.judged_on
-    scores = [score for i in alone.probe_ids for score in demo.card(i).scores]
+def test_without_texts_of_another_source_nothing_is_trusted(demo: Bench, grief: Defined) -> None:
+    assert "never trusted" in grief.judged_on
+    scores = [score for i in grief.probe_ids for score in demo.card(i).scores]
     assert {score.trust for score in scores} <= {"lexical", "untrusted"}
     corpus = [s.text for s in load_situations() if s.emotion == "sadness" and not s.named]
     judged = demo.define("sorrow", texts=tuple(corpus[:60]), other=tuple(corpus[60:]))
@@ -309,17 +313,19 @@ def test_define_list_and_remove_from_the_command_line(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["texts"] == len(GRIEF)
     assert "grave" not in done.stdout + done.stderr
-    listed = json.loads(emotui("emotion", "list", "--json", cache=cache).stdout)
+    listed = json.loads(emotui_here("emotion", "list", "--json", cache_dir=cache).stdout)
     assert [one["name"] for one in listed] == ["grief"]
-    trace = emotui("inspect", TEXT, *model, "--sae", "none", "--json", cache=cache)
+    trace = emotui_here("inspect", TEXT, *model, "--sae", "none", "--json", cache_dir=cache)
     assert set(json.loads(trace.stdout)["readouts"]["emotion"]) == {"grief"}
-    few = emotui("emotion", "define", "awe", "--text", "one text", *model, cache=cache)
+    few = emotui_here("emotion", "define", "awe", "--text", "one text", *model, cache_dir=cache)
     assert few.returncode == 2 and "too few" in few.stderr
-    both = emotui("emotion", "define", "awe", "--text", "a", "--word", "b", *model, cache=cache)
+    both = emotui_here(
+        "emotion", "define", "awe", "--text", "a", "--word", "b", *model, cache_dir=cache
+    )
     assert both.returncode == 2 and "not from both" in both.stderr
-    gone = emotui("emotion", "remove", "grief", cache=cache)
+    gone = emotui_here("emotion", "remove", "grief", cache_dir=cache)
     assert gone.returncode == 0 and "2 probes" in gone.stderr
-    again = emotui("emotion", "remove", "grief", cache=cache)
+    again = emotui_here("emotion", "remove", "grief", cache_dir=cache)
     assert again.returncode == 2
     with Store.open(cache) as store, pytest.raises(ProbeError):
         store.get_probe(listed[0]["probe_ids"][0])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support_command import emotui_here
 from support_models import LAYERS, WIDTH, tiny_folder
 from support_saes import write_residual_saes
 
@@ -200,7 +201,7 @@ def test_import_fit_list_show_and_inspect_from_the_command_line(tmp_path: Path) 
     saes = str(write_residual_saes(tmp_path / "saes", d_in=WIDTH, layers=LAYERS))
     rows = [row(n, "words about anger", layer="2-mine-res-64") for n in range(64)]
     file = batch(tmp_path / "batch-0.jsonl.gz", *rows, b"broken")
-    done = emotui("labels", "import", str(file), "--sae", saes, "--json", cache=cache)
+    done = emotui_here("labels", "import", str(file), "--sae", saes, "--json", cache_dir=cache)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["features"] == {"gemma-2-2b/2-mine-res-64": 64}
     assert "1 lines left out" in done.stderr
@@ -208,13 +209,15 @@ def test_import_fit_list_show_and_inspect_from_the_command_line(tmp_path: Path) 
     assert fit.returncode == 0, fit.stderr
     source = json.loads(fit.stdout)["sources"][0]
     assert source["source"] == "saes" and source["features"] == 64 * LAYERS
-    listed = json.loads(emotui("labels", "list", "--json", cache=cache).stdout)
+    listed = json.loads(emotui_here("labels", "list", "--json", cache_dir=cache).stdout)
     measured = next(one["path"] for one in listed if one["meta"]["kind"] == "measured")
-    flagged = emotui("labels", "show", measured, "--flagged", "--json", cache=cache)
+    flagged = emotui_here("labels", "show", measured, "--flagged", "--json", cache_dir=cache)
     shown = json.loads(flagged.stdout)
     assert shown and all(one["flag"].startswith("label says anger; measured:") for one in shown)
     assert {one["feature"].split("/")[0] for one in shown} == {"L2"}
-    trace = emotui("inspect", "A text.", "--model", model, "--sae", saes, "--json", cache=cache)
+    trace = emotui_here(
+        "inspect", "A text.", "--model", model, "--sae", saes, "--json", cache_dir=cache
+    )
     features = json.loads(trace.stdout)["features"]
     labels = [
         label
@@ -226,11 +229,13 @@ def test_import_fit_list_show_and_inspect_from_the_command_line(tmp_path: Path) 
 
 
 def test_wrong_usage_of_the_commands(tmp_path: Path) -> None:
-    nothing = emotui("labels", "import", cache=tmp_path)
+    nothing = emotui_here("labels", "import", cache_dir=tmp_path)
     assert nothing.returncode == 2 and "nothing to import" in nothing.stderr
-    offline = emotui("labels", "import", "--from-neuronpedia", ID, "--offline", cache=tmp_path)
+    offline = emotui_here(
+        "labels", "import", "--from-neuronpedia", ID, "--offline", cache_dir=tmp_path
+    )
     assert offline.returncode == 2 and "--offline forbids" in offline.stderr
-    absent = emotui("labels", "show", "nothing", cache=tmp_path)
+    absent = emotui_here("labels", "show", "nothing", cache_dir=tmp_path)
     assert absent.returncode == 1 and "0 files" in absent.stderr
-    gone = emotui("labels", "remove", "../x.sqlite", cache=tmp_path)
+    gone = emotui_here("labels", "remove", "../x.sqlite", cache_dir=tmp_path)
     assert gone.returncode == 1 and "no feature labels" in gone.stderr

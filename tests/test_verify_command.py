@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+from support_command import emotui_bytes_here
 from support_edits import random_probe
 from support_models import LAYERS, WIDTH, tiny_folder, tiny_model
 from support_saes import write_residual_saes
@@ -45,22 +47,31 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def emotui(cache: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return emotui_bytes_here(*arguments, "--cache-dir", str(cache), cache_dir=cache)
+
+
+def emotui_there(cache: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Start the program itself."""
     command = [sys.executable, "-m", "emotui", *arguments, "--cache-dir", str(cache)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, timeout=200, check=False, env=environment)
 
 
-def inspect(bench: tuple[Path, Path], *arguments: str) -> subprocess.CompletedProcess[bytes]:
+def inspect(
+    bench: tuple[Path, Path],
+    *arguments: str,
+    run: Callable[..., subprocess.CompletedProcess[bytes]] = emotui,
+) -> subprocess.CompletedProcess[bytes]:
     cache, saes = bench
     model = ("--model", str(tiny_folder("llama")), "--sae", str(saes))
-    return emotui(cache, "inspect", TEXT, *model, *arguments)
+    return run(cache, "inspect", TEXT, *model, *arguments)
 
 
 def test_it_is_printed_and_in_every_export_from_then_on(bench: tuple[Path, Path]) -> None:
     plain = inspect(bench, "--do", EDIT, "--json")
     assert plain.returncode == 0, plain.stderr.decode()
     assert "verification" not in json.loads(plain.stdout)
-    done = inspect(bench, "--do", EDIT, "--verify", "--verify-texts", "12")
+    done = inspect(bench, "--do", EDIT, "--verify", "--verify-texts", "12", run=emotui_there)
     assert done.returncode == 0, done.stderr.decode()
     page = done.stdout.decode()
     assert f"{EDIT} at readout on 12 texts: situations of topics held out" in page

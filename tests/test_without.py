@@ -13,6 +13,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from support_command import emotui_bytes_here
 from support_edits import random_probe
 from support_findings import LABELS, word_reader
 from support_models import tiny_folder, tiny_model
@@ -260,9 +261,12 @@ def test_what_cannot_be_is_refused(
 # The command.
 
 
-def run(cache: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "emotui", "without", *arguments]
-    command += ["--model", str(tiny_folder("llama")), "--cache-dir", str(cache)]
+def run(cache: Path, *arguments: str, here: bool = True) -> subprocess.CompletedProcess[bytes]:
+    arguments = ("without", *arguments, "--model", str(tiny_folder("llama")))
+    arguments += ("--cache-dir", str(cache))
+    if here:
+        return emotui_bytes_here(*arguments, cache_dir=cache)
+    command = [sys.executable, "-m", "emotui", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, timeout=120, check=False, env=environment)
 
@@ -272,7 +276,7 @@ def test_the_command_prints_a_page_and_json_that_keeps_its_schema(tmp_path: Path
     with Store.open(tmp_path / "cache") as store:
         probe = random_probe(model)
         store.put_probe(probe.id, probe.to_bytes(), probe.file.card)
-    page = run(tmp_path / "cache", TEXT, "--emotion", "joy")
+    page = run(tmp_path / "cache", TEXT, "--emotion", "joy", here=False)
     assert page.returncode == 0, page.stderr.decode()
     assert "Without 'sad'" in page.stdout.decode() and "other words masked" in page.stdout.decode()
     done = run(tmp_path / "cache", TEXT, "--emotion", "joy", "--json")
