@@ -65,6 +65,19 @@ def _rank(control: Control | None) -> str:
     return f"{control.rank}/{len(control.deltas) + 1}"
 
 
+def effect_in_words(trace: Trace, emotion: str) -> str:
+    """Return what the last edit did to the answer's chosen emotion, in a line; "" without edits."""
+    if trace.intervention is None:
+        return ""
+    row = next((one for one in effect_rows(trace, emotion) if one.chosen), None)
+    if row is None:
+        return (facts_of(trace) or ("",))[-1]
+    change = f"{row.metric} {row.before:.3f} → {row.after:.3f}"
+    if not row.measurable:
+        return f"{change}, not measurable"
+    return f"{change} (matched {row.matched}, random {row.random})"
+
+
 def facts_of(trace: Trace) -> tuple[str, ...]:
     """Return what the edits did to the run, a line each."""
     done = trace.intervention

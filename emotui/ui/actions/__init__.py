@@ -5,9 +5,9 @@ An action that is not built yet keeps its key here, so that no other takes it, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from emotui.ui.actions.action import PANES, Action, PaneName
+from emotui.ui.actions.action import LOOKING, PANES, Action, PaneName
 from emotui.ui.actions.editing import EDITING_ACTIONS
 from emotui.ui.actions.listing import LISTING_ACTIONS
 from emotui.ui.actions.looking import LOOKING_ACTIONS
@@ -21,6 +21,7 @@ __all__ = [
     "action_for",
     "actions_of",
     "clashes",
+    "heard_elsewhere",
     "named_key",
     "shown_key",
 ]
@@ -72,6 +73,24 @@ def action_for(pane: PaneName, key: str, *, actions: Iterable[Action] = ACTIONS)
     """Return the built action a key means in a pane; None where it means nothing."""
     found = (action for action in actions_of(pane, actions=actions) if key in action.keys)
     return next(found, None)
+
+
+def heard_elsewhere(pane: PaneName, key: str, *, actions: Sequence[Action] = ACTIONS) -> str | None:
+    """Return where a key without a meaning in this pane has one, in words; None where it has one.
+
+    Only panes of the explorer are named, and the keys that lead there.
+    """
+    if action_for(pane, key, actions=actions) is not None:
+        return None
+    for action in actions:
+        panes = [one for one in action.panes if one in LOOKING]
+        if action.built and key in action.keys and panes:
+            there = ", ".join(one.capitalize() for one in panes)
+            leads = [other for one in panes for other in actions if other.id == f"pane.{one}"]
+            keys = ", ".join(shown_key(other.keys[0]) for other in leads)
+            go = "goes" if len(leads) == 1 else "go"
+            return f"{shown_key(key)} ({action.label}) works in {there}: {keys} {go} there."
+    return f"{shown_key(key)} is no key here; ? lists the keys of this pane."
 
 
 def clashes(actions: Iterable[Action] = ACTIONS) -> list[str]:

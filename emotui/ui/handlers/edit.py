@@ -39,8 +39,9 @@ class EditHandlers(Area):
         line = edits.ablation(self._state, positions)
         if line is None:
             self.say("hint", "There is no feature under the cursor.")
-        else:
-            self.put(line)
+        elif self.put(line):
+            # Ablated features leave the list: marks on them would act again, unseen.
+            self._update(replace(self._state, marks=()))
 
     def put(self, line: str) -> bool:
         """Put one more edit in force; say what is wrong with it, and return whether it was well."""

@@ -37,13 +37,17 @@ class Notice(Widget):
         self.set_class(kind == "good", "-good")
         content = Content("\n").join(lines or [Content(_HINT)])
         if content != self._content:
-            resized = content.plain.count("\n") != self._content.plain.count("\n")
-            self._content = content
-            self.refresh(layout=resized or len(lines) > 1)
+            former, self._content = self._content, content
+            width = self.content_size.width or 80
+            self.refresh(layout=_height(former, width) != _height(content, width))
 
     def render(self) -> Content:
         """Return the lines."""
         return self._content
+
+
+def _height(content: Content, width: int) -> int:
+    return len(content.wrap(width))
 
 
 def _work(work: Work) -> Content:
@@ -151,9 +155,11 @@ class KeyBar(Widget):
 
     def render(self) -> Content:
         """Return as many keys as fit; help and close always."""
-        shown = [
-            action for action in actions_of(self._pane, actions=self._actions) if action.footer
-        ]
+        built = actions_of(self._pane, actions=self._actions)
+        # What only this pane can do comes first: the rest is the same in every one.
+        shown = sorted(
+            (action for action in built if action.footer), key=lambda one: len(one.panes) > 1
+        )
         entries = [f"{shown_key(action.keys[0])} {action.label}" for action in shown]
         fixed = [
             entry for entry, action in zip(entries, shown, strict=True) if action.id in _ALWAYS

@@ -16,7 +16,9 @@ from textual.widget import Widget
 
 from emotui.cache.session import Session
 from emotui.ui import state as states
-from emotui.ui.actions import PaneName
+from emotui.ui.actions import PaneName, heard_elsewhere
+from emotui.ui.actions.action import LOOKING
+from emotui.ui.effect_rows import effect_in_words
 from emotui.ui.handlers import Handlers
 from emotui.ui.messages import Fetched
 from emotui.ui.panes.console import Console
@@ -128,6 +130,11 @@ class ExploreScreen(Screen[None]):
         if first and session is not None and session.trace == readings.trace.id:
             notice = NoticeRecord("hint", (_RESUMED,))
             state = replace(states.placed(state, session), notice=notice)
+        elif self.has_class("-narrow") and self._open_pane != "interventions":
+            said = effect_in_words(readings.trace, state.emotion)
+            if said:
+                notice = NoticeRecord("hint", (f"{said} · 4 shows all",))
+                state = replace(state, notice=notice)
         self.update(state)
 
     def save_session(self) -> None:
@@ -165,6 +172,14 @@ class ExploreScreen(Screen[None]):
         result = self.handlers.of(action)()
         if inspect.isawaitable(result):
             await result
+
+    def on_key(self, event: events.Key) -> None:
+        """Say where a key that does nothing in this pane does something."""
+        if self.pane not in LOOKING or not event.is_printable:
+            return
+        said = heard_elsewhere(self.pane, event.key, actions=self.options.actions)
+        if said is not None:
+            self.handlers.app.say("hint", said)
 
     def on_token_chosen(self, message: TokenChosen) -> None:
         """Follow a click on a token."""

@@ -1,0 +1,90 @@
+"""What somebody who opens the explorer for the first time is told: keys, effects, messages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support_screen import Scene, lines_of, until
+from support_traces import LABELS
+from test_ui_edits import edited
+
+from emotui.app import EmotuiApp
+from emotui.core.protocol import InspectRequest
+from emotui.ui.state import Notice
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    scene = Scene(tmp_path)
+    scene.put_trace(probes=scene.put_probes())
+    return scene
+
+
+def joined(app: EmotuiApp) -> str:
+    return "\n".join(lines_of(app))
+
+
+async def test_a_long_message_is_seen_whole_and_takes_no_line_when_gone(scene: Scene) -> None:
+    async with scene.open(size=(80, 24)) as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        long = " ".join(f"word{number}" for number in range(30))
+        app.explorer.handlers.app.say("hint", long)
+        await until(pilot, lambda: "word29" in joined(app))
+        app.explorer.update(replace(app.explorer.state, notice=Notice("hint", ("short",))))
+        await until(pilot, lambda: "short" in joined(app) and app.explorer.notice.size.height == 1)
+
+
+async def test_the_footer_shows_first_what_only_this_pane_can_do(scene: Scene) -> None:
+    async with scene.open(size=(80, 24)) as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        await pilot.press("3")
+        await until(pilot, lambda: "a ablate" in lines_of(app)[-1])
+        footer = lines_of(app)[-1]
+        assert all(key in footer for key in ("space mark", "enter detail", "s steer", "? keys"))
+
+
+async def test_ablated_features_are_no_longer_marked(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        await pilot.press("3", "space", "j", "space", "a")
+        await until(pilot, lambda: scene.engine.asked)
+        assert app.explorer.state.marks == ()
+
+
+async def test_where_the_effect_is_folded_away_its_result_is_said(scene: Scene) -> None:
+    async with scene.open(size=(80, 24)) as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        while app.explorer.state.emotion != LABELS[0]:
+            await pilot.press("e")
+        await pilot.press("3", "a")
+        await until(pilot, lambda: scene.engine.asked)
+        operation = scene.engine.asked[0].operation
+        assert isinstance(operation, InspectRequest)
+        scene.answer(scene.engine.asked[0], change=lambda t: edited(t, operation.edits))
+        await until(pilot, lambda: "4 shows all" in joined(app))
+        said = app.explorer.state.notice
+        assert said is not None
+        controls = "(matched 1/33, random 6/6)"
+        assert said.lines == (f"answer {LABELS[0]} 0.400 → 0.100 {controls} · 4 shows all",)
+
+
+@pytest.mark.parametrize(
+    ("pane", "key", "told"),
+    [
+        ("1", "a", "a (ablate) works in Features: 3 goes there."),
+        ("4", "s", "s (steer) works in Features: 3 goes there."),
+        ("4", "n", "n (next found) works in Text, Layers, Features: 1, 2, 3 go there."),
+        ("2", "G", "G is no key here; ? lists the keys of this pane."),
+    ],
+)
+async def test_a_key_that_does_nothing_here_says_where_it_does(
+    scene: Scene, pane: str, key: str, told: str
+) -> None:
+    async with scene.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        await pilot.press(pane, key)
+        await until(pilot, lambda: told in joined(app))
+        assert scene.engine.asked == []
+        assert app.explorer.state.readings is not None
