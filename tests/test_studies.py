@@ -9,10 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
+from support_command import emotui_here
 from support_studies import emotui, files_of, request_of, run_here, stories_model, write_texts
 
 from emotui.core.engine.capture import QuietJob
@@ -42,7 +45,7 @@ def test_forty_texts_from_the_command_line(stories: Path, tmp_path: Path) -> Non
     page = (out / "result.html").read_text(encoding="utf-8")
     assert "<svg" in page and "http" not in page.replace("http-equiv", "")
     assert all(path.stat().st_mode & 0o077 == 0 for path in out.rglob("*"))
-    shown = emotui("study", "show", str(out), cache_dir=tmp_path / "cache")
+    shown = emotui_here("study", "show", str(out), cache_dir=tmp_path / "cache")
     assert shown.returncode == 0
     assert shown.stdout == (out / "result.md").read_text(encoding="utf-8")
 
@@ -56,19 +59,21 @@ def test_answers_are_those_of_inspect_and_the_rule_is_said(
 ) -> None:
     data, out = write_texts(tmp_path / "texts.csv", 3), tmp_path / "out"
     arguments = ("--model", str(stories), "--template", "tak3", "--labels", labels)
-    done = emotui("study", "readout", str(data), *arguments, "--out", str(out), cache_dir=tmp_path)
+    done = emotui_here(
+        "study", "readout", str(data), *arguments, "--out", str(out), cache_dir=tmp_path
+    )
     assert done.returncode == 0 and rule in done.stderr, done.stderr
     rows = list(csv.DictReader((out / "result.csv").open(encoding="utf-8")))
     texts = list(csv.DictReader(data.open(encoding="utf-8")))
     trace = json.loads(
-        emotui("inspect", texts[1]["text"], *arguments, "--json", cache_dir=tmp_path).stdout
+        emotui_here("inspect", texts[1]["text"], *arguments, "--json", cache_dir=tmp_path).stdout
     )
     for label, probability in trace["answer"]["labels"].items():
         assert float(rows[1][f"p_{label}"]) == pytest.approx(probability, abs=1e-4)
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(stories: Path, tmp_path: Path) -> None:
-    data, out = write_texts(tmp_path / "texts.csv", 3000), tmp_path / "out"
+    data, out = write_texts(tmp_path / "texts.csv", 1500), tmp_path / "out"
     arguments = ["study", "readout", str(data), "--model", str(stories), "--out", str(out)]
     process = subprocess.Popen(
         [sys.executable, "-m", "emotui", *arguments],
@@ -116,13 +121,24 @@ def test_cancelled_and_resumed_it_has_the_same_bytes(stories: Path, tmp_path: Pa
     assert files_of(broken / "run") == files_of(whole / "run")
 
 
-def test_killed_twice_and_resumed_it_has_the_same_bytes(stories: Path, tmp_path: Path) -> None:
-    data, cache = write_texts(tmp_path / "texts.csv", 1500), tmp_path / "cache"
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many as the programs that are killed have: with others, sums differ in their last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_killed_twice_and_resumed_it_has_the_same_bytes(
+    stories: Path, tmp_path: Path, one_thread: None
+) -> None:
+    data, cache = write_texts(tmp_path / "texts.csv", 960), tmp_path / "cache"
     arguments = ["study", "readout", str(data), "--model", str(stories), "--out"]
-    assert emotui(*arguments, str(tmp_path / "whole"), cache_dir=cache).returncode == 0
+    assert emotui_here(*arguments, str(tmp_path / "whole"), cache_dir=cache).returncode == 0
     out = tmp_path / "killed"
     environment = {**os.environ, "EMOTUI_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
-    for least in (3, 9):
+    for least in (2, 6):
         process = subprocess.Popen(
             [sys.executable, "-m", "emotui", *arguments, str(out)],
             env=environment,
@@ -135,10 +151,10 @@ def test_killed_twice_and_resumed_it_has_the_same_bytes(stories: Path, tmp_path:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert least <= len(list(chunks.glob("0*"))) < 24 and not (out / "result.json").exists()
-    refused = emotui("study", "show", str(out), cache_dir=cache)
+        assert least <= len(list(chunks.glob("0*"))) < 15 and not (out / "result.json").exists()
+    refused = emotui_here("study", "show", str(out), cache_dir=cache)
     assert refused.returncode == 2 and "not finished" in refused.stderr
-    resumed = emotui("study", "resume", str(out), cache_dir=cache)
+    resumed = emotui_here("study", "resume", str(out), cache_dir=cache)
     assert resumed.returncode == 0, resumed.stderr
     found = {n: b for n, b in files_of(out).items() if not Path(n).name.startswith(".writing")}
     assert found == files_of(tmp_path / "whole")
@@ -182,7 +198,7 @@ def test_what_cannot_be_meant_is_said_before_a_model_is_loaded(tmp_path: Path) -
         (("resume", str(tmp_path)), ("is no folder of a study",)),
     ):
         model = () if arguments[0] == "resume" else ("--model", "/nowhere")
-        done = emotui("study", *arguments, *model, cache_dir=tmp_path / "cache")
+        done = emotui_here("study", *arguments, *model, cache_dir=tmp_path / "cache")
         assert done.returncode == 2, (arguments, done.stderr)
         assert done.stdout == "" and "Traceback" not in done.stderr
         assert all(word in done.stderr for word in words), (arguments, done.stderr)
@@ -202,7 +218,7 @@ def test_texts_of_no_use_are_left_out_and_counted(stories: Path, tmp_path: Path)
 def test_a_dry_run_writes_nothing(stories: Path, tmp_path: Path) -> None:
     data, out = write_texts(tmp_path / "texts.csv", 16), tmp_path / "out"
     arguments = ("study", "readout", str(data), "--model", str(stories), "--out", str(out))
-    done = emotui(*arguments, "--dry-run", "--json", cache_dir=tmp_path / "cache")
+    done = emotui_here(*arguments, "--dry-run", "--json", cache_dir=tmp_path / "cache")
     assert done.returncode == 0 and not out.exists()
     planned = json.loads(done.stdout)
     assert planned["texts"] == 16 and planned["seconds"] > 0 and planned["disk_bytes"] > 0
@@ -211,21 +227,19 @@ def test_a_dry_run_writes_nothing(stories: Path, tmp_path: Path) -> None:
 def test_several_runs_are_listed_and_compared(stories: Path, tmp_path: Path) -> None:
     data, cache = write_texts(tmp_path / "texts.csv", 16), tmp_path / "cache"
     arguments = ("--model", str(stories), "--template", "ask,tak3", "--limit", "8")
-    done = emotui("study", "readout", str(data), *arguments, cache_dir=cache)
+    done = emotui_here("study", "readout", str(data), *arguments, cache_dir=cache)
     assert done.returncode == 0, done.stderr
-    listed = json.loads(emotui("study", "list", "--json", cache_dir=cache).stdout)
+    listed = json.loads(emotui_here("study", "list", "--json", cache_dir=cache).stdout)
     assert {one["name"] for one in listed["studies"]} >= {"readout", "probes"}
     assert {run["template"] for run in listed["runs"]} == {"ask", "tak3"}
     assert all(run["finished"] for run in listed["runs"])
     folders = [run["folder"] for run in listed["runs"]]
     assert read_study(Path(folders[0])).run.dataset.texts == 8
-    refused = emotui("study", "compare", *folders, cache_dir=cache)
+    refused = emotui_here("study", "compare", *folders, cache_dir=cache)
     assert refused.returncode == 2 and "nothing that goes by layer" in refused.stderr
 
 
 def test_chunks_are_private_and_whole(tmp_path: Path) -> None:
-    import torch
-
     chunks = Chunks(tmp_path, "stage", 2)
     assert not chunks.has(0)
     chunks.put(0, {"h": torch.arange(6.0).view(2, 3), "empty": torch.zeros(0, 4)})

@@ -15,7 +15,8 @@ import pytest
 import scipy.stats
 import torch
 from sklearn.metrics import cohen_kappa_score
-from support_studies import TEXTS, emotui, files_of, run_here, write_texts
+from support_command import emotui_here
+from support_studies import TEXTS, files_of, run_here, write_texts
 
 from emotui.cache.demo import demo_spec
 from emotui.core.emotions import LABEL_SETS
@@ -343,7 +344,7 @@ def test_items_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 def test_labels_without_distinct_tokens_show_their_rule(demo: LoadedModel, tmp_path: Path) -> None:
     data = tmp_path / "texts.csv"
-    data.write_text("text,label\nHe won the race.,joy\nShe won it too.,joy\n")
+    data.write_text("text,label\nHe won the race.,joy\n")
     document = run_here(demo, tmp_path, "consistency", data, label_set="goemotions28")
     rule = label_tokens(demo.reader, "goemotions28", template_named("ask")).rule
     assert rule != "first_token"
@@ -363,7 +364,7 @@ def test_texts_too_long_in_every_form_are_an_error(demo: LoadedModel, tmp_path: 
 
 def test_from_the_command_line(tmp_path: Path) -> None:
     data = write_texts(tmp_path / "texts.csv", 8)
-    done = emotui(
+    done = emotui_here(
         *("study", "consistency", str(data), "--template", "ask", "--html"),
         *("--out", str(tmp_path / "run")),
         cache_dir=tmp_path / "cache",

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from support_studies import emotui, run_here
+from support_command import emotui_here
+from support_studies import run_here
 
 from emotui.cache.demo import demo_spec
 from emotui.core.engine.capture import QuietJob
@@ -55,12 +56,12 @@ def test_the_command_estimates_runs_and_prints_json(tmp_path: Path) -> None:
     ]
     arguments = ("study", "patch", "bundled", "--limit", "40", "--template", "ask", *options)
     out = tmp_path / "run"
-    done = emotui(*arguments, "--out", str(out), "--json", cache_dir=tmp_path / "cache")
+    done = emotui_here(*arguments, "--out", str(out), "--json", cache_dir=tmp_path / "cache")
     assert done.returncode == 0, done.stderr
     assert "Estimate:" in done.stderr and "Read it again" in done.stderr
     printed = json.loads(done.stdout)
     assert printed == json.loads((out / "result.json").read_text())
-    again = emotui("study", "show", str(out), cache_dir=tmp_path / "cache")
+    again = emotui_here("study", "show", str(out), cache_dir=tmp_path / "cache")
     assert "pairs of texts of different answers" in again.stdout
-    wrong = emotui(*arguments[:3], "--set", "span=2", cache_dir=tmp_path / "cache")
+    wrong = emotui_here(*arguments[:3], "--set", "span=2", cache_dir=tmp_path / "cache")
     assert wrong.returncode == 2 and "cannot span 2 layers" in wrong.stderr

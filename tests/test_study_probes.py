@@ -14,7 +14,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
 from sklearn.preprocessing import StandardScaler
-from support_studies import TEXTS, emotui, files_of, run_here, stories_model
+from support_command import emotui_here
+from support_studies import TEXTS, files_of, run_here, stories_model
 
 from emotui.core.engine.capture import QuietJob
 from emotui.core.errors import Cancelled, UsageError
@@ -196,7 +197,7 @@ def test_two_results_are_compared_by_layer_and_by_depth(folder: Path) -> None:
 
 def test_compare_prints_a_column_for_each_result(folder: Path, tmp_path: Path) -> None:
     run = str(folder / "run")
-    done = emotui("study", "compare", run, run, cache_dir=tmp_path)
+    done = emotui_here("study", "compare", run, run, cache_dir=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert (

@@ -15,7 +15,8 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 from sklearn.metrics import f1_score
-from support_studies import TEXTS, emotui, files_of, run_here, write_texts
+from support_command import emotui_here
+from support_studies import TEXTS, files_of, run_here, write_texts
 
 from emotui.cache.demo import demo_spec
 from emotui.core.emotion_terms import Term, load_terms, terms_for
@@ -262,7 +263,7 @@ def test_masks_are_asked_one_by_one_and_wrong_words_are_listed(
 
 def test_from_the_command_line_with_an_edit(tmp_path: Path) -> None:
     data = write_texts(tmp_path / "texts.csv", 8)
-    done = emotui(
+    done = emotui_here(
         *("study", "terms", str(data), "--template", "ask", "--do", "knock mlp L6 zero"),
         *("--set", "layers=2", "--out", str(tmp_path / "run"), "--html"),
         cache_dir=tmp_path / "cache",
@@ -291,7 +292,7 @@ def test_from_the_command_line_with_an_edit(tmp_path: Path) -> None:
 def test_what_cannot_be_meant_is_refused(
     settings: dict[str, str], why: str, demo: LoadedModel, tmp_path: Path
 ) -> None:
-    data = write_texts(tmp_path / "texts.csv", 8)
+    data = write_texts(tmp_path / "texts.csv", 2)
     with pytest.raises(UsageError, match=why):
         run_here(demo, tmp_path, "terms", data, settings={"layers": "0", **settings})
 
@@ -299,10 +300,10 @@ def test_what_cannot_be_meant_is_refused(
 def test_a_table_that_is_none_is_refused(demo: LoadedModel, tmp_path: Path) -> None:
     path = tmp_path / "terms.tsv"
     path.write_text("term\tkind\nsad\temotion\n")
-    data = write_texts(tmp_path / "texts.csv", 8)
+    data = write_texts(tmp_path / "texts.csv", 2)
     with pytest.raises(UsageError, match="cannot be used"):
         run_here(demo, tmp_path, "terms", data, settings={"terms": str(path)})
-    done = emotui("terms", "He won.", "--terms", str(path), cache_dir=tmp_path / "cache")
+    done = emotui_here("terms", "He won.", "--terms", str(path), cache_dir=tmp_path / "cache")
     assert done.returncode == 2 and "cannot be used" in done.stderr and not done.stdout
 
 
