@@ -11,6 +11,7 @@ from support_traces import LABELS
 from test_ui_edits import edited
 
 from emotui.app import EmotuiApp
+from emotui.core.errors import TextError
 from emotui.core.protocol import InspectRequest
 from emotui.ui.state import Notice
 
@@ -88,3 +89,64 @@ async def test_a_key_that_does_nothing_here_says_where_it_does(
         await until(pilot, lambda: told in joined(app))
         assert scene.engine.asked == []
         assert app.explorer.state.readings is not None
+
+
+async def test_a_text_that_cannot_be_read_leaves_no_numbers_beside_it(scene: Scene) -> None:
+    async with scene.open(size=(80, 24)) as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        before = app.explorer.state.text
+        await pilot.press("i")
+        editor = app.explorer.text_pane.editor
+        assert editor is not None
+        editor.hold("Far too long.")
+        await pilot.press("enter")
+        await until(pilot, lambda: scene.engine.asked)
+        assert "not read yet: the numbers are of the text before" in joined(app)
+        scene.engine.asked[0].fail(TextError("The text is too long."))
+        await until(pilot, lambda: "The text is too long." in joined(app))
+        assert app.explorer.state.text == before
+        assert "edited, not run" in joined(app) and "Far too long." not in joined(app)
+        await pilot.press("i")
+        assert editor.text == "Far too long.", "what was typed is still in the editor"
+
+
+async def test_edits_that_were_left_behind_are_said_beside_the_new_trace(scene: Scene) -> None:
+    async with scene.open(size=(160, 45)) as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        await pilot.press("3", "a")
+        await until(pilot, lambda: scene.engine.asked)
+        edits = scene.engine.asked[0].operation.edits
+        scene.answer(scene.engine.asked[0], change=lambda t: edited(t, edits))
+        await until(pilot, lambda: app.explorer.state.readings.trace.edits)
+        app.explorer.handlers.text.read("Another text.")
+        await until(pilot, lambda: len(scene.engine.asked) == 2)
+        scene.answer(scene.engine.asked[1])
+        await until(pilot, lambda: app.explorer.state.readings.trace.text.raw == "Another text.")
+        assert f"Not carried over to the new text: {edits[0]}." in joined(app)
+
+
+async def test_the_answer_shows_no_half_numbers(scene: Scene) -> None:
+    async with scene.open(size=(60, 24)) as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        line = next(line for line in lines_of(app) if "answer " in line and "│" + " " not in line)
+        assert "…" not in line
+
+
+async def test_the_lists_footer_says_what_the_search_line_hears(scene: Scene) -> None:
+    async with scene.open(size=(80, 24)) as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        await pilot.press("t")
+        await until(pilot, lambda: "p pin" in lines_of(app)[-1])
+        await pilot.press("slash")
+        await until(pilot, lambda: "enter to the list" in lines_of(app)[-1])
+        assert "p pin" not in lines_of(app)[-1]
+        await pilot.press("escape")
+        await until(pilot, lambda: "p pin" in lines_of(app)[-1])
+
+
+async def test_no_hint_of_the_interventions_is_cut_off(scene: Scene) -> None:
+    async with scene.open(size=(80, 24)) as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        await pilot.press("4")
+        await until(pilot, lambda: "No edit is in force." in joined(app))
+        assert "…" not in joined(app).split("No edit is in force.")[1]

@@ -69,5 +69,6 @@ class Handlers:
 
     def failed(self, error: EmotuiError) -> None:
         """Tell those who wait for an answer that there will be none."""
+        self.text.failed()
         self.generate.failed(error)
         self.feature.failed(error)

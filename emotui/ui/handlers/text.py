@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from emotui.ui.handlers.area import Area
+
+if TYPE_CHECKING:
+    from emotui.ui.screens.explore import ExploreScreen
 
 
 class TextHandlers(Area):
     """Actions on the text."""
+
+    def __init__(self, screen: ExploreScreen) -> None:
+        super().__init__(screen)
+        self._left = ("", "")
+        """The text that was asked for last, and which edits do not hold for it."""
 
     async def do_edit(self) -> None:
         """Open the editor with the present text, or with what was left there."""
@@ -43,9 +52,23 @@ class TextHandlers(Area):
         else:
             self._update(replace(self._state, text=text, draft=False, notice=None))
         kept, left = self._screen.handlers.edit.carried_over()
+        self._left = (text, f"Not carried over to the new text: {', '.join(left)}." if left else "")
         self._screen.workbench.read(text, edits=kept)
-        if left:
-            self.say("hint", f"Not carried over to the new text: {', '.join(left)}.")
+
+    def left_behind(self, text: str) -> str:
+        """Return what to say of edits that do not hold for a text now shown; "" for none."""
+        asked, line = self._left
+        self._left = ("", "")
+        return line if asked == text else ""
+
+    def failed(self) -> None:
+        """Go back to the text that was read; the one that could not be is kept in the editor."""
+        state, editor = self._state, self._screen.text_pane.editor
+        if state.readings is None or editor is None or editor.text != state.text:
+            return
+        raw = state.readings.trace.text.raw
+        if raw != state.text:
+            self._update(replace(state, text=raw, draft=True))
 
     def do_newline(self) -> None:
         """Begin a new line in the editor."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
+from rich.cells import cell_len
 from rich.style import Style
 from textual.binding import BindingType
 from textual.geometry import Region, Size
@@ -22,6 +23,8 @@ _BAR = 8
 _MARK = "●"
 _POOR = 0.5
 """Variance explained below which an SAE is said to rebuild the text badly."""
+_AROUND_SUMMARY = 6
+"""Cells of the border that the line below the list leaves."""
 
 
 class FeaturesPane(LinePane):
@@ -91,16 +94,26 @@ class FeaturesPane(LinePane):
             return ""
         marked = f"{len(state.marks)} marked · " if state.marks else ""
         summary = f"{marked}{len(state.features)} active · by {state.sorting}"
-        attribution = state.readings.trace.attribution
-        if attribution is not None and attribution.metric:
-            summary += f" · attribution: {attribution.metric} if removed"
+        rebuilt = ""
         for sae in state.readings.trace.saes:
             if (sae.site, sae.layer) == (state.site, state.layer):
                 explained = sae.variance_explained
                 if explained is not None:
                     poor = ": badly rebuilt" if explained < _POOR else ""
-                    summary += f" · {explained:.2f} of variance{poor}"
-        return summary
+                    rebuilt += f" · {explained:.2f} of variance{poor}"
+        attribution = state.readings.trace.attribution
+        if attribution is not None and attribution.metric:
+            width = self.size.width - _AROUND_SUMMARY
+            name = attribution.metric
+            said = (
+                f" · attribution: {name} if removed",
+                f" · attribution: {name}",
+                f" · on {name}",
+            )
+            # How well the SAE rebuilds the text is seen at every width.
+            fitting = (one for one in said if cell_len(visible(summary + one + rebuilt)) <= width)
+            summary += next(fitting, "")
+        return summary + rebuilt
 
     def extent(self) -> Size:
         """Header and rows, as wide as the pane."""

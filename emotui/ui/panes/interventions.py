@@ -32,7 +32,8 @@ _HINTS = (
     "No edit is in force.",
     "In Features: a ablates the feature under the cursor at the cursor's token,",
     "A at every token of the text. u takes the last edit back.",
-    "space marks features; a ablates the marked together, and controls are sets of as many.",
+    "space marks features; a ablates the marked together: controls then are sets",
+    "of as many.",
 )
 _TOGETHER = "Features that share work hide each other: space marks some, a ablates them together."
 

@@ -146,6 +146,12 @@ class KeyBar(Widget):
         super().__init__(id="keys")
         self._actions = actions
         self._pane: PaneName = "text"
+        self._instead = ""
+
+    def show_instead(self, line: str) -> None:
+        """Show other words, where the keys of the pane are not heard; "" shows its keys again."""
+        self._instead = line
+        self.refresh()
 
     def show(self, pane: PaneName) -> None:
         """Show the keys of a pane."""
@@ -155,6 +161,8 @@ class KeyBar(Widget):
 
     def render(self) -> Content:
         """Return as many keys as fit; help and close always."""
+        if self._instead:
+            return Content(self._instead)
         built = actions_of(self._pane, actions=self._actions)
         # What only this pane can do comes first: the rest is the same in every one.
         shown = sorted(

@@ -259,34 +259,41 @@ class AnswerLine(Widget):
 
     def __init__(self) -> None:
         super().__init__(id="answer")
-        self._content = Content("")
+        self._parts: tuple[Content, ...] = ()
 
     def show(self, state: ScreenState) -> None:
         """Draw a state."""
-        content = _answer_content(state)
-        if content != self._content:
-            self._content = content
+        parts = _answer_parts(state)
+        if parts != self._parts:
+            self._parts = parts
             self.refresh()
 
     def render(self) -> Content:
-        """Return the line."""
-        return self._content
+        """Return as many whole parts as fit: half a number would be read as another one."""
+        width = self.content_size.width or 80
+        line = Content("")
+        for part in self._parts:
+            if line.cell_length + part.rstrip().cell_length > width:
+                break
+            line += part
+        return line
 
 
-def _answer_content(state: ScreenState) -> Content:
+def _answer_parts(state: ScreenState) -> tuple[Content, ...]:
+    """Return the answer in parts, the most important first."""
     answer = state.readings.trace.answer if state.readings is not None else None
     if answer is None:
-        return Content("")
+        return ()
     ranked = sorted(answer.labels.items(), key=lambda item: (-item[1], item[0]))
     edited = bool(state.readings and state.readings.trace.edits)
-    parts: list[str | Content] = ["EDITED answer " if edited else "answer "]
+    parts = [Content("EDITED answer " if edited else "answer ")]
     for label, probability in ranked[:4]:
-        parts += [safe(label), f" {probability:.2f} {bar(probability, 4)} "]
+        parts.append(Content.assemble(safe(label), f" {probability:.2f} {bar(probability, 4)} "))
     if answer.rule == "whole_label":
-        parts.append("(whole labels)")
+        parts.append(Content("(whole labels) "))
     if answer.mass is not None:
-        parts.append(f"of {answer.mass:.2f} of the next token")
-    return Content.assemble(*parts)
+        parts.append(Content(f"of {answer.mass:.2f} of the next token"))
+    return tuple(parts)
 
 
 class SaidLine(Widget):
@@ -347,6 +354,8 @@ class TextPane(Container):
     def show(self, state: ScreenState) -> None:
         """Draw a state."""
         subtitle = "edited, not run" if state.draft and not self.editing else ""
+        if state.readings is not None and state.text != state.readings.trace.text.raw:
+            subtitle = "not read yet: the numbers are of the text before"
         if subtitle != self.border_subtitle:  # or the whole pane would be painted anew
             self.border_subtitle = subtitle
         for part in (self.strip, self.token, self.answer, self.said):

@@ -135,6 +135,8 @@ class ExploreScreen(Screen[None]):
             if said:
                 notice = NoticeRecord("hint", (f"{said} · 4 shows all",))
                 state = replace(state, notice=notice)
+        if left := self.handlers.text.left_behind(state.text):
+            state = replace(state, notice=NoticeRecord("hint", (left,)))
         self.update(state)
 
     def save_session(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 
+from textual import events
 from textual.app import ComposeResult
 from textual.message import Message
 from textual.screen import Screen
@@ -24,6 +25,7 @@ from emotui.ui.work import Workbench
 _FIRST = 200
 """How many traces are shown before all of them were read."""
 _HINT = "words of the text, model:NAME since:2026-11-21 until:DAY edits:WORD is:pinned|edited|root"
+_SEARCH_KEYS = "enter to the list  esc all traces again"
 
 
 class Listed(Message):
@@ -147,6 +149,10 @@ class TracesScreen(Screen[str | None]):
         """Show the facts of the trace under the cursor."""
         self.facts.show(self.list.row)
 
+    def on_descendant_focus(self) -> None:
+        """Show the keys that are heard: in the search line, letters are letters."""
+        self.key_bar.show_instead(_SEARCH_KEYS if self.focused is self.search else "")
+
     def on_input_changed(self, event: Input.Changed) -> None:
         """Search as it is typed."""
         self.tell("")
@@ -156,9 +162,10 @@ class TracesScreen(Screen[str | None]):
         """Go to the list."""
         self.set_focus(self.list)
 
-    def key_escape(self) -> None:
-        """From the search line: take the search back and go to the list."""
+    def key_escape(self, event: events.Key) -> None:
+        """From the search line: take the search back and go to the list, which stays open."""
         if self.focused is self.search:
+            event.stop()
             self.search.value = ""
             self.set_focus(self.list)
 
