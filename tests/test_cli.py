@@ -11,6 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from support_command import emotui_bytes_here
 
 from emotui.cli import with_command
 
@@ -130,9 +131,9 @@ class TestInspect:
         assert done.returncode == 0
         assert str(target).encode() in done.stderr
         assert target.read_bytes() == first.stdout
-        done = emotui("export", trace_id, "-o", str(target), cache_dir=module_cache)
+        done = emotui_bytes_here("export", trace_id, "-o", str(target), cache_dir=module_cache)
         assert_one_screen(done, code=1, says="exists already")
-        done = emotui("export", "ffffffff", cache_dir=module_cache)
+        done = emotui_bytes_here("export", "ffffffff", cache_dir=module_cache)
         assert_one_screen(done, code=1, says="ffffffff")
 
     def test_a_file_of_texts_with_bad_ones_among_them(
@@ -150,7 +151,7 @@ class TestInspect:
         ]
         file = tmp_path / "texts.jsonl"
         file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        done = emotui(
+        done = emotui_bytes_here(
             *("inspect", "--file", str(file), "--model", str(stories), "--jsonl"),
             *("--stats", "json"),
             cache_dir=module_cache,
@@ -166,8 +167,8 @@ class TestInspect:
         assert stats_of(done)["failed"] == 3
 
     def test_standard_input_and_plain_report(self, stories: Path, module_cache: Path) -> None:
-        done = emotui(
-            "inspect", "-", "--model", str(stories), cache_dir=module_cache, stdin=LILY.encode()
+        done = emotui_bytes_here(
+            "inspect", "-", "--model", str(stories), cache_dir=module_cache, stdin=LILY
         )
         report = done.stdout.decode()
         assert done.returncode == 0
@@ -206,7 +207,7 @@ def test_wrong_usage_is_exit_code_2(
     arguments: list[str], says: str, stories: Path, cache_dir: Path
 ) -> None:
     words = [str(stories) if word == "MODEL" else word for word in arguments]
-    done = emotui(*words, "--model", str(stories), cache_dir=cache_dir)
+    done = emotui_bytes_here(*words, "--model", str(stories), cache_dir=cache_dir)
     assert done.returncode == 2, done.stderr.decode()
     assert says in done.stderr.decode()
     assert b"Traceback" not in done.stderr
@@ -214,9 +215,9 @@ def test_wrong_usage_is_exit_code_2(
 
 
 def test_blank_text_and_a_model_that_does_not_exist(stories: Path, cache_dir: Path) -> None:
-    done = emotui("inspect", " \n", "--model", str(stories), cache_dir=cache_dir)
+    done = emotui_bytes_here("inspect", " \n", "--model", str(stories), cache_dir=cache_dir)
     assert_one_screen(done, code=2, says="text")
-    done = emotui("inspect", "a", "--model", "./no-such-model", cache_dir=cache_dir)
+    done = emotui_bytes_here("inspect", "a", "--model", "./no-such-model", cache_dir=cache_dir)
     assert_one_screen(done, code=1, says="no-such-model")
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from support_command import emotui_here
 from support_edits import random_probe
 from support_models import plain_model, tiny_folder
 from support_saes import write_residual_saes, write_sae
@@ -322,7 +323,9 @@ def test_lines_are_clean_and_within_their_width(bench: Bench, few: object) -> No
 # The command.
 
 
-def run(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cache: Path, here: bool = True) -> subprocess.CompletedProcess[str]:
+    if here:
+        return emotui_here("feature", *arguments, "--cache-dir", str(cache), cache_dir=cache)
     return subprocess.run(
         [sys.executable, "-m", "emotui", "feature", *arguments, "--cache-dir", str(cache)],
         capture_output=True,
@@ -337,7 +340,7 @@ def test_the_command_prints_one_document_and_refuses_what_is_not_there(
     bench: Bench, tmp_path: Path
 ) -> None:
     options = ("--model", str(bench.folder), "--sae", str(bench.saes), "--no-corpus")
-    done = run("L1/5", TEXT, *options, "--json", cache=tmp_path)
+    done = run("L1/5", TEXT, *options, "--json", cache=tmp_path, here=False)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["schema"] == "emotui-feature"

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support_command import emotui_bytes_here
 
 from emotui.core.export.written import changes_of, readings_of
 from emotui.core.records import Answer, Generation, Written, WrittenReadings
@@ -86,7 +87,7 @@ def test_a_document_of_both_texts_from_the_command_line(stories: Path, cache_dir
 
 
 def test_samples_that_would_all_be_the_same_are_wrong_usage(stories: Path, cache_dir: Path) -> None:
-    done = emotui(
+    done = emotui_bytes_here(
         *("generate", "Once", "--model", str(stories), "--samples", "3"), cache_dir=cache_dir
     )
     assert done.returncode == 2 and done.stdout == b""

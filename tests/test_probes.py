@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from support_command import emotui_here
 
 from emotui.cache.probes import ProbeCard
 from emotui.cache.store import Store
@@ -313,7 +314,12 @@ def test_a_cancelled_fit_stores_nothing(
 # --- the command -------------------------------------------------------------------------------
 
 
-def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def _run(*arguments: str, cache_dir: Path) -> subprocess.CompletedProcess[str]:
+    return emotui_here(*arguments, "--cache-dir", str(cache_dir), cache_dir=cache_dir)
+
+
+def _start(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Start the program itself."""
     return subprocess.run(
         [sys.executable, "-m", "emotui", *arguments],
         capture_output=True,
@@ -325,23 +331,24 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_fits_lists_and_shows(stories: Path, tmp_path: Path, two_labels: Path) -> None:
-    cache = ("--cache-dir", str(tmp_path / "cache"))
-    fitted = _run(
-        *("probe", "fit", "--model", str(stories), "--data", str(two_labels), "--json", *cache)
+    cache = tmp_path / "cache"
+    fitted = _start(
+        *("probe", "fit", "--model", str(stories), "--data", str(two_labels), "--json"),
+        *("--cache-dir", str(cache)),
     )
     assert fitted.returncode == 0, fitted.stderr
     cards = json.loads(fitted.stdout)
     assert [card["kind"] for card in cards] == ["readout", "token"]
     assert "MB of memory" in fitted.stderr
-    listed = _run("probe", "list", *cache)
+    listed = _run("probe", "list", cache_dir=cache)
     assert listed.returncode == 0
     assert all(card["id"] in listed.stdout for card in cards)
-    shown = _run("probe", "show", cards[1]["id"][:12], *cache)
+    shown = _run("probe", "show", cards[1]["id"][:12], cache_dir=cache)
     assert shown.returncode == 0, shown.stderr
     lines = shown.stdout.splitlines()
     assert sum(line.split()[:1] == ["resid"] for line in lines) == 2 * 6  # scores, controls
     assert "anger, joy" in shown.stdout
-    document = json.loads(_run("probe", "show", cards[0]["id"], "--json", *cache).stdout)
+    document = json.loads(_run("probe", "show", cards[0]["id"], "--json", cache_dir=cache).stdout)
     assert document == cards[0]
     _assert_controls_are_shown(cards[1], lines)
 
@@ -372,7 +379,7 @@ def test_a_probe_from_before_the_controls_is_read_and_says_not_measured(
     assert all(score.control_accuracy is None for score in old.scores)
     with Store.open(tmp_path) as store:
         store.put_probe(old.id, probes[0].to_bytes(), old)
-    shown = _run("probe", "show", old.id, "--cache-dir", str(tmp_path))
+    shown = _run("probe", "show", old.id, cache_dir=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "control task and random directions: not measured" in shown.stdout
 
@@ -408,7 +415,7 @@ def test_listing_and_showing_import_no_torch(probes: tuple[Probe, Probe], store:
 def test_what_cannot_be_meant_is_said_before_a_model_is_loaded(
     arguments: tuple[str, ...], code: int, words: str, tmp_path: Path
 ) -> None:
-    done = _run("probe", *arguments, "--cache-dir", str(tmp_path / "cache"))
+    done = _run("probe", *arguments, cache_dir=tmp_path / "cache")
     assert done.returncode == code, done.stderr
     assert words in done.stderr
     assert done.stdout == ""
