@@ -166,6 +166,15 @@ def test_an_edit_that_does_not_fit_leaves_everything_as_it_was(bench: Bench, lin
     assert bench.store.traces() == before
 
 
+@pytest.mark.parametrize("amount", ["1e30", "1e22"])
+def test_an_amount_beyond_float32_is_refused_and_nothing_is_kept(bench: Bench, amount: str) -> None:
+    bench.inspect()
+    before = bench.store.traces()
+    with pytest.raises(EditError, match="too large"):
+        bench.inspect(f"steer L1/3 +{amount} at all")
+    assert bench.store.traces() == before
+
+
 def test_a_model_without_saes_says_so(bench: Bench) -> None:
     request = msgspec.structs.replace(bench.request, saes=(), edits=("ablate L1/3 at all",))
     with pytest.raises(EditError, match="No SAE is loaded"):

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
+import torch
 
 from emotui.cache.keys import content_key, derived_key
 from emotui.core.engine.capture import Activations, Job, capture, with_key
 from emotui.core.engine.intervene import EditGroup, hooks_of
-from emotui.core.errors import CacheError
+from emotui.core.errors import CacheError, EditError
 
 if TYPE_CHECKING:
     from emotui.cache.store import Store
@@ -72,7 +73,10 @@ def edited_activations_of(
     all_sites: bool,
     job: Job,
 ) -> Activations:
-    """Return the activations of the prompt of `clean` under edits; `clean` itself without any."""
+    """Return the activations of the prompt of `clean` under edits; `clean` itself without any.
+
+    EditError where they grow beyond what float32 holds: nothing that is read of them is a number.
+    """
     if not groups:
         return clean
     said = msgspec.json.encode([group.identity for group in groups]).decode()
@@ -84,8 +88,22 @@ def edited_activations_of(
         except CacheError:
             pass  # whole, but not what this version writes: computed again below
     computed = capture(model, clean.token_ids, all_sites=all_sites, hooks=hooks_of(groups), job=job)
+    _check_finite(computed)
     store.put_entry("activations", key, computed.to_bytes())
     return with_key(computed, key)
+
+
+def _check_finite(edited: Activations) -> None:
+    """Refuse a run whose logits, or whose squared norms, are no numbers in float32."""
+    norms = torch.linalg.vector_norm(edited.resid, dim=-1, dtype=torch.float32)
+    # The square is what norms and effects are computed from.
+    if bool(norms.square().isfinite().all()) and bool(edited.logits.isfinite().all()):
+        return
+    raise EditError(
+        "The edit made the activations too large to compute with.",
+        why="Their norms are beyond what float32 holds.",
+        todo="Use a smaller amount; the unit of steering is the mean norm of the residual stream.",
+    )
 
 
 def activations_key(model: LoadedModel, token_ids: Sequence[int], *, all_sites: bool) -> str:
