@@ -290,7 +290,7 @@ def _head(text: str, width: int) -> str:
 
 
 def _why_blank(site: str, row: int) -> str:
-    """Return what stands in the place of cells that there are none of, in the first two rows shown."""
+    """Return what stands in place of absent cells, in the first two rows in sight."""
     if row not in (0, 1):
         return ""
     if site in ("attn", "mlp"):
