@@ -110,7 +110,7 @@ def test_escape_and_a_number_or_a_letter_that_textual_knows_otherwise(tmp_path: 
             tmux.send("i")
             tmux.wait_for(lambda text: "enter run" in text)
             tmux.send(f"\x1b{key}")
-            shown = tmux.wait_for(lambda text, pane=pane: "enter run" not in text and pane in text)
+            shown = tmux.wait_for(lambda text: "enter run" not in text and pane in text)  # noqa: B023
             assert "£" not in shown
             assert "edited, not run" not in shown
         tmux.send("1")

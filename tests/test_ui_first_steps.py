@@ -117,11 +117,15 @@ async def test_edits_that_were_left_behind_are_said_beside_the_new_trace(scene: 
         await until(pilot, lambda: scene.engine.asked)
         edits = scene.engine.asked[0].operation.edits
         scene.answer(scene.engine.asked[0], change=lambda t: edited(t, edits))
-        await until(pilot, lambda: app.explorer.state.readings.trace.edits)
+        await until(
+            pilot, lambda: app.explorer.state.readings and app.explorer.state.readings.trace.edits
+        )
         app.explorer.handlers.text.read("Another text.")
         await until(pilot, lambda: len(scene.engine.asked) == 2)
         scene.answer(scene.engine.asked[1])
-        await until(pilot, lambda: app.explorer.state.readings.trace.text.raw == "Another text.")
+        await until(
+            pilot, lambda: app.explorer.state.text == "Another text." and not app.workbench.busy
+        )
         assert f"Not carried over to the new text: {edits[0]}." in joined(app)
 
 
@@ -150,3 +154,29 @@ async def test_no_hint_of_the_interventions_is_cut_off(scene: Scene) -> None:
         await pilot.press("4")
         await until(pilot, lambda: "No edit is in force." in joined(app))
         assert "…" not in joined(app).split("No edit is in force.")[1]
+
+
+async def test_facts_about_an_edit_are_read_to_their_end_in_a_narrow_pane(scene: Scene) -> None:
+    async with scene.open(size=(100, 30)) as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        await pilot.press("3", "a")
+        await until(pilot, lambda: scene.engine.asked)
+        edits = scene.engine.asked[0].operation.edits
+        scene.answer(scene.engine.asked[0], change=lambda t: edited(t, edits))
+        await until(pilot, lambda: "KL of the next token" in joined(app))
+        pane = app.explorer.interventions_pane
+        lines = [pane.body_line(row) for row in range(40)]
+        words = " ".join(line.text.strip() for line in lines if line is not None)
+        assert "picked from what this text showed, not tested against that" in words
+        assert "…" not in words
+
+
+async def test_a_placeholder_is_typed_over_and_never_a_name(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        await pilot.press("f", "a", "w", "e")
+        assert app.explorer.console.value == "emotion awe from "
+        app.explorer.console.value = "emotion NAME from awe"
+        await pilot.press("enter")
+        await until(pilot, lambda: "NAME is no name." in joined(app))
+        assert scene.engine.asked == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support_screen import Scene, lines_of, until
@@ -17,7 +18,7 @@ TOKENS = 1200
 @pytest.fixture
 def scene(tmp_path: Path) -> Scene:
     scene = Scene(tmp_path)
-    shape = {"tokens": TOKENS, "layers": 2, "features_elsewhere": 2}
+    shape: dict[str, Any] = {"tokens": TOKENS, "layers": 2, "features_elsewhere": 2}
     scene.put_trace("long", probes=scene.put_probes(), **shape)
     return scene
 
@@ -84,7 +85,7 @@ async def test_features_follow_when_the_cursor_rests(scene: Scene) -> None:
         assert app.explorer.state.position == TOKENS - 3
         assert pane.state is not None
         assert pane.state.position == TOKENS - 1  # what is drawn is still of the place before
-        await until(pilot, lambda: pane.state.position == TOKENS - 3)
+        await until(pilot, lambda: pane.state and pane.state.position == TOKENS - 3)
         assert f"token {TOKENS - 3}" in str(pane.border_title)
         await pilot.press("left", "3")  # going to the list does not wait
         assert pane.state.position == TOKENS - 4

@@ -43,7 +43,7 @@ def seen(frame: str) -> list[list[tuple[object, ...]]]:
     pyte.Stream(screen).feed(frame)
     lines = []
     for y in range(8):
-        cells = []
+        cells: list[tuple[object, ...]] = []
         for x in range(60):
             cell = screen.buffer[y][x]
             lined = (cell.underscore, cell.strikethrough, cell.reverse)
