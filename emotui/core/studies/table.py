@@ -5,6 +5,7 @@ Study NAME is implemented by `emotui.core.studies.NAME`, whose `STUDY` the runne
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,8 @@ class Option:
     default: str
     """As it would be given; "" for none."""
     help: str
+    least: int = 1
+    """Of a `number`, which is always a whole one; no part of the other kinds."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,9 @@ STUDIES: tuple[Study, ...] = (
         paper="",
         needs_labels=False,
         options=(
-            Option("features", "number", "10", "how many features of each text are listed"),
+            Option(
+                "features", "number", "10", "how many features of each text are listed", least=0
+            ),
             Option("texts", "text", "no", "`yes` writes the texts themselves into the rows"),
         ),
         saes="used",
@@ -107,7 +112,7 @@ STUDIES: tuple[Study, ...] = (
             Option("along", "text", "means,row", "difference of means, or the probe's row"),
             Option("span", "number", "1", "layers it is added at; odd"),
             Option("draws", "number", "5", "random directions of each kind"),
-            Option("generations", "number", "0", "texts continued under each direction"),
+            Option("generations", "number", "0", "texts continued under each direction", least=0),
             Option("layer", "text", "", "where; the layer whose probe is best on dev if not given"),
         ),
         most_texts=200,
@@ -129,7 +134,7 @@ STUDIES: tuple[Study, ...] = (
             Option("projection", "text", "yes", "`yes,no` also without it, as released"),
             Option("span", "number", "1", "layers it is added at; odd"),
             Option("draws", "number", "5", "random directions of each kind"),
-            Option("generations", "number", "0", "texts continued under each change"),
+            Option("generations", "number", "0", "texts continued under each change", least=0),
             Option("layer", "text", "", "where, and of the matrices; the one with the best R²"),
         ),
         most_texts=400,
@@ -205,7 +210,7 @@ STUDIES: tuple[Study, ...] = (
             Option("terms", "file", "", "a table of words, or NRC EmoLex; else the bundled one"),
             Option("term", "column", "", "the column of true words; else the label"),
             Option("edit", "text", "", "edits in force, with ; between them"),
-            Option("layers", "number", "50", "texts that are also read at every layer"),
+            Option("layers", "number", "50", "texts that are also read at every layer", least=0),
         ),
         most_texts=1000,
         saes="used",
@@ -255,9 +260,21 @@ def settings_of(study: Study, given: dict[str, str]) -> dict[str, str]:
                 f"The study {study.name} has no option {clean(name)!r}.",
                 todo=f"It has: {', '.join(known) or 'none'}.",
             )
-        if known[name].kind in ("number", "numbers"):
+        if known[name].kind == "numbers":
             numbers(name, value)
+        elif known[name].kind == "number":
+            _count(name, value, least=known[name].least)
     return {name: given.get(name, option.default) for name, option in known.items()}
+
+
+def _count(name: str, value: str, *, least: int) -> None:
+    """Refuse what is not one whole number from `least` on."""
+    found = numbers(name, value)
+    if len(found) != 1 or found[0] != int(found[0]) or found[0] < least:
+        raise UsageError(
+            f"{clean(name)} cannot be {clean(value)!r}.",
+            todo=f"Give a whole number from {least}.",
+        )
 
 
 def numbers(name: str, value: str) -> tuple[float, ...]:
@@ -266,7 +283,7 @@ def numbers(name: str, value: str) -> tuple[float, ...]:
         found = tuple(float(part) for part in value.split(",") if part.strip())
     except ValueError:
         found = ()
-    if not found or any(number != number for number in found):
+    if not found or not all(math.isfinite(number) for number in found):
         raise UsageError(
             f"{clean(name)} cannot be {clean(value)!r}.", todo="Give numbers, as in 1,3,5."
         )
