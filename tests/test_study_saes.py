@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
+from support_command import emotui_here
 from support_models import CORPUS, WIDTH, plain_model, tiny_folder, tiny_model
 from support_phases import (
     AFFECT,
@@ -28,7 +29,7 @@ from support_phases import (
     write_letters,
 )
 from support_saes import write_residual_saes
-from support_studies import emotui, files_of, run_here
+from support_studies import files_of, run_here
 
 from emotui.cache.demo import demo_saes, demo_spec
 from emotui.cache.recipes import load_recipe, recipes
@@ -306,7 +307,7 @@ def test_steering_the_demo_from_the_command_line(tmp_path: Path) -> None:
         "1,2",
     )
     options = ("eval_text=line", "eval_label=mood", f"eval_maps={mapping}", "features=4")
-    done = emotui(
+    done = emotui_here(
         *(*arguments, "--eval", str(other), "--save", "mine", "--out", str(tmp_path / "out")),
         *(part for option in options for part in ("--set", option)),
         "--json",
