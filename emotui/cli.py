@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -318,12 +319,21 @@ _CommandLineError: Any = typer.BadParameter.__mro__[2]
 """Click's base of all errors in the words of a command line; typer carries its own Click."""
 
 
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _write_no_more() -> None:
+    """Let what is left for stdout go nowhere: writing it at the exit would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _run(arguments: list[str], *, debug: bool) -> int:
     if arguments[0] in (*GROUPS, *_ROOT_OPTIONS):
         _add_groups()
     command = typer.main.get_command(app)
     try:
         code = command.main(arguments, prog_name="emotui", standalone_mode=False)
+        sys.stdout.flush()
     except EmotuiError as error:
         if debug:
             raise
@@ -338,7 +348,13 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         typer.echo("Cancelled.", err=True)
         return Cancelled.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more()
+        return 1
+    except OSError as error:
+        if debug or error.errno not in _DISK_ERRORS:
+            raise
+        _write_no_more()
+        typer.echo(f"emotui: The results could not be written.\n  {error.strerror}.", err=True)
         return 1
     return code if isinstance(code, int) else 0
 

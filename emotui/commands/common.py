@@ -29,9 +29,9 @@ def say(message: str) -> None:
     sys.stderr.flush()
 
 
-def show_error(error: EmotuiError) -> None:
-    """Print an error on stderr: what happened, why, what to do."""
-    say(f"emotui: {error.what}")
+def show_error(error: EmotuiError, *, of: str = "") -> None:
+    """Print an error on stderr: what happened, why, what to do; `of` says to which of several."""
+    say(f"emotui: {of}: {error.what}" if of else f"emotui: {error.what}")
     for line in (error.why, error.todo):
         if line:
             say(f"  {line}")

@@ -77,10 +77,14 @@ def export_directions(
         ) from error
     if as_json:
         print_json(ExportedDirections(card.id, emotion, str(target), layers))
-    untrusted = [s.layer for s in card.scores if s.site == "resid" and s.trust != "trusted"]
+    untrusted = [
+        score.layer
+        for score in card.scores
+        if score.site == "resid" and score.layer >= 1 and score.trust != "trusted"
+    ]
     say(f"Wrote {target}: layers {layers[0]} to {layers[-1]} (a control vector has none for 0).")
     if untrusted:
-        say(f"Not trusted at layers: {', '.join(str(n) for n in untrusted if n >= 1)}.")
+        say(f"Not trusted at layers: {', '.join(map(str, untrusted))}.")
 
 
 @app.command("import")

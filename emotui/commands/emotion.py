@@ -133,6 +133,8 @@ def list_emotions(as_json: AsJson = False, cache_dir: CacheDir = None) -> None:
     if as_json:
         _print_json(found)
         return
+    if not found:
+        say("No emotion is defined yet. `emotui emotion define NAME --from FILE` defines one.")
     for one in found:
         place = "emb" if one.layer < 0 else f"layer {one.layer}"
         typer.echo(

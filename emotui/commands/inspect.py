@@ -162,7 +162,7 @@ def _inspect_all(
                 if len(texts) == 1:
                     raise
                 tally.failed += 1
-                show_error(error)
+                show_error(error, of=f"text {tally.texts} of {len(texts)}")
                 continue
             output = _output(trace, store, options)
             if options.out is None:

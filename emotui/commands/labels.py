@@ -178,6 +178,8 @@ def list_labels(as_json: AsJson = False, cache_dir: CacheDir = None) -> None:
     if as_json:
         _print_json(found)
         return
+    if not found:
+        say("There are no labels yet. `emotui labels fit` measures those of a model's features.")
     for one in found:
         told = " · ".join(
             clean(one.meta[name])
@@ -212,6 +214,8 @@ def show(
     if as_json:
         _print_json(rows)
         return
+    if not rows:
+        say("No feature is labelled so; `emotui labels show FILE` shows those that are.")
     for row in rows:
         typer.echo(f"{row.feature:<14} area {row.area:.2f} p {row.p:.3f}  {row.label}")
 

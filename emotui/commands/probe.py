@@ -34,7 +34,7 @@ CacheDir = Annotated[
     typer.Option("--cache-dir", help="Where probes are kept.", envvar="EMOTUI_CACHE_DIR"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-_NARROWEST = 140  # columns of a table that no terminal bounds
+_WIDEST = 1000  # columns of a table that no terminal bounds: as many as it takes
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -324,7 +324,10 @@ def _control_table(card: ProbeCard) -> Table:
 
 
 def _table(*columns: str) -> Table:
-    """Return an empty table; a column whose name ends in a colon is one of numbers."""
+    """Return an empty table; a column whose name ends in a colon is one of numbers.
+
+    Words fold into lines where the terminal is narrow: an id or a number is never cut short.
+    """
     from rich import box
     from rich.table import Table
 
@@ -332,7 +335,10 @@ def _table(*columns: str) -> Table:
     for name in columns:
         numbers = name.endswith(":")
         table.add_column(
-            name.removesuffix(":"), justify="right" if numbers else "left", no_wrap=True
+            name.removesuffix(":"),
+            justify="right" if numbers else "left",
+            overflow="fold",
+            no_wrap=numbers,
         )
     return table
 
@@ -341,6 +347,6 @@ def _print_table(table: Table) -> None:
     from rich.console import Console
 
     narrow = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if narrow else _NARROWEST
+    width = shutil.get_terminal_size().columns if narrow else _WIDEST
     # Names come from files and folders: never parsed as markup, never as emoji codes.
     Console(file=sys.stdout, width=width, markup=False, emoji=False, highlight=False).print(table)
