@@ -12,7 +12,8 @@ from emotui.core.text import clean
 _LINE = re.compile(r":?\s*emotion\s+(\S+)\s+from\b\s*(.*)", re.DOTALL)
 _QUOTED = re.compile(r'"([^"]*)"')
 _MOST_BYTES = 4_000_000
-PREFILLED = "emotion NAME from "
+PLACEHOLDER = "NAME"
+PREFILLED = f"emotion {PLACEHOLDER} from "
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ def definition_in(line: str) -> Definition | None:
     if found is None:
         return None
     name, source = found[1], found[2].strip()
+    if name == PLACEHOLDER:
+        raise UsageError(
+            f"{PLACEHOLDER} is no name.",
+            todo="Write what the emotion is to be called in its place.",
+        )
     if not source:
         raise UsageError(
             "Nothing was said to define the emotion from.",

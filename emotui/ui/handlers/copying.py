@@ -27,7 +27,7 @@ def copy(screen: ExploreScreen, text: str, what: str, tell: Callable[[str], obje
         for sequence in sequences:
             driver.write(sequence)
         driver.flush()
-        tell(f"Copied {what}, where the terminal allows it (OSC 52).")
+        tell(f"Copied {what} (OSC 52, where the terminal allows).")
         return
 
     def write(store: Store) -> None:

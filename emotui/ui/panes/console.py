@@ -11,9 +11,11 @@ from textual.binding import BindingType
 from textual.content import Content
 from textual.suggester import Suggester
 from textual.widget import Widget
+from textual.widgets.input import Selection
 
 from emotui.core.edits.completion import Completion
 from emotui.core.text import clean
+from emotui.ui.definition import PLACEHOLDER
 from emotui.ui.paint import fit, safe, visible
 from emotui.ui.panes.entry import Entry
 from emotui.ui.panes.lines import bindings_of
@@ -120,12 +122,14 @@ class Console(Entry):
         """While tab goes round: the line before, what may stand there, and which does."""
 
     def open(self, line: str = "") -> None:
-        """Show `line`, the cursor at its end, and take the keys."""
+        """Show `line`, the cursor at its end or on the word to be typed over, and take the keys."""
         self.value = line
         for widget in (self, self.choices):
             widget.add_class("-open")
         self.focus()
         self.cursor_position = len(line)
+        if (start := line.find(PLACEHOLDER)) >= 0:
+            self.selection = Selection(start, start + len(PLACEHOLDER))  # typed over
         self._look()
 
     def close(self) -> None:

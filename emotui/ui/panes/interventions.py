@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
+from rich.cells import cell_len
 from rich.style import Style
 from textual.binding import BindingType
+from textual.content import Content
 from textual.geometry import Size
 from textual.strip import Strip
 
@@ -20,6 +22,8 @@ from emotui.ui.panes.lines import LinePane, bindings_of
 from emotui.ui.state import ScreenState
 
 _METRIC = 17
+_HANGING = 2
+"""Cells by which the second line of a sentence stands further right."""
 _WIDE = 72
 """Cells that a row takes with all its columns."""
 _ARROWS = (
@@ -92,6 +96,12 @@ class InterventionsPane(LinePane):
                 ),
                 *_together(trace),
             )
+        room = self.scrollable_content_region
+        lines = self._lines
+        for width in (room.width - 1, room.width - 2):
+            self._lines = tuple(part for line in lines for part in _wrapped(line, width))
+            if len(self._lines) <= room.height or self.show_vertical_scrollbar:
+                break  # otherwise a scroll bar comes and takes a cell
 
     def extent(self) -> Size:
         """All lines, as wide as the pane."""
@@ -114,6 +124,19 @@ class InterventionsPane(LinePane):
         if kind in ("edit", "chosen"):
             return self.palette.strong
         return self.palette.quiet if kind in ("fact", "head", "remark") else self.palette.base
+
+
+def _wrapped(line: Line, width: int) -> list[Line]:
+    """Return a line of words as lines that fit; rows of numbers stay one line."""
+    kind, text = line
+    if kind in ("head", "row", "chosen") or cell_len(text) <= width:
+        return [line]
+    words = text.lstrip()
+    indent = len(text) - len(words)
+    parts = [part.plain.rstrip() for part in Content(words).wrap(max(1, width - indent - _HANGING))]
+    return [
+        (kind, " " * (indent + (_HANGING if row else 0)) + part) for row, part in enumerate(parts)
+    ]
 
 
 def _noted(state: ScreenState) -> tuple[Line, ...]:

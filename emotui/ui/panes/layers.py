@@ -145,7 +145,7 @@ class LayersPane(LinePane):
         if state.view == "emotions":
             token = state.readings.tokens[state.position].string.strip()
             return f"2 Layers · {state.site} · emotions at {place_name(state)} {token!r}"
-        return f"2 Layers · {state.site} · {state.emotion} at every token"
+        return f"2 Layers · {state.site} · {state.emotion or 'no emotion'} at every token"
 
     def _column(self, state: ScreenState) -> int:
         if state.view == "tokens":

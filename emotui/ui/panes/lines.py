@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from textual.binding import Binding, BindingType
+from textual.content import Content
 from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
@@ -137,11 +138,12 @@ class LinePane(ScrollView, can_focus=True):
         return line.adjust_cell_length(width, self.palette.base)
 
     def message(self, row: int, lines: list[str]) -> Strip | None:
-        """Return line `row` of a message in place of the content."""
-        if row >= len(lines):
+        """Return line `row` of a message, wrapped, in place of the content."""
+        width = max(2, self.scrollable_content_region.width)
+        shown = [part.plain for line in lines for part in Content(line).wrap(width - 1)]
+        if row >= len(shown):
             return None
-        width = max(1, self.scrollable_content_region.width)
-        return strip_of([(" " + fit(lines[row], width - 1), self.palette.quiet)], width,
+        return strip_of([(" " + fit(shown[row], width - 1), self.palette.quiet)], width,
                         self.palette.base)  # fmt: skip
 
     # For subclasses.

@@ -276,7 +276,7 @@ class AnswerLine(Widget):
             if line.cell_length + part.rstrip().cell_length > width:
                 break
             line += part
-        return line
+        return line.rstrip()
 
 
 def _answer_parts(state: ScreenState) -> tuple[Content, ...]:
