@@ -23,7 +23,7 @@ _BAR = 8
 _MARK = "●"
 _POOR = 0.5
 """Variance explained below which an SAE is said to rebuild the text badly."""
-_AROUND_SUMMARY = 6
+_AROUND_SUMMARY = 4
 """Cells of the border that the line below the list leaves."""
 
 
