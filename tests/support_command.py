@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from emotui import cli
+from emotui.commands.common import ProgressLine, progress_line
 from emotui.core.client import EngineClient
 from emotui.core.engine.serve import Job, _Server
 from emotui.core.pending import Pending
@@ -103,6 +104,7 @@ def emotui_bytes_here(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run as `emotui_here` does; what was printed is not decoded."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    vars(progress_line).update(vars(ProgressLine()))  # a program begins with a line of its own
     groups, commands = list(cli.app.registered_groups), list(cli.app.registered_commands)
     try:
         with pytest.MonkeyPatch.context() as patch, _engines_here():
