@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import sys
@@ -30,7 +31,7 @@ from emotui.commands.options import (
     in_groups,
     request_of,
 )
-from emotui.core.errors import Cancelled, EmotuiError
+from emotui.core.errors import Cancelled, EmotuiError, UsageError
 from emotui.core.protocol import GenerationSpec
 
 app = typer.Typer(
@@ -312,7 +313,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or bool(os.environ.get("EMOTUI_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
-    sys.exit(_run(with_command(arguments), debug=debug))
+    code = _run(with_command(arguments), debug=debug)
+    if code == UsageError.exit_code and (meant := nearest_command(arguments)):
+        typer.echo(f"Did you mean: emotui {meant}?", err=True)
+    sys.exit(code)
+
+
+def nearest_command(arguments: Sequence[str]) -> str | None:
+    """Return the command that a mistyped first word is nearest to; None where it is no such word.
+
+    A first word alone is a text to open, however near.
+    """
+    if len(arguments) < 2 or arguments[0] in COMMANDS or not arguments[0].isalpha():
+        return None
+    near = difflib.get_close_matches(arguments[0].lower(), COMMANDS, n=1, cutoff=0.7)
+    return near[0] if near else None
 
 
 _CommandLineError: Any = typer.BadParameter.__mro__[2]

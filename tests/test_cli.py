@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 from support_command import emotui_bytes_here
 
-from emotui.cli import with_command
+from emotui.cli import nearest_command, with_command
 
 SCHEMA = Path(__file__).resolve().parent.parent / "docs" / "trace.schema.json"
 LILY = "Lily was sad because her toy was lost."
@@ -63,6 +63,27 @@ def assert_one_screen(done: subprocess.CompletedProcess[bytes], *, code: int, sa
 )
 def test_open_is_the_default_command(arguments: list[str], expected: list[str]) -> None:
     assert with_command(arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["inpsect", "a text"], "inspect"),
+        (["Studies", "list"], "study"),
+        (["whre", "a", "--emotion", "joy"], "where"),
+        (["inspect", "a", "b"], None),
+        (["inpsect"], None),
+        (["My dog died.", "--model", "m"], None),
+    ],
+)
+def test_a_mistyped_command_is_told_from_a_text(arguments: list[str], meant: str | None) -> None:
+    assert nearest_command(arguments) == meant
+
+
+def test_the_command_that_was_meant_is_said(cache_dir: Path) -> None:
+    done = emotui("inpsect", "a text", cache_dir=cache_dir)
+    assert done.returncode == 2
+    assert b"Did you mean: emotui inspect?" in done.stderr
 
 
 def test_version_and_help_need_no_torch(cache_dir: Path) -> None:

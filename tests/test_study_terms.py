@@ -25,7 +25,7 @@ from emotui.core.engine.answer import whole_label_scores
 from emotui.core.engine.capture import Hook, QuietJob, capture, hooked
 from emotui.core.engine.model import LoadedModel, load_model
 from emotui.core.engine.terms import profile_of, score_terms, term_tokens
-from emotui.core.errors import UsageError
+from emotui.core.errors import EditError, UsageError
 from emotui.core.studies.common.pages import schema_of
 from emotui.core.studies.terms_measures import (
     HALF,
@@ -161,6 +161,14 @@ def test_edits_of_the_prompt_reach_words_of_several_tokens(demo: LoadedModel) ->
     ours = score_terms(demo, ids, tokens, hooks=hooks)[0]
     assert torch.allclose(ours, theirs, atol=1e-4)
     assert not torch.allclose(ours, score_terms(demo, ids, tokens)[0], atol=1e-2)
+
+
+def test_an_edit_beyond_float32_is_refused(demo: LoadedModel) -> None:
+    tokens = term_tokens(demo.reader, TERMS, chat=False)
+    ids = demo.reader.prompt_ids(PROMPT)
+    hooks = (Hook("resid", 2, lambda tensor: tensor + 1e30),)
+    with pytest.raises(EditError, match="too large"):
+        score_terms(demo, ids, tokens, hooks=hooks)
 
 
 def test_a_profile_is_the_sum_of_its_words() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import torch
+from torch import Tensor
 
 from emotui.cache.keys import content_key, derived_key
 from emotui.core.engine.capture import Activations, Job, capture, with_key
@@ -88,16 +89,19 @@ def edited_activations_of(
         except CacheError:
             pass  # whole, but not what this version writes: computed again below
     computed = capture(model, clean.token_ids, all_sites=all_sites, hooks=hooks_of(groups), job=job)
-    _check_finite(computed)
+    check_finite(computed.resid, computed.logits)
     store.put_entry("activations", key, computed.to_bytes())
     return with_key(computed, key)
 
 
-def _check_finite(edited: Activations) -> None:
-    """Refuse a run whose logits, or whose squared norms, are no numbers in float32."""
-    norms = torch.linalg.vector_norm(edited.resid, dim=-1, dtype=torch.float32)
+def check_finite(resid: Tensor, logits: Tensor) -> None:
+    """Raise EditError for a run whose logits, or whose squared norms, are no numbers in float32.
+
+    `resid` is [..., d_model], `logits` of any shape.
+    """
+    norms = torch.linalg.vector_norm(resid, dim=-1, dtype=torch.float32)
     # The square is what norms and effects are computed from.
-    if bool(norms.square().isfinite().all()) and bool(edited.logits.isfinite().all()):
+    if bool(norms.square().isfinite().all()) and bool(logits.isfinite().all()):
         return
     raise EditError(
         "The edit made the activations too large to compute with.",

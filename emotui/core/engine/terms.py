@@ -19,6 +19,7 @@ from torch import Tensor
 
 from emotui.core.emotion_terms import Term
 from emotui.core.engine.capture import Hook, hooked
+from emotui.core.engine.runs import check_finite
 from emotui.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -153,11 +154,14 @@ def _log_probabilities(
 
         return Hook("resid", layer, function)
 
-    below = range(model.n_layers - 1) if layers else range(0)
+    top = model.n_layers - 1
+    below = range(top) if layers else range(0)
     # Only the last position of a prompt is read: its logits need not be made at every token.
     whole = 0 if len(rows) > 1 or past.get_seq_length() else 1
-    with hooked(model, (*hooks, *(keep(layer) for layer in below)), job=job):
+    with hooked(model, (*hooks, *(keep(layer) for layer in (*below, top))), job=job):
         logits = model.forward(rows, keep=whole, past=past)
+    if hooks:
+        check_finite(kept[top], logits)
 
     def read(positions: Sequence[int]) -> Tensor:
         where = list(positions)
