@@ -69,7 +69,7 @@ def test_open_is_the_default_command(arguments: list[str], expected: list[str]) 
     ("arguments", "meant"),
     [
         (["inpsect", "a text"], "inspect"),
-        (["Studies", "list"], "study"),
+        (["Stduy", "list"], "study"),
         (["whre", "a", "--emotion", "joy"], "where"),
         (["inspect", "a", "b"], None),
         (["inpsect"], None),
