@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import msgspec
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
+from support_fit import clusters, planted_texts
 from torch import Tensor
 
-from emotui.core.emotions import LABEL_SETS
 from emotui.core.engine import controls
 from emotui.core.engine.capture import QuietJob
-from emotui.core.engine.collect import Place, places_of
+from emotui.core.engine.collect import places_of
 from emotui.core.engine.design import design_of
-from emotui.core.engine.labelled import Labelled, LabelledText, Split
+from emotui.core.engine.labelled import Labelled, LabelledText
 from emotui.core.engine.logistic import balanced_weights, fit_logistic
 from emotui.core.engine.place_fits import PlaceFits, fit_places, scores_of
-from emotui.core.engine.probe_controls import ControlTask, control_task, random_directions
-from emotui.core.engine.ridge import fit_ridge
 from emotui.core.errors import Cancelled
 from emotui.core.records import Trust
 
@@ -29,19 +26,10 @@ CPU = torch.device("cpu")
 # --- the solver --------------------------------------------------------------------------------
 
 
-def _clusters(rows: int, width: int, classes: int, spread: float) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(rows + width)
-    labels = torch.randint(classes, (rows,), generator=generator)
-    labels[: rows // 3] = 0  # unbalanced
-    centers = spread * torch.randn(classes, width, generator=generator)
-    inputs = centers[labels] + torch.randn(rows, width, generator=generator)
-    return (inputs - inputs.mean(0)) / inputs.std(0), labels
-
-
 @pytest.mark.parametrize("spread", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("strength", [0.001, 0.1, 1.0])
 def test_the_solution_is_that_of_scikit_learn(spread: float, strength: float) -> None:
-    inputs, labels = _clusters(400, 32, 7, spread)
+    inputs, labels = clusters(400, 32, 7, spread)
     ours = fit_logistic(
         inputs[None], labels[None], classes=7, strength=torch.tensor(strength), tolerance=1e-5
     )
@@ -60,7 +48,7 @@ def test_the_solution_is_that_of_scikit_learn(spread: float, strength: float) ->
 
 
 def test_replicates_and_cells_are_fitted_as_if_alone() -> None:
-    first, labels = _clusters(200, 16, 4, 0.5)
+    first, labels = clusters(200, 16, 4, 0.5)
     second = first.flip(1) * 0.5 + torch.randn(
         first.shape, generator=torch.Generator().manual_seed(1)
     )
@@ -89,7 +77,7 @@ def test_replicates_and_cells_are_fitted_as_if_alone() -> None:
 
 
 def test_rows_without_weight_play_no_part() -> None:
-    inputs, labels = _clusters(300, 16, 5, 0.4)
+    inputs, labels = clusters(300, 16, 5, 0.4)
     keep = torch.arange(300) % 3 != 0
     weights = balanced_weights(labels[None], classes=5, keep=keep[None])
     strength = torch.tensor(0.1)
@@ -111,7 +99,7 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
 
 
 def test_a_fit_is_the_same_twice_and_can_be_cancelled() -> None:
-    inputs, labels = _clusters(200, 16, 4, 0.5)
+    inputs, labels = clusters(200, 16, 4, 0.5)
 
     def once() -> Tensor:
         strength = torch.tensor([0.01])
@@ -218,18 +206,6 @@ def test_length_bins_cover_every_text_once() -> None:
 LAYERS, WIDTH, FROM = 6, 24, 3
 
 
-def _planted_texts() -> Labelled:
-    texts = []
-    for topic in range(40):
-        split: Split = "test" if topic < 6 else "dev" if topic < 12 else "train"
-        for label in range(7):
-            for copy in range(4):
-                named = copy % 2 == 0
-                text = LabelledText(f"{topic} {label} {copy}", label, split, named, str(topic))
-                texts.append(text)
-    return Labelled(tuple(texts), LABEL_SETS["ekman7"], "planted")
-
-
 def _planted(data: Labelled, seed: int, *, lexical: float = 0.6) -> tuple[Tensor, Tensor]:
     """Vectors of both kinds in which the label arrives from the context at layer 3.
 
@@ -281,7 +257,7 @@ def _trusts(data: Labelled, readout: Tensor, token: Tensor) -> tuple[dict[str, l
 
 
 def test_probes_are_trusted_exactly_from_the_planted_layer_on() -> None:
-    data = _planted_texts()
+    data = planted_texts()
     readout, token = _trusts(data, *_planted(data, seed=1))
     above, attention = LAYERS - FROM, ["untrusted"] * LAYERS
     attention[FROM] = "trusted"
@@ -293,7 +269,7 @@ def test_probes_are_trusted_exactly_from_the_planted_layer_on() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_corpus_with_shuffled_labels_gives_no_trusted_cell(seed: int) -> None:
-    data = _planted_texts()
+    data = planted_texts()
     vectors = _planted(data, seed=1)
     order = torch.randperm(len(data.texts), generator=torch.Generator().manual_seed(seed))
     wrong = [data.texts[other].label for other in order.tolist()]
@@ -306,7 +282,7 @@ def test_a_corpus_with_shuffled_labels_gives_no_trusted_cell(seed: int) -> None:
 
 
 def test_judged_on_the_texts_without_emotion_words_or_on_another_source() -> None:
-    data = _planted_texts()
+    data = planted_texts()
     design = design_of(data, seed=0)
     assert design.judged_on == "held-out texts without emotion words"
     assert all(
@@ -321,7 +297,7 @@ def test_judged_on_the_texts_without_emotion_words_or_on_another_source() -> Non
 
 
 def test_folds_never_part_a_topic_and_never_hold_a_held_out_text() -> None:
-    data = _planted_texts()
+    data = planted_texts()
     folds = design_of(data, seed=3).folds.tolist()
     by_topic: dict[str, set[int]] = {}
     for text, fold in zip(data.texts, folds, strict=True):
@@ -332,7 +308,7 @@ def test_folds_never_part_a_topic_and_never_hold_a_held_out_text() -> None:
 
 
 def test_out_of_fold_probes_never_saw_the_fold() -> None:
-    data = _planted_texts()
+    data = planted_texts()
     design = design_of(data, seed=0)
     readout, _ = _planted(data, seed=1)
     chosen = readout[[4]]
@@ -350,172 +326,3 @@ def test_out_of_fold_probes_never_saw_the_fold() -> None:
     expected = theirs.predict_proba(((h - train.mean(0)) / train.std(0)).numpy())
     assert len(neutral) > 20
     assert torch.softmax(logits, dim=1).numpy() == pytest.approx(expected, abs=0.01)
-
-
-# --- the preview -------------------------------------------------------------------------------
-
-
-def test_the_ridge_preview_is_linear_discriminant_analysis_with_a_shrunk_total_covariance() -> None:
-    inputs, labels = _clusters(300, 24, 4, 0.6)
-    keep = torch.arange(300) % 4 != 0
-    found = fit_ridge(
-        inputs[None], labels.expand(2, -1), classes=4, keep=torch.stack([keep, ~keep | keep])
-    )
-    for replicate, rows in enumerate((keep, torch.ones(300, dtype=torch.bool))):
-        x, y = inputs[rows].double().numpy(), labels[rows].numpy()
-        gram = x.T @ x / len(x)
-        gram += 0.1 * np.trace(gram) / 24 * np.eye(24)
-        for label in range(4):
-            mean = x[y == label].mean(0)
-            weight = np.linalg.solve(gram, mean - x.mean(0))
-            bias = -weight @ (mean + x.mean(0)) / 2
-            assert np.allclose(found.weight[0, replicate, :, label].numpy(), weight, atol=1e-4)
-            assert float(found.bias[0, replicate, label]) == pytest.approx(bias, abs=1e-4)
-    exact = fit_logistic(inputs[None], labels[None], classes=4, strength=torch.tensor(0.1))
-    right = [(fit.logits(inputs[None])[0, -1].argmax(1) == labels) for fit in (found, exact)]
-    assert float(right[0].float().mean()) > float(right[1].float().mean()) - 0.15
-
-
-def test_wide_inputs_are_fitted_without_factors(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs, labels = _clusters(200, 16, 4, 0.5)
-    strengths = torch.tensor([[0.01, 1.0]])
-
-    def fitted() -> Tensor:
-        fit = fit_logistic(
-            inputs[None], labels.expand(2, -1), classes=4, strength=strengths, tolerance=1e-5
-        )
-        return fit.objective
-
-    quick = fitted()
-    monkeypatch.setattr("emotui.core.engine.logistic._INVERSE_VALUES", 0)
-    assert torch.allclose(quick, fitted(), atol=1e-5)
-
-
-# --- the control task and random directions ----------------------------------------------------
-
-
-def _first_words(count: int) -> Labelled:
-    """Texts whose first words recur in every split."""
-    texts = _planted_texts().texts
-    return Labelled(
-        tuple(
-            LabelledText(f"w{n % count} and more", t.label, t.split, t.named, t.group)
-            for n, t in enumerate(texts)
-        ),
-        LABEL_SETS["ekman7"],
-        "first words",
-    )
-
-
-def _task(data: Labelled) -> ControlTask | None:
-    design = design_of(data, seed=0)
-    return control_task(
-        [text.text for text in data.texts],
-        design.labels,
-        train=design.train,
-        held_out=design.subsets["test"],
-        classes=7,
-        seed=0,
-    )
-
-
-def test_control_labels_follow_from_the_first_word_alone() -> None:
-    data = _first_words(40)
-    task = _task(data)
-    assert task is not None and task.words == 40
-    design = design_of(data, seed=0)
-    assert set(task.judged.tolist()) == set(design.subsets["test"].tolist())
-    for drawn in task.labels.tolist():
-        by_word: dict[str, set[int]] = {}
-        for text, label in zip(data.texts, drawn, strict=True):
-            by_word.setdefault(text.text.split()[0], set()).add(label)
-        assert all(len(labels) == 1 for labels in by_word.values())
-    assert len({tuple(drawn) for drawn in task.labels.tolist()}) == len(task.labels)
-
-
-def test_only_held_out_texts_whose_first_word_was_trained_on_are_judged() -> None:
-    data = _first_words(40)
-    texts = list(data.texts)
-    new = next(n for n, text in enumerate(texts) if text.split == "test")
-    texts[new] = msgspec.structs.replace(texts[new], text="unheard of")
-    task = _task(Labelled(tuple(texts), data.emotions, "new"))
-    assert task is not None and new not in task.judged.tolist()
-
-
-@pytest.mark.parametrize("count", [1, 100_000])
-def test_without_first_words_that_recur_there_is_no_control_task(count: int) -> None:
-    assert _task(_first_words(count)) is None
-
-
-def test_a_probe_that_knows_words_has_no_selectivity_and_one_that_knows_labels_has() -> None:
-    data = _first_words(40)
-    design, task = design_of(data, seed=0), _task(data)
-    assert task is not None
-    generator = torch.Generator().manual_seed(3)
-    words = torch.eye(40).repeat(len(data.texts) // 40 + 1, 1)[: len(data.texts)]
-    meant = torch.nn.functional.one_hot(design.labels, 40).float()
-    inputs = torch.stack([words, 3 * meant]) + 0.1 * torch.randn(
-        2, len(data.texts), 40, generator=generator
-    )
-    places: tuple[Place, ...] = (("resid", 0), ("resid", 1))
-    fits = fit_places(
-        inputs, design, seed=0, job=QuietJob(), phase="", device=CPU, task=task, directions=True
-    )
-    by_word, by_label = scores_of(fits, fits.predicted[0], places, design)
-    assert by_word.control_accuracy is not None and by_word.control_accuracy > 0.95
-    assert by_word.selectivity is not None and by_word.selectivity < -0.7
-    assert by_label.control_accuracy is not None and by_label.control_accuracy < 0.35
-    assert by_label.selectivity is not None and by_label.selectivity > 0.6
-    # Independent: scikit-learn on the labels of the control task, at the probe's penalty.
-    train, judged = design.train, task.judged
-    standard = (inputs[1] - inputs[1, train].mean(0)) / inputs[1, train].std(0)
-    theirs = []
-    for drawn in task.labels:
-        model = LogisticRegression(
-            C=float(fits.strength[1]), class_weight="balanced", max_iter=10_000, tol=1e-6
-        ).fit(standard[train].numpy(), drawn[train].numpy())
-        guess = model.predict(standard[judged].numpy())
-        theirs.append(balanced_accuracy_score(drawn[judged].numpy(), guess))
-    assert by_label.control_accuracy == pytest.approx(np.mean(theirs), abs=0.03)
-
-
-def test_random_directions_read_less_and_nothing_where_only_the_probe_sees() -> None:
-    """At layer 0 the labels lie in seven of 64 coordinates: without them nothing is left."""
-    data = _planted_texts()
-    design = design_of(data, seed=0)
-    generator = torch.Generator().manual_seed(4)
-    n = len(data.texts)
-    lone = torch.randn(n, 64, generator=generator)
-    lone[:, :7] += 4 * torch.nn.functional.one_hot(design.labels, 7)
-    many = torch.randn(n, 64, generator=generator)
-    many += 3 * torch.randn(7, 64, generator=generator)[design.labels]
-    inputs = torch.stack([lone, many])
-    fits = fit_places(inputs, design, seed=0, job=QuietJob(), phase="", device=CPU, directions=True)
-    found = scores_of(fits, fits.predicted[0], (("resid", 0), ("resid", 1)), design)
-    assert all(score.control_accuracy is None and score.selectivity is None for score in found)
-    for score in found:
-        assert score.random_accuracy is not None and score.orthogonal_accuracy is not None
-        assert score.orthogonal_accuracy < score.random_accuracy < score.balanced_accuracy
-    assert found[0].orthogonal_accuracy is not None and found[0].orthogonal_accuracy < 0.3
-    # Independent: the same drawings, through scikit-learn.
-    for row, score in enumerate(found):
-        theirs = []
-        for draw in range(5):
-            directions = torch.randn(64, 7, generator=torch.Generator().manual_seed(draw))
-            along = inputs[row] @ (directions / directions.norm(dim=0))
-            standard = (along - along[design.train].mean(0)) / along[design.train].std(0)
-            strength = float(fits.strength[row])
-            model = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000)
-            model.fit(standard[design.train].numpy(), design.labels[design.train].numpy())
-            guess = model.predict(standard[design.judged].numpy())
-            theirs.append(balanced_accuracy_score(design.labels[design.judged].numpy(), guess))
-        assert score.random_accuracy == pytest.approx(np.mean(theirs), abs=0.04)
-
-
-def test_random_directions_without_a_probe_are_orthogonal_to_it() -> None:
-    without = torch.randn(32, 5, generator=torch.Generator().manual_seed(1))
-    found = random_directions(
-        32, 4, generator=torch.Generator().manual_seed(2), without=without
-    ).double()
-    assert float((without.T.double() @ found).abs().max()) < 1e-5
-    assert torch.allclose(found.norm(dim=0), torch.ones(4, dtype=torch.float64), atol=1e-6)

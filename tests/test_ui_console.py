@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
+from support_console import EDITS, shown, typed, with_edits
 from support_screen import TEXT, Scene, lines_of, until
 from test_ui_edits import edited, edits_on, joined
 
-from emotui.app import EmotuiApp
 from emotui.cache.history import load_history
 from emotui.cache.notes import add_note, notes_of
 from emotui.cache.recipes import Recipe, load_recipe, recipes, save_recipe
@@ -23,32 +22,12 @@ from emotui.core.records import Trace
 from emotui.ui.actions import ACTIONS, Action
 from emotui.ui.commands import command_in, command_table
 
-EDITS = ("ablate L3/1 at all", "knock attn L1 mean at readout")
-
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Scene:
     scene = Scene(tmp_path)
     scene.put_trace(probes=scene.put_probes())
     return scene
-
-
-def with_edits(scene: Scene) -> Trace:
-    return scene.put_trace(
-        probes=scene.put_probes(), edits=EDITS, change=lambda trace: edited(trace, EDITS)
-    )
-
-
-async def shown(app: EmotuiApp, pilot: Any) -> None:
-    await until(pilot, lambda: app.explorer.state.features)
-    await until(pilot, lambda: not app.workbench.busy)
-
-
-async def typed(pilot: Any, line: str, *keys: str) -> None:
-    await pilot.press(*["space" if c == " " else c for c in line], *keys)
-
-
-# The table
 
 
 def test_every_built_action_of_a_pane_is_a_command_by_its_id() -> None:
@@ -443,69 +422,3 @@ async def test_visited_traces_have_names_to_patch_from(scene: Scene) -> None:
 
 
 # The palette
-
-
-@pytest.mark.parametrize("size", [(80, 24), (160, 45)])
-async def test_the_palette_offers_what_the_pane_can_do(scene: Scene, size: tuple[int, int]) -> None:
-    async with scene.open(size=size) as (app, pilot):
-        await shown(app, pilot)
-        await pilot.press("3", "ctrl+p")
-        await until(pilot, lambda: app.screen is not app.explorer)
-        await typed(pilot, "mark")
-        await until(pilot, lambda: "mark  (space)" in joined(app))
-        await pilot.press("enter")
-        await pilot.press("enter") if app.screen is not app.explorer else None
-        await until(pilot, lambda: app.explorer.state.marks)
-        assert app.screen is app.explorer
-        await pilot.press("1", "ctrl+p")
-        await until(pilot, lambda: app.screen is not app.explorer)
-        await typed(pilot, "space")
-        await pilot.pause(0.3)
-        assert "mark  (space)" not in joined(app), "no such thing in the text"
-        await pilot.press("escape")
-        await until(pilot, lambda: app.screen is app.explorer)
-
-
-# What is offered for commands
-
-
-async def test_every_argument_that_is_offered_is_taken(
-    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with_arguments = ("emotion", "layer", "goto", "metric", "template", "export")
-    async with scene.open() as (app, pilot):
-        await shown(app, pilot)
-        await pilot.press("colon")
-        await until(pilot, lambda: app.explorer.console.choices.found)
-        console, handlers = app.explorer.console, app.explorer.handlers.console
-        taken = {name: handlers._own()[name] for name in with_arguments}
-        for name in with_arguments:
-            found = console.completer(f"{name} ", len(name) + 1)
-            assert found, name
-            for one in (found[0], found[-1]):
-                line = one.put_in(f"{name} ")
-                parsed = command_in(line, handlers._commands)
-                assert parsed is not None and parsed[1] == one.text
-                app.explorer.open_console(line)
-                taken[name](one.text)  # it raises where the argument is wrong
-        assert console.completer(":lay", 4)[0].put_in(":lay") == ":layer"
-        assert console.completer("undo ", 5) == []
-
-
-async def test_labels_of_others_are_listed_as_they_may_be_painted(scene: Scene) -> None:
-    hostile = "[red]\x1b[31mloud\u202e[/nope]"
-
-    def change(trace: Trace) -> Trace:
-        labels = (hostile,) * len(trace.features.label)
-        features = msgspec.structs.replace(trace.features, label=labels)
-        return msgspec.structs.replace(trace, features=features)
-
-    scene.put_trace(probes=scene.put_probes(), change=change)
-    async with scene.open(size=(80, 24)) as (app, pilot):
-        await shown(app, pilot)
-        await pilot.press("colon")
-        await typed(pilot, "ablate ")
-        await until(pilot, lambda: "loud" in joined(app))
-        assert "[red]" in joined(app)
-        assert "\x1b" not in joined(app) and "\u202e" not in joined(app)
