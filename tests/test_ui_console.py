@@ -19,7 +19,7 @@ from emotui.core.edits import OPERATIONS
 from emotui.core.errors import EditError, ModelError
 from emotui.core.protocol import InspectRequest
 from emotui.core.records import Trace
-from emotui.ui.actions import ACTIONS, Action
+from emotui.ui.actions import ACTIONS
 from emotui.ui.commands import command_in, command_table
 
 
@@ -30,19 +30,14 @@ def scene(tmp_path: Path) -> Scene:
     return scene
 
 
-def test_every_built_action_of_a_pane_is_a_command_by_its_id() -> None:
+def test_every_action_of_a_pane_is_a_command_by_its_id() -> None:
     table = command_table()
     for action in ACTIONS:
-        if action.built and set(action.panes) & {"text", "layers", "features", "interventions"}:
+        if set(action.panes) & {"text", "layers", "features", "interventions"}:
             assert table[action.id].action == action.id
     assert table["undo"].action == "edit.undo" and table["quit"].action == "app.close"
     assert not set(table) & set(OPERATIONS), "edits come first"
     assert all(word == word.lower() and " " not in word for word in table)
-
-
-def test_an_action_that_is_not_built_is_no_command() -> None:
-    action = Action(id="some.thing", keys=("k",), label="thing", help="", built=False)
-    assert "some.thing" not in command_table([action])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the console runs beside edits: commands of its own, and every built action by name."""
+"""What the console runs beside edits: commands of its own, and every action by name."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ _OWN = (
 
 
 def command_table(actions: Iterable[Action] = ACTIONS) -> Mapping[str, Command]:
-    """Return the commands by name: their own first, then each built action by label and by id.
+    """Return the commands by name: their own first, then each action by label and by id.
 
     An action whose label is taken, by an edit or by a command, has its id alone.
     """
     table: dict[str, Command] = {}
-    usable = [a for a in actions if a.built and _IN_PANES & set(a.panes)]
+    usable = [a for a in actions if _IN_PANES & set(a.panes)]
     ids = {action.id for action in usable}
     for command in _OWN:
         if not command.action or command.argument or command.action in ids:

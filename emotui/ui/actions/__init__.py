@@ -1,7 +1,4 @@
-"""The actions: one table that bindings, footer and help read.
-
-An action that is not built yet keeps its key here, so that no other takes it, and is shown nowhere.
-"""
+"""The actions: one table that bindings, footer, help, palette and console read."""
 
 from __future__ import annotations
 
@@ -65,12 +62,12 @@ def named_key(shown: str) -> str:
 
 
 def actions_of(pane: PaneName, *, actions: Iterable[Action] = ACTIONS) -> list[Action]:
-    """Return the built actions whose keys a pane hears, in the table's order."""
-    return [action for action in actions if action.built and pane in action.panes]
+    """Return the actions whose keys a pane hears, in the table's order."""
+    return [action for action in actions if pane in action.panes]
 
 
 def action_for(pane: PaneName, key: str, *, actions: Iterable[Action] = ACTIONS) -> Action | None:
-    """Return the built action a key means in a pane; None where it means nothing."""
+    """Return the action a key means in a pane; None where it means nothing."""
     found = (action for action in actions_of(pane, actions=actions) if key in action.keys)
     return next(found, None)
 
@@ -84,7 +81,7 @@ def heard_elsewhere(pane: PaneName, key: str, *, actions: Sequence[Action] = ACT
         return None
     for action in actions:
         panes = [one for one in action.panes if one in LOOKING]
-        if action.built and key in action.keys and panes:
+        if key in action.keys and panes:
             there = ", ".join(one.capitalize() for one in panes)
             leads = [other for one in panes for other in actions if other.id == f"pane.{one}"]
             keys = ", ".join(shown_key(other.keys[0]) for other in leads)
@@ -94,7 +91,7 @@ def heard_elsewhere(pane: PaneName, key: str, *, actions: Sequence[Action] = ACT
 
 
 def clashes(actions: Iterable[Action] = ACTIONS) -> list[str]:
-    """Name every key with two meanings in one pane, built or not; [] is as it must be."""
+    """Name every key with two meanings in one pane; [] is as it must be."""
     owner: dict[tuple[PaneName, str], str] = {}
     found = []
     for action in actions:

@@ -29,7 +29,6 @@ class Action:
     """One line for the help screen."""
     panes: tuple[PaneName, ...] = LOOKING
     """Where its keys are heard."""
-    built: bool = True
     careful: bool = False
     """Whether it does more than move or show, so that it waits until a key is no paste."""
     footer: bool = True

@@ -54,7 +54,7 @@ class Handlers:
                 self._answers.update(area.answers())
 
     def of(self, action: str) -> Handler:
-        """Return what an action calls; AttributeError for one that is not built."""
+        """Return what an action calls; AttributeError for one without a handler."""
         area, _, verb = action.partition(".")
         handler: Handler = getattr(getattr(self, area), f"do_{verb}")
         return handler

@@ -60,7 +60,7 @@ class Lines(Widget):
 
 
 def help_lines(pane: PaneName, *, table: Sequence[Action] = ACTIONS) -> list[str]:
-    """Return the help of a pane: its built actions from the table, and how to read it."""
+    """Return the help of a pane: its actions from the table, and how to read it."""
     actions = actions_of(pane, actions=table)
     keys = {action.id: " ".join(shown_key(key) for key in action.keys) for action in actions}
     width = max(len(shown) for shown in keys.values())

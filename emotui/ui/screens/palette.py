@@ -14,7 +14,7 @@ _LEFT_OUT = ("app.palette", "move.")
 
 
 class ActionProvider(Provider):
-    """The built actions of the pane that hears keys, found by name or by what they do."""
+    """The actions of the pane that hears keys, found by name or by what they do."""
 
     async def discover(self) -> Hits:
         """Return all of them, in the order of the table."""
