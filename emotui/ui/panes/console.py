@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.cells import cell_len
 from textual import events
@@ -13,14 +13,16 @@ from textual.suggester import Suggester
 from textual.widget import Widget
 from textual.widgets.input import Selection
 
-from emotui.core.edits.completion import Completion
 from emotui.core.text import clean
 from emotui.ui.definition import PLACEHOLDER
 from emotui.ui.paint import fit, safe, visible
 from emotui.ui.panes.entry import Entry
 from emotui.ui.panes.lines import bindings_of
 
-Completer = Callable[[str, int], list[Completion]]
+if TYPE_CHECKING:
+    from emotui.core.edits.completion import Completion
+
+Completer = Callable[[str, int], "list[Completion]"]
 """What may stand at the cursor of a line."""
 
 _WORD = 26
