@@ -266,12 +266,10 @@ def run_explorer(
     before, in every case.
     """
     appearance = load_appearance()
-    themes, coloured = appearance.themes, terminal.coloured
+    themes, coloured, few = appearance.themes, terminal.coloured, terminal.few_colours
     options = OpenOptions(
         request=request,
-        theme=theme_at_start(
-            theme, themes=themes, coloured=coloured, few_colours=terminal.few_colours
-        ),
+        theme=theme_at_start(theme, themes=themes, coloured=coloured, few_colours=few),
         themes=themes,
         mouse=terminal.mouse,
         coloured=coloured,
