@@ -146,7 +146,7 @@ def test_the_same_run_has_the_same_bytes_and_its_words_give_the_controls(
     [
         ({"span": "2"}, "cannot span 2 layers"),
         ({"sites": "resid,heads"}, "no site called 'heads'"),
-        ({"pairs": "0"}, "pairs cannot be 0"),
+        ({"pairs": "0"}, "pairs cannot be '0'"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(

@@ -172,9 +172,9 @@ def test_the_same_run_has_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     ("fields", "what"),
     [
         ({"settings": {"strengths": "0,0.1"}}, "strengths cannot hold 0"),
-        ({"settings": {"span": "1,3"}}, "takes one span"),
+        ({"settings": {"span": "1,3"}}, "span cannot be '1,3'"),
         ({"settings": {"along": "rows"}}, "along cannot be 'rows'"),
-        ({"settings": {"draws": "0"}}, "draws cannot be 0"),
+        ({"settings": {"draws": "0"}}, "draws cannot be '0'"),
         ({"settings": {"layer": "4"}}, "no layer '4'"),
         ({"limit": 8}, "too few texts to cut in two halves"),
     ],

@@ -13,7 +13,6 @@ from textual.theme import BUILTIN_THEMES, Theme
 from emotui.core.errors import UsageError
 from emotui.core.text import clean
 from emotui.themes import DARK, MONO, SIXTEEN, THEMES
-from emotui.themes.user import user_themes
 from emotui.ui.actions import ACTIONS, Action
 from emotui.ui.keymap import load_keymap
 
@@ -37,7 +36,11 @@ def settings_folder(environ: Mapping[str, str] | None = None) -> Path:
 def load_appearance(folder: Path | None = None) -> Appearance:
     """Return what the user's files say; UsageError that names the file that is wrong."""
     folder = folder or settings_folder()
-    themes = user_themes(folder / "themes")
+    themes: list[Theme] = []
+    if (folder / "themes").is_dir():
+        from emotui.themes.user import user_themes
+
+        themes = user_themes(folder / "themes")
     return Appearance(tuple(themes), load_keymap(folder / "keymap.toml"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import BinaryIO
 
 import msgspec
@@ -75,8 +76,17 @@ Event = Hello | Progress | Result | Failure
 Incoming = Request | CancelRequest
 
 _ENCODER = msgspec.msgpack.Encoder()
-_EVENTS = msgspec.msgpack.Decoder(Event)
-_INCOMING = msgspec.msgpack.Decoder(Incoming)
+
+
+# Made when first needed: each takes some milliseconds, which the first paint does not wait for.
+@functools.cache
+def _events() -> msgspec.msgpack.Decoder[Event]:
+    return msgspec.msgpack.Decoder(Event)
+
+
+@functools.cache
+def _incoming() -> msgspec.msgpack.Decoder[Incoming]:
+    return msgspec.msgpack.Decoder(Incoming)
 
 
 def as_frame(message: Event | Incoming) -> bytes:
@@ -137,7 +147,7 @@ def read_event(stream: BinaryIO) -> Event | None:
     """
     body = _read_body(stream)
     try:
-        return None if body is None else _EVENTS.decode(body)
+        return None if body is None else _events().decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as problem:
         raise EngineError("The engine sent a message that cannot be read.") from problem
 
@@ -146,6 +156,6 @@ def read_incoming(stream: BinaryIO) -> Incoming | None:
     """Read what the terminal process asks next; otherwise as `read_event`."""
     body = _read_body(stream)
     try:
-        return None if body is None else _INCOMING.decode(body)
+        return None if body is None else _incoming().decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as problem:
         raise EngineError("The engine was sent a message that cannot be read.") from problem
