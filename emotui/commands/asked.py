@@ -27,12 +27,12 @@ from emotui.commands.texts import text_of_argument
 from emotui.core.emotion_terms import TextTerms, terms_for
 from emotui.core.errors import UsageError
 from emotui.core.forms import TextConsistency
+from emotui.core.model_names import recorded_name
 from emotui.core.protocol import (
     AskedInForms,
     InspectRequest,
     Loaded,
     LoadRequest,
-    ModelSpec,
     Operation,
     Outcome,
     TermsScored,
@@ -82,7 +82,7 @@ def consistency(
         sys.stdout.buffer.write(
             document_bytes(
                 ConsistencyDocument(
-                    model=_name(request.spec),
+                    model=recorded_name(request.spec.model),
                     fingerprint=fingerprint,
                     text=request.text,
                     consistency=answer,
@@ -140,7 +140,7 @@ def terms(
         sys.stdout.buffer.write(
             document_bytes(
                 TermsDocument(
-                    model=_name(request.spec),
+                    model=recorded_name(request.spec.model),
                     fingerprint=fingerprint,
                     text=request.text,
                     terms=answer,
@@ -192,8 +192,3 @@ def _answered(
             assert isinstance(loaded, Loaded)
             ready = prepare(request, store, fingerprint=loaded.fingerprint).request
             return loaded.fingerprint, found(wait_for(client.submit(question(ready))))
-
-
-def _name(spec: ModelSpec) -> str:
-    folder = Path(spec.model).expanduser()
-    return folder.resolve().name if folder.is_dir() else spec.model

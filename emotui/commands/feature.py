@@ -21,6 +21,7 @@ from emotui.commands.options import (
 )
 from emotui.commands.texts import text_of_argument
 from emotui.core.details import FeatureDetail
+from emotui.core.model_names import recorded_name
 from emotui.core.protocol import (
     Featured,
     FeatureRequest,
@@ -65,9 +66,7 @@ def feature(
             FeatureRequest(request, feature=name, position=at, corpus=corpus), root
         )
     if as_json:
-        folder = Path(spec.model).expanduser()
-        known_as = folder.resolve().name if folder.is_dir() else spec.model
-        data = document_bytes(detail, model=known_as, fingerprint=fingerprint)
+        data = document_bytes(detail, model=recorded_name(spec.model), fingerprint=fingerprint)
         sys.stdout.buffer.write(data)
     else:
         sys.stdout.write("\n".join(lines_of(detail, emotion=emotion)) + "\n")

@@ -14,6 +14,7 @@ from emotui.commands.options import KeepOptions, ModelOptions, PromptOptions, in
 from emotui.commands.texts import text_of_argument
 from emotui.core.errors import UsageError
 from emotui.core.findings import WithoutWords
+from emotui.core.model_names import recorded_name
 from emotui.core.protocol import (
     InspectRequest,
     Loaded,
@@ -58,9 +59,7 @@ def without(
         )
         fingerprint, found = _found(WithoutRequest(request, emotion, placeholder), root)
     if as_json:
-        folder = Path(spec.model).expanduser()
-        name = folder.resolve().name if folder.is_dir() else spec.model
-        data = document_bytes(found, model=name, fingerprint=fingerprint)
+        data = document_bytes(found, model=recorded_name(spec.model), fingerprint=fingerprint)
         sys.stdout.buffer.write(data)
     else:
         lines = [clean(found.text), *lines_of(found)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 ALIASES: Mapping[str, str] = MappingProxyType(
@@ -96,3 +97,9 @@ def near_names(name: str, known: Iterable[str], *, most: int = 5) -> list[str]:
     by_last = {low.rsplit("/", 1)[-1]: low for low in by_lower}
     alike += [by_last[one] for one in difflib.get_close_matches(last, by_last, n=most)]
     return [by_lower[low] for low in dict.fromkeys([*same, *alike])][:most]
+
+
+def recorded_name(model: str) -> str:
+    """Return a model's name for a record: a hub id, or the folder's name without its path."""
+    folder = Path(model).expanduser()
+    return folder.resolve().name if folder.is_dir() else model
