@@ -31,10 +31,10 @@ from emotui.core.engine.fit import (
     token_logits,
 )
 from emotui.core.engine.labelled import NEUTRAL, labels_of
-from emotui.core.engine.model import name_of
 from emotui.core.engine.place_fits import PlaceFits
 from emotui.core.engine.probes import Probe, ProbeFile
 from emotui.core.errors import UsageError
+from emotui.core.model_names import recorded_name
 from emotui.core.protocol import Defined, DefineRequest
 from emotui.core.records import ProbeKind, TextRecord
 from emotui.core.text import clean, template_named
@@ -366,7 +366,7 @@ def _card(
     return ProbeCard(
         id=f"{DEFINED}{name}-{kind}-{request.template}-{identity.hexdigest()[:8]}",
         fingerprint=model.fingerprint,
-        model=name_of(request.spec),
+        model=recorded_name(request.spec.model),
         kind=kind,
         label_set=f"{DEFINED}{name}",
         emotions=(name,),

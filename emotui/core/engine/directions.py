@@ -20,10 +20,10 @@ from emotui.core.engine.define import checked_name
 from emotui.core.engine.design import FOLDS, Design
 from emotui.core.engine.fit import neutral_scale, readout_logits, thresholds_of, token_logits
 from emotui.core.engine.labelled import NEUTRAL
-from emotui.core.engine.model import name_of
 from emotui.core.engine.place_fits import PlaceFits
 from emotui.core.engine.probes import Probe, ProbeFile
 from emotui.core.errors import ProbeError
+from emotui.core.model_names import recorded_name
 from emotui.core.protocol import Defined, ImportDirectionRequest
 from emotui.core.records import ProbeKind
 from emotui.core.text import clean, template_named
@@ -174,7 +174,7 @@ def _card(
     return ProbeCard(
         id=f"{DEFINED}{name}-{kind}-{request.template}-{identity.hexdigest()[:8]}",
         fingerprint=model.fingerprint,
-        model=name_of(request.spec),
+        model=recorded_name(request.spec.model),
         kind=kind,
         label_set=f"{DEFINED}{name}",
         emotions=(name,),

@@ -23,11 +23,11 @@ from emotui.core.engine import controls
 from emotui.core.engine.collect import Place, collect, text_mask, visit
 from emotui.core.engine.design import Design, design_of
 from emotui.core.engine.labelled import Labelled, labelled_texts
-from emotui.core.engine.model import name_of
 from emotui.core.engine.place_fits import PlaceFits, fit_places, out_of_fold, scores_of
 from emotui.core.engine.probe_controls import ControlTask, control_task
 from emotui.core.engine.probes import Probe, ProbeFile, Threshold
 from emotui.core.errors import TextError
+from emotui.core.model_names import recorded_name
 from emotui.core.protocol import FitRequest, Fitted
 from emotui.core.records import ProbeKind, Site, TextRecord
 from emotui.core.text import template_named
@@ -233,7 +233,7 @@ def _card(request: FitRequest, model: LoadedModel, data: Labelled, kind: ProbeKi
     return ProbeCard(
         id=f"{request.label_set}-{kind}-{request.template}-{identity.hexdigest()[:8]}",
         fingerprint=model.fingerprint,
-        model=name_of(request.spec),
+        model=recorded_name(request.spec.model),
         kind=kind,
         label_set=request.label_set,
         emotions=data.emotions,

@@ -28,9 +28,10 @@ from emotui.core.engine.generate import continuation
 from emotui.core.engine.instruments import Instruments
 from emotui.core.engine.lens import read_lens
 from emotui.core.engine.memory import Estimate, peak_bytes, told_what_fits
-from emotui.core.engine.model import LoadedModel, name_of, package_versions
+from emotui.core.engine.model import LoadedModel, package_versions
 from emotui.core.engine.runs import activations_of
 from emotui.core.errors import UsageError
+from emotui.core.model_names import recorded_name
 from emotui.core.protocol import GenerationSpec, Inspected, InspectRequest, ModelSpec
 from emotui.core.records import Answer, Effect, Run, TextRecord, Trace
 from emotui.core.text import Template, clean, template_named
@@ -280,7 +281,7 @@ def _effects(
 def run_record(model: LoadedModel, request: InspectRequest) -> Run:
     """Return the record of what computed a trace."""
     return Run(
-        model=name_of(request.spec),
+        model=recorded_name(request.spec.model),
         revision=model.revision,
         fingerprint=model.fingerprint,
         architecture=model.architecture,

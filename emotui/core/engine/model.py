@@ -136,12 +136,6 @@ class LoadedModel:
         return logits
 
 
-def name_of(spec: ModelSpec) -> str:
-    """Return the model's name for a record: a hub id, or the folder's name without its path."""
-    folder = Path(spec.model).expanduser()
-    return folder.resolve().name if folder.is_dir() else spec.model
-
-
 def package_versions() -> dict[str, str]:
     """Return the versions of what computes a trace, for its record."""
     return dict(_package_versions())

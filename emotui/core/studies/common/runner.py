@@ -17,8 +17,9 @@ from emotui.core.engine.answer import label_tokens
 from emotui.core.engine.capture import Job
 from emotui.core.engine.inspect import note_of
 from emotui.core.engine.instruments import Instruments
-from emotui.core.engine.model import LoadedModel, name_of, package_versions
+from emotui.core.engine.model import LoadedModel, package_versions
 from emotui.core.errors import UsageError
+from emotui.core.model_names import recorded_name
 from emotui.core.protocol import StudyDone, StudyPlanned, StudyRequest
 from emotui.core.studies.common import folder as folders
 from emotui.core.studies.common.dataset import dataset_of
@@ -105,7 +106,7 @@ def _running(
         seed=request.seed,
         limit=request.limit,
         dataset=summary,
-        model=name_of(request.spec),
+        model=recorded_name(request.spec.model),
         revision=model.revision,
         fingerprint=model.fingerprint,
         architecture=model.architecture,
