@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from emotui.cache.store import Store, default_root
 from emotui.core.engine.capture import Job
@@ -58,6 +58,18 @@ from emotui.core.protocol import (
 from emotui.core.text import template_named
 
 
+class _OfModel(Protocol):
+    """A request that names a model and a cache."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model."""
+
+    @property
+    def cache_dir(self) -> str:
+        """The cache's folder; "" means the default place."""
+
+
 class Session:
     """What stays between requests: one model, one store, the instruments loaded so far."""
 
@@ -83,6 +95,16 @@ class Session:
             self._model = load_model(spec, job, memo=store or self._store)
         return self._model
 
+    def loaded(self, asked: _OfModel, job: Job) -> tuple[LoadedModel, Store]:
+        """Return the model and the store that a request names."""
+        store = self.store(asked.cache_dir)
+        return self.model(asked.spec, job, store=store), store
+
+    def ready(self, asked: _OfModel, job: Job) -> tuple[LoadedModel, Instruments, Store]:
+        """Return the model, instruments and store that a request names."""
+        model, store = self.loaded(asked, job)
+        return model, self.instruments(model, store), store
+
     def forget_model(self) -> None:
         """Let the model go: the next request loads it anew."""
         self._model = self._instruments = None
@@ -102,8 +124,7 @@ class Session:
 
 def _load(request: LoadRequest, job: Job, session: Session) -> Loaded:
     started = time.monotonic()
-    store = session.store(request.cache_dir)
-    model = session.model(request.spec, job, store=store)
+    model, store = session.loaded(request, job)
     if request.template is not None:
         corpus_statistics(model, template_named(request.template), store, job)
     return Loaded(
@@ -122,45 +143,36 @@ def _load(request: LoadRequest, job: Job, session: Session) -> Loaded:
 
 
 def _inspect(request: InspectRequest, job: Job, session: Session) -> Inspected:
-    store = session.store(request.cache_dir)
-    model = session.model(request.spec, job, store=store)
-    return inspect(request, model, session.instruments(model, store), store, job)
+    return inspect(request, *session.ready(request, job), job)
 
 
 def _prefetch(request: PrefetchRequest, job: Job, session: Session) -> Prefetched:
-    store = session.store(request.like.cache_dir)
-    model = session.model(request.like.spec, job, store=store)
-    return prefetch(request, model, session.instruments(model, store), store, job)
+    return prefetch(request, *session.ready(request.like, job), job)
 
 
 def _fit(request: FitRequest, job: Job, session: Session) -> Fitted:
     from emotui.core.engine.fit import fit_probes
 
-    store = session.store(request.cache_dir)
-    model = session.model(request.spec, job, store=store)
-    return fit_probes(request, model, store, job)
+    return fit_probes(request, *session.loaded(request, job), job)
 
 
 def _fit_labels(request: LabelsFitRequest, job: Job, session: Session) -> LabelsFitted:
     from emotui.core.engine.feature_labels import fit_labels
 
-    store = session.store(request.cache_dir)
-    model = session.model(request.spec, job, store=store)
-    return fit_labels(request, model, store, session.instruments(model, store), job)
+    model, instruments, store = session.ready(request, job)
+    return fit_labels(request, model, store, instruments, job)
 
 
 def _define(request: DefineRequest, job: Job, session: Session) -> Defined:
     from emotui.core.engine.define import define_emotion
 
-    store = session.store(request.cache_dir)
-    return define_emotion(request, session.model(request.spec, job, store=store), store, job)
+    return define_emotion(request, *session.loaded(request, job), job)
 
 
 def _import_direction(request: ImportDirectionRequest, job: Job, session: Session) -> Defined:
     from emotui.core.engine.directions import import_direction
 
-    store = session.store(request.cache_dir)
-    return import_direction(request, session.model(request.spec, job, store=store), store, job)
+    return import_direction(request, *session.loaded(request, job), job)
 
 
 def _generate(request: GenerateRequest, job: Job, session: Session) -> Generated:
@@ -170,58 +182,43 @@ def _generate(request: GenerateRequest, job: Job, session: Session) -> Generated
 def _where(request: WhereRequest, job: Job, session: Session) -> Located:
     from emotui.core.engine.where import locate
 
-    store = session.store(request.cache_dir)
-    model = session.model(request.spec, job, store=store)
-    return locate(request, model, session.instruments(model, store), store, job)
+    return locate(request, *session.ready(request, job), job)
 
 
 def _verify(request: VerifyRequest, job: Job, session: Session) -> Verified:
     from emotui.core.engine.verify import verify
 
-    store = session.store(request.inspect.cache_dir)
-    model = session.model(request.inspect.spec, job, store=store)
-    return verify(request, model, session.instruments(model, store), store, job)
+    return verify(request, *session.ready(request.inspect, job), job)
 
 
 def _consistency(request: ConsistencyRequest, job: Job, session: Session) -> AskedInForms:
     from emotui.core.engine.consistency import ask_in_forms
 
-    store = session.store(request.inspect.cache_dir)
-    model = session.model(request.inspect.spec, job, store=store)
-    return ask_in_forms(request, model, session.instruments(model, store), store, job)
+    return ask_in_forms(request, *session.ready(request.inspect, job), job)
 
 
 def _terms(request: TermsRequest, job: Job, session: Session) -> TermsScored:
     from emotui.core.engine.text_terms import score_text
 
-    store = session.store(request.inspect.cache_dir)
-    model = session.model(request.inspect.spec, job, store=store)
-    return score_text(request, model, session.instruments(model, store), store, job)
+    return score_text(request, *session.ready(request.inspect, job), job)
 
 
 def _without(request: WithoutRequest, job: Job, session: Session) -> MaskedWords:
     from emotui.core.engine.without import without_words
 
-    store = session.store(request.inspect.cache_dir)
-    model = session.model(request.inspect.spec, job, store=store)
-    return without_words(request, model, session.instruments(model, store), store, job)
+    return without_words(request, *session.ready(request.inspect, job), job)
 
 
 def _feature(request: FeatureRequest, job: Job, session: Session) -> Featured:
     from emotui.core.engine.feature_detail import detail_feature
 
-    store = session.store(request.inspect.cache_dir)
-    model = session.model(request.inspect.spec, job, store=store)
-    return detail_feature(request, model, session.instruments(model, store), store, job)
+    return detail_feature(request, *session.ready(request.inspect, job), job)
 
 
 def _activate(request: ActivationsRequest, job: Job, session: Session) -> Activated:
     from emotui.core.engine.activate import activate
 
-    wanted = request.inspect
-    store = session.store(wanted.cache_dir)
-    model = session.model(wanted.spec, job, store=store)
-    return activate(wanted, model, session.instruments(model, store), store, job)
+    return activate(request.inspect, *session.ready(request.inspect, job), job)
 
 
 def _diagnose(request: DoctorRequest, job: Job, session: Session) -> Diagnosed:
