@@ -11,32 +11,24 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 import torch
 from torch import Tensor
 
-from emotui.cache.probes import DEFINED, ProbeCard, ProbeScore
+from emotui.cache.probes import ProbeCard, ProbeScore
 from emotui.core.corpus import load_situations
 from emotui.core.engine import controls
 from emotui.core.engine.collect import Place, collect
+from emotui.core.engine.defined import KINDS, defined_card, defined_probe
 from emotui.core.engine.design import FOLDS, Design
-from emotui.core.engine.fit import (
-    neutral_scale,
-    readout_logits,
-    thresholds_of,
-    token_logits,
-)
 from emotui.core.engine.labelled import NEUTRAL, labels_of
 from emotui.core.engine.place_fits import PlaceFits
-from emotui.core.engine.probes import Probe, ProbeFile
 from emotui.core.errors import UsageError
-from emotui.core.model_names import recorded_name
 from emotui.core.protocol import Defined, DefineRequest
-from emotui.core.records import ProbeKind, TextRecord
+from emotui.core.records import ProbeKind
 from emotui.core.text import clean, template_named
 
 if TYPE_CHECKING:
@@ -54,7 +46,6 @@ FRAMES = (
 )
 """The texts that a word is put into."""
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
-_KINDS: tuple[ProbeKind, ProbeKind] = ("readout", "token")
 
 
 def checked_name(name: str, label_set: str) -> str:
@@ -109,13 +100,25 @@ def define_emotion(request: DefineRequest, model: LoadedModel, store: Store, job
     bag_place = collected.places.index(("resid", -1))
     bag = _left_out(inputs["token"][bag_place, None], design).predicted[0]
     made, cards = [], []
-    for kind in _KINDS:
+    for kind in KINDS:
         job.check()
         job.progress(f"fitting the {kind} direction")
         fits, judged = _fits(inputs[kind], design), _left_out(inputs[kind], design)
         scores = _scores(inputs[kind], fits, judged, bag, design, collected.places, request.seed)
-        card = _card(request, model, name, kind, data, scores, given)
-        made.append(_probe(fits, card, inputs[kind], design, records, collected.places, model, job))
+        card = defined_card(
+            request,
+            model,
+            name=name,
+            kind=kind,
+            digest=_digest(request, model, name, kind, given),
+            data=data,
+            n_texts=len(given),
+            judged_on=_judged_on(request, name, other=scores[0].other_accuracy is not None),
+            scores=scores,
+        )
+        made.append(
+            defined_probe(fits, card, inputs[kind], design, records, collected.places, model, job)
+        )
         cards.append(card)
     job.check()
     for probe in made:
@@ -323,38 +326,10 @@ def _scores(
     return tuple(scores)
 
 
-def _probe(
-    fits: PlaceFits,
-    card: ProbeCard,
-    inputs: Tensor,
-    design: Design,
-    records: list[TextRecord],
-    places: tuple[Place, ...],
-    model: LoadedModel,
-    job: Job,
-) -> Probe:
-    one = replace(design, classes=1)  # a single output
-    lengths: list[int] | None = None
-    if card.kind == "readout":
-        logits = readout_logits(fits, one, inputs)
-    else:
-        logits = token_logits(fits, one, records, model, job)
-        lengths = [len(records[row].tokens) for row in design.neutral.tolist()]
-    mean, sd = neutral_scale(logits, fits.bias)
-    thresholds = thresholds_of(logits, mean, sd, places, lengths)
-    file = ProbeFile(card, tuple(fits.strength.tolist()), thresholds)
-    return Probe(file, fits.weight, fits.center, fits.bias, mean, sd)
-
-
-def _card(
-    request: DefineRequest,
-    model: LoadedModel,
-    name: str,
-    kind: ProbeKind,
-    data: str,
-    scores: tuple[ProbeScore, ...],
-    given: list[str],
-) -> ProbeCard:
+def _digest(
+    request: DefineRequest, model: LoadedModel, name: str, kind: ProbeKind, given: list[str]
+) -> str:
+    """Return the hash of all that the directions depend on."""
     identity = hashlib.sha256()
     template = msgspec.json.encode(template_named(request.template)).decode()
     for part in (
@@ -362,23 +337,7 @@ def _card(
         *(name, template, str(request.seed), *given, "other", *request.other),
     ):
         identity.update(part.encode(errors="surrogatepass") + b"\0")
-    other = scores[0].other_accuracy is not None
-    return ProbeCard(
-        id=f"{DEFINED}{name}-{kind}-{request.template}-{identity.hexdigest()[:8]}",
-        fingerprint=model.fingerprint,
-        model=recorded_name(request.spec.model),
-        kind=kind,
-        label_set=f"{DEFINED}{name}",
-        emotions=(name,),
-        template=request.template,
-        data=data,
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        sites=("resid", "attn", "mlp"),
-        layers=tuple(range(-1, model.n_layers)),
-        n_texts=len(given),
-        judged_on=_judged_on(request, name, other=other),
-        scores=scores,
-    )
+    return identity.hexdigest()
 
 
 def _judged_on(request: DefineRequest, name: str, *, other: bool) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,17 +12,15 @@ import torch
 from torch import Tensor
 
 from emotui.cache.control_vector import read_control_vector
-from emotui.cache.probes import DEFINED, ProbeCard, ProbeScore
+from emotui.cache.probes import ProbeScore
 from emotui.core.corpus import load_situations
 from emotui.core.engine.collect import collect
 from emotui.core.engine.define import checked_name
+from emotui.core.engine.defined import KINDS, defined_card, defined_probe
 from emotui.core.engine.design import FOLDS, Design
-from emotui.core.engine.fit import neutral_scale, readout_logits, thresholds_of, token_logits
 from emotui.core.engine.labelled import NEUTRAL
 from emotui.core.engine.place_fits import PlaceFits
-from emotui.core.engine.probes import Probe, ProbeFile
 from emotui.core.errors import ProbeError
-from emotui.core.model_names import recorded_name
 from emotui.core.protocol import Defined, ImportDirectionRequest
 from emotui.core.records import ProbeKind
 from emotui.core.text import clean, template_named
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
     from emotui.core.engine.model import LoadedModel
 
 _NOT_JUDGED = "nothing: a direction that was imported is never trusted"
-_KINDS: tuple[ProbeKind, ProbeKind] = ("readout", "token")
 
 
 def import_direction(
@@ -88,20 +84,21 @@ def import_direction(
     )
     data = f"control vector {clean(path.name)[:60]}, layers {_span(sorted(directions))}"
     ids = []
-    for kind, inputs in zip(_KINDS, (collected.readout, collected.mean), strict=True):
+    for kind, inputs in zip(KINDS, (collected.readout, collected.mean), strict=True):
         job.check()
         fits = _fits(weight, inputs.float().mean(dim=1))
-        card = _card(request, model, name, kind, data, scores, weight)
-        lengths: list[int] | None = None
-        if kind == "readout":
-            logits = readout_logits(fits, design, inputs)
-        else:
-            logits = token_logits(fits, design, records, model, job)
-            lengths = [len(record.tokens) for record in records]
-        mean, sd = neutral_scale(logits, fits.bias)
-        thresholds = thresholds_of(logits, mean, sd, collected.places, lengths)
-        file = ProbeFile(card, tuple(fits.strength.tolist()), thresholds)
-        probe = Probe(file, fits.weight, fits.center, fits.bias, mean, sd)
+        card = defined_card(
+            request,
+            model,
+            name=name,
+            kind=kind,
+            digest=_digest(request, model, name, kind, weight),
+            data=data,
+            n_texts=0,
+            judged_on=_NOT_JUDGED,
+            scores=scores,
+        )
+        probe = defined_probe(fits, card, inputs, design, records, collected.places, model, job)
         store.put_probe(probe.id, probe.to_bytes(), card)
         ids.append(card.id)
     first = min(directions)
@@ -158,32 +155,12 @@ def _span(layers: list[int]) -> str:
     return f"{layers[0]}-{layers[-1]}" if whole else ", ".join(map(str, layers))
 
 
-def _card(
-    request: ImportDirectionRequest,
-    model: LoadedModel,
-    name: str,
-    kind: ProbeKind,
-    data: str,
-    scores: tuple[ProbeScore, ...],
-    weight: Tensor,
-) -> ProbeCard:
+def _digest(
+    request: ImportDirectionRequest, model: LoadedModel, name: str, kind: ProbeKind, weight: Tensor
+) -> str:
+    """Return the hash of all that the probe depends on."""
     identity = hashlib.sha256(weight.numpy().tobytes())
     template = msgspec.json.encode(template_named(request.template))
     for part in (model.fingerprint.encode(), kind.encode(), name.encode(), template):
         identity.update(part + b"\0")
-    return ProbeCard(
-        id=f"{DEFINED}{name}-{kind}-{request.template}-{identity.hexdigest()[:8]}",
-        fingerprint=model.fingerprint,
-        model=recorded_name(request.spec.model),
-        kind=kind,
-        label_set=f"{DEFINED}{name}",
-        emotions=(name,),
-        template=request.template,
-        data=data,
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        sites=("resid", "attn", "mlp"),
-        layers=tuple(range(-1, model.n_layers)),
-        n_texts=0,
-        judged_on=_NOT_JUDGED,
-        scores=scores,
-    )
+    return identity.hexdigest()
