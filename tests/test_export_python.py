@@ -199,6 +199,29 @@ def test_the_bundled_example_is_redone_in_a_clean_process(
     assert len([line for line in printed.splitlines() if "the trace says" in line]) == 1
 
 
+@needs_demo
+def test_the_script_says_what_must_be_given(demo: Callable[..., Written], tmp_path: Path) -> None:
+    written = demo(TEXT)
+    assert written.trace.run.revision is None
+    script = written.script()
+    code, printed = in_a_clean_process(tmp_path, script)
+    assert (code, len(printed.splitlines())) == (2, 1), printed
+    assert f"local folder, {written.trace.run.model}, which is not here" in printed
+    assert "give --model FOLDER" in printed
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    code, printed = in_a_clean_process(tmp_path, script, "--model", str(empty))
+    assert code == 2 and "Traceback" not in printed
+    assert f"The model {empty} could not be loaded" in printed
+
+    code, printed = in_a_clean_process(
+        tmp_path, script, "--model", str(DEMO_MODEL), "--probe", "missing.safetensors"
+    )
+    assert (code, "Traceback" in printed) == (2, False)
+    assert "The probe missing.safetensors was not found" in printed
+
+
 def moved(trace: Trace) -> bool:
     """Return whether the last edit of a trace changed anything."""
     return trace.intervention is not None and trace.intervention.delta_norm > 0
