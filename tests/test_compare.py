@@ -20,7 +20,7 @@ from emotui.core.difference import (
     compare_traces,
     pairs_of,
 )
-from emotui.core.engine.saes import READOUT_FEATURES, TOKEN_FEATURES
+from emotui.core.engine.text_features import READOUT_FEATURES, TOKEN_FEATURES
 from emotui.core.errors import EmotuiError
 from emotui.core.export.compare import document_bytes, lines_of
 from emotui.core.records import Answer, Features, Readouts, Trace

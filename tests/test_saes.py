@@ -15,7 +15,8 @@ from torch import Tensor
 
 from emotui.core.engine.capture import QuietJob, capture
 from emotui.core.engine.model import LoadedModel, load_model
-from emotui.core.engine.saes import Sae, features_of, load_saes
+from emotui.core.engine.saes import Sae, load_saes
+from emotui.core.engine.text_features import features_of
 from emotui.core.errors import SaeError
 from emotui.core.protocol import ModelSpec
 from emotui.core.records import TextRecord

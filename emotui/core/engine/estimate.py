@@ -11,7 +11,7 @@ from emotui.core.engine.collect import TOKENS_PER_BATCH
 from emotui.core.engine.lens_words import words_at_once
 from emotui.core.engine.memory import Estimate, Shape
 from emotui.core.engine.rerun import KEYS_AT_ONCE, TOKENS_AT_ONCE
-from emotui.core.engine.saes import READOUT_FEATURES, encoded_at_once
+from emotui.core.engine.text_features import READOUT_FEATURES, encoded_at_once
 from emotui.core.engine.variants import MATCHED_FEATURES, RANDOM_DIRECTIONS
 from emotui.core.errors import OutOfMemory
 from emotui.core.sizes import in_bytes

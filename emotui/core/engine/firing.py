@@ -22,7 +22,7 @@ from emotui.core.details import CorpusReading, FiringText, Selectivity
 from emotui.core.emotions import LABEL_SETS
 from emotui.core.engine.capture import Hook, Job, hooked
 from emotui.core.engine.collect import batches, text_mask
-from emotui.core.engine.saes import encoded_at_once
+from emotui.core.engine.text_features import encoded_at_once
 from emotui.core.errors import TextError
 from emotui.core.text import Template
 

@@ -134,7 +134,7 @@ class Instruments:
                 key = derived_key(activations.key, part)
                 stored = kept_record(self._store, key, _FeatureReading, kind="features")
                 if stored is None:
-                    from emotui.core.engine.saes import features_of
+                    from emotui.core.engine.text_features import features_of
 
                     stored = _FeatureReading(*features_of(sae, activations, text))
                     keep_record(self._store, key, stored, kind="features")
