@@ -28,13 +28,14 @@ from emotui.themes import STYLE_SHEET, THEMES, VARIABLE_DEFAULTS
 from emotui.ui import messages
 from emotui.ui.actions import PaneName, action_for
 from emotui.ui.appearance import load_appearance, theme_at_start
+from emotui.ui.asking import Engine
 from emotui.ui.driver import PasteAwareDriver, without_alt
 from emotui.ui.keymap import as_textual
 from emotui.ui.keys import EditorGate, KeyGate, Release, Stroke
 from emotui.ui.screens.explore import ExploreScreen
 from emotui.ui.state import Notice, OpenOptions, Work
 from emotui.ui.terminal import Terminal, append_private, shielded
-from emotui.ui.work import Engine, Workbench
+from emotui.ui.work import Workbench
 
 _TIMER_SLACK = 0.002
 _SETTLED_SECONDS = 1.0

@@ -12,11 +12,9 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
-from emotui.cache.findings import verification_of
 from emotui.cache.prepare import prepare, probes_in_force
 from emotui.cache.session import Session, save_session
 from emotui.cache.store import Store
@@ -28,7 +26,6 @@ from emotui.core.errors import (
     TextError,
     UsageError,
 )
-from emotui.core.findings import Verification
 from emotui.core.protocol import (
     FitRequest,
     Fitted,
@@ -42,31 +39,13 @@ from emotui.core.protocol import (
 from emotui.core.records import Trace
 from emotui.core.text import clean
 from emotui.ui import messages
+from emotui.ui.asking import Asked, Engine
 from emotui.ui.exports import export_trace
-from emotui.ui.readings import Readings
+from emotui.ui.recent import RecentReadings
 from emotui.ui.shelf import Shelf
-
-
-class Asked(Protocol):
-    """A request to an engine, as far as the workbench needs it; `client.Pending` is one."""
-
-    def result(self, timeout: float | None = None) -> Outcome: ...  # noqa: D102
-    def cancel(self) -> None: ...  # noqa: D102
-    def add_done_callback(self, callback: Callable[[Asked], None], /) -> None: ...  # noqa: D102
-    def on_progress(self, callback: Callable[[Progress], None], /) -> None: ...  # noqa: D102
-
-
-class Engine(Protocol):
-    """An engine, as far as the workbench needs it; `client.EngineClient` is one."""
-
-    def start(self) -> None: ...  # noqa: D102
-    def submit(self, operation: Operation) -> Asked: ...  # noqa: D102
-    def close(self) -> None: ...  # noqa: D102
-
 
 Post = Callable[[messages.Fact], object]
 Question = Callable[[InspectRequest, Store], Operation | Outcome]
-_RECENT = 4
 
 
 def _unexpected(problem: Exception) -> EngineError:
@@ -116,8 +95,7 @@ class Workbench:
         """The model of the trace on the screen where that is another than the base's."""
         self._store: Store | None = None
         self._engine: Engine | None = None
-        self._recent: dict[str, Readings] = {}
-        """The latest traces shown, by id: the parents of those to come."""
+        self._recent = RecentReadings()
 
     @property
     def number(self) -> int:
@@ -443,34 +421,12 @@ class Workbench:
         asked.add_done_callback(done)
 
     def _show(self, number: int, trace: Trace, *, cached: bool, seconds: float) -> None:
-        if self._store is not None:
-            with contextlib.suppress(EmotuiError):
-                self._store.hold(trace.id)
-        readings = self._readings(trace)
+        store = self._opened_store()
+        with contextlib.suppress(EmotuiError):
+            store.hold(trace.id)
+        readings = self._recent.of(trace, store)
         if number == self._number:
             self._post(messages.TraceReady(number, readings, cached=cached, seconds=seconds))
-
-    def _verification(self, trace: Trace) -> Verification | None:
-        if self._store is None or not trace.edits:
-            return None
-        with contextlib.suppress(EmotuiError):
-            return verification_of(self._store, trace.id)
-        return None
-
-    def _readings(self, trace: Trace) -> Readings:
-        """Return the readings of a trace, beside those of its parent."""
-        parent = None
-        if trace.parent is not None:
-            parent = self._recent.get(trace.parent)
-            if parent is None:
-                with contextlib.suppress(EmotuiError):
-                    parent = Readings(self._opened_store().get_trace(trace.parent))
-        readings = Readings(trace, self._verification(trace), parent=parent)
-        self._recent.pop(trace.id, None)
-        self._recent[trace.id] = readings.alone()  # or a whole line of traces would be held
-        while len(self._recent) > _RECENT:
-            self._recent.pop(next(iter(self._recent)))
-        return readings
 
     def _export(self, number: int, trace: Trace, folder: Path) -> None:
         try:
