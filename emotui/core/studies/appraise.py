@@ -52,7 +52,7 @@ from emotui.core.studies.label_mix import NEW_TOKENS, LabelMix, label_mixes
 from emotui.core.studies.label_mix import Condition as Writing
 from emotui.core.studies.promote import layer_of, norms_of, random_directions, strengths_of
 from emotui.core.studies.promote_results import CONTROLS
-from emotui.core.studies.variants import Change, choice, counted, run_variants, windows_of
+from emotui.core.studies.variants import Change, choice, run_variants, windows_of
 from emotui.core.text import clean
 
 LEAST_RATED = 40
@@ -83,11 +83,9 @@ def run(study: Running) -> AppraiseResult:
     projections: tuple[Projection, ...] = tuple(
         "projected" if word == "yes" else "released" for word in given
     )
-    spans = study.numbers("span")
-    if len(spans) > 1:
-        raise UsageError("appraise takes one span.", todo="Give --span 1, or 3.")
-    draws = counted("draws", study.number("draws"), least=1)
-    wanted = counted("generations", study.number("generations"), least=0)
+    span = study.number("span")
+    draws = study.number("draws")
+    wanted = study.number("generations")
     names = _names(study)
     conditions = _conditions(names, study.text("joint"))
     plan = Plan(
@@ -95,7 +93,7 @@ def run(study: Running) -> AppraiseResult:
         + tuple((c, n, sign) for c in CONTROLS for n in range(draws) for sign in (1, -1)),
         conditions=conditions,
         strengths=strengths_of(study),
-        windows=windows_of(model.n_layers, spans, ("resid",)),
+        windows=windows_of(model.n_layers, (span,), ("resid",)),
         appraisals=names,
     )
     asked = layer_of(study)
@@ -136,7 +134,7 @@ def run(study: Running) -> AppraiseResult:
         decided=tuple(map(tuple, parts.ratings.decided.tolist())),
         partial=tuple(map(tuple, parts.partial.difference.tolist())),
         partial_decided=tuple(map(tuple, parts.partial.decided.tolist())),
-        span=int(spans[0]),
+        span=span,
         strengths=plan.strengths,
         norms=tuple(norms),
         fits=tuple(
@@ -401,7 +399,7 @@ def cost(study: Running) -> Cost:
     joint = [pair.count(":") + 1 for pair in study.text("joint").split(",") if pair]
     conditions = 2 * names + sum(2**count for count in joint)
     projections = study.text("projection").count(",") + 1
-    rows = projections * conditions + 2 * len(CONTROLS) * int(study.number("draws"))
+    rows = projections * conditions + 2 * len(CONTROLS) * study.number("draws")
     strengths = len(study.numbers("strengths"))
     variants = rows * strengths * model.n_layers
     written = 1 + strengths * (conditions + len(CONTROLS))

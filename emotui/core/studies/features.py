@@ -110,7 +110,7 @@ def run(study: Running) -> FeaturesResult:
     if position not in ("text", "readout"):
         raise UsageError("position is `text` or `readout`.")
     found = feature_texts(study)
-    taken = taken_of(study, found, least=int(study.number("least")))
+    taken = taken_of(study, found, least=study.number("least"))
 
     def work(number: int) -> dict[str, Tensor]:
         values = found.largest(number) if position == "text" else found.at_readout(number)
@@ -185,7 +185,7 @@ def _measured(
 ) -> LayerKinds:
     sae, labels, groups, values = found.saes[number], taken.labels, taken.groups, values[taken.rows]
     kinds = kinds_of(
-        values, groups, shuffles=int(study.number("shuffles")), seed=study.run.seed + number
+        values, groups, shuffles=study.number("shuffles"), seed=study.run.seed + number
     )
     on_words = found.on_words(number)[taken.rows]
     members = {

@@ -42,7 +42,6 @@ from emotui.core.studies.variants import (
     Variant,
     Window,
     choice,
-    counted,
     run_variants,
     sites_of,
     windows_of,
@@ -118,7 +117,7 @@ class Plan:
 def run(study: Running) -> KnockoutResult:
     """Read every text, then knock out every window in every text, in every way."""
     kinds = choice("kinds", study.text("kinds"), KINDS)
-    draws = counted("draws", study.number("draws"), least=1)
+    draws = study.number("draws")
     plan = Plan(
         tuple((k, d) for k in kinds for d in range(draws if k == "random" else 1)),
         windows_of(study.model.n_layers, study.numbers("span"), sites_of(study.text("sites"))),
@@ -441,7 +440,7 @@ def cost(study: Running) -> Cost:
     """Return two forwards a text, and a last token for each variant."""
     model, texts = study.model, study.run.dataset.texts
     kinds = choice("kinds", study.text("kinds"), KINDS)
-    draws = int(study.number("draws")) if "random" in kinds else 0
+    draws = study.number("draws") if "random" in kinds else 0
     sites = len(sites_of(study.text("sites")))
     windows = len(study.numbers("span")) * sites * model.n_layers
     variants = windows * (len(kinds) - bool(draws) + draws)

@@ -40,7 +40,6 @@ from emotui.core.studies.variants import (
     Change,
     Variant,
     Window,
-    counted,
     run_variants,
     sites_of,
     windows_of,
@@ -147,7 +146,7 @@ def draw_pairs(
 def run(study: Running) -> PatchResult:
     """Answer every text, pair texts of different answers, patch each pair everywhere."""
     windows = windows_of(study.model.n_layers, study.numbers("span"), sites_of(study.text("sites")))
-    count = counted("pairs", study.number("pairs"), least=1)
+    count = study.number("pairs")
     only_right = study.text("correct") != "no"
     found = readings(study, ())
     answers = found.scores.argmax(dim=1)
@@ -452,8 +451,8 @@ def cost(study: Running) -> Cost:
     disk = pairs * variants * len(study.tokens.labels) * 4
     return Cost(
         forwards=forwards,
-        disk_bytes=readings_bytes(study, 0) + int(disk),
-        memory_bytes=int(disk) + 2**27 + 200 * variants * 8,
+        disk_bytes=readings_bytes(study, 0) + disk,
+        memory_bytes=disk + 2**27 + 200 * variants * 8,
     )
 
 

@@ -272,7 +272,7 @@ def _pairs(study: Running, answers: Tensor) -> Tensor:
         return torch.zeros(0, 2, dtype=torch.long)
     order = torch.randperm(len(kinds), generator=generator).tolist()
     drawn = []
-    for number in range(int(study.number("pairs"))):
+    for number in range(study.number("pairs")):
         kind = kinds[order[number % len(kinds)]]
         drawn.append(
             [

@@ -46,7 +46,7 @@ from emotui.core.studies.promote_results import (
     report,
 )
 from emotui.core.studies.promote_score import Plan, Promotion, measure
-from emotui.core.studies.variants import Change, choice, counted, run_variants, windows_of
+from emotui.core.studies.variants import Change, choice, run_variants, windows_of
 from emotui.core.text import clean
 
 _BLOCK = 4  # texts of a chunk
@@ -56,13 +56,11 @@ def run(study: Running) -> PromoteResult:
     """Fit the directions on one half, then add each everywhere in each text of the other."""
     model = study.model
     along = choice("along", study.text("along"), ALONG)
-    spans = study.numbers("span")
-    if len(spans) > 1:
-        raise UsageError("promote takes one span.", todo="Give --span 1, or 3.")
-    windows = windows_of(model.n_layers, spans, ("resid",))
+    span = study.number("span")
+    windows = windows_of(model.n_layers, (span,), ("resid",))
     strengths = strengths_of(study)
-    draws = counted("draws", study.number("draws"), least=1)
-    wanted = counted("generations", study.number("generations"), least=0)
+    draws = study.number("draws")
+    wanted = study.number("generations")
     asked = layer_of(study)
     places: tuple[Place, ...] = tuple(("resid", layer) for layer in range(model.n_layers))
     found = readings(study, places)
@@ -105,7 +103,7 @@ def run(study: Running) -> PromoteResult:
         labels={label: counts[label] for label in emotions},
         left_out=tuple(study.dataset.labels[n] for n in halves.left_out),
         answers={label: clean[label] for label in labels if clean[label]},
-        span=int(spans[0]),
+        span=span,
         strengths=strengths,
         norms=tuple(norms),
         readout_norms=tuple(fitted.joined("norm").tolist()),
@@ -294,7 +292,7 @@ def cost(study: Running) -> Cost:
     model, texts = study.model, study.run.dataset.texts
     kinds = len(study.dataset.labels)
     along = len(choice("along", study.text("along"), ALONG))
-    rows = along * kinds + len(CONTROLS) * int(study.number("draws"))
+    rows = along * kinds + len(CONTROLS) * study.number("draws")
     variants = rows * len(study.numbers("strengths")) * model.n_layers
     conditions = 1 + len(study.numbers("strengths")) * (kinds + len(CONTROLS))
     written = study.number("generations") * conditions * (NEW_TOKENS / 2 + 2)

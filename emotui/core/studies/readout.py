@@ -165,7 +165,7 @@ def _features(
     study: Running, batch: Batch, places: tuple[Place, ...]
 ) -> list[tuple[tuple[str, float], ...]]:
     """Return the strongest features of each row, by activation times norm of the decoder row."""
-    count = int(study.number("features"))
+    count = study.number("features")
     found: list[list[tuple[float, str, float]]] = [[] for _ in range(batch.h.shape[1])]
     for sae in study.saes:
         f = sae.encode(batch.h[places.index((sae.site, sae.layer))]).float()

@@ -188,7 +188,7 @@ def _trained(study: Running, steering: _Steering, train: _Train, shots: int) -> 
 
     def work(_number: int) -> dict[str, Tensor]:
         effects = _effects(study, steering, train, mine, shots)
-        of, causal = _chosen(effects, int(study.number("features")))
+        of, causal = _chosen(effects, study.number("features"))
         draws = _matched(study, steering, train, mine, of, set(effects), shots)
         gold, labels = train.gold[mine], len(study.tokens.labels)
         never = study.tokens.labels.index(NEUTRAL) if NEUTRAL in study.tokens.labels else None

@@ -22,7 +22,7 @@ def other_sets(study: Running) -> list[tuple[str, list[Item], DatasetSummary | N
     where one cannot be read, or has changed since the run began.
     """
     names = [name for name in study.text("eval").split(",") if name]
-    limit = int(study.number("eval_limit"))
+    limit = study.number("eval_limit")
     found: list[tuple[str, list[Item], DatasetSummary | None]] = []
     for number, name in enumerate(names):
 

@@ -272,7 +272,7 @@ def _layers(
 ) -> tuple[list[int], Tensor, list[list[str]]]:
     """Return keys, compositions [n, layers, 8] and the likeliest word at each layer of some."""
     study = asking.study
-    chosen = list(examples.values())[: int(study.number("layers"))]
+    chosen = list(examples.values())[: study.number("layers")]
     blocks = -(-len(chosen) // _SIZE)
 
     def work(number: int) -> dict[str, Tensor]:

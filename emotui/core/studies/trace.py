@@ -108,7 +108,7 @@ def _tracing(study: Running) -> _Tracing:
     saes = residual_saes(study)
     boundaries = _boundaries(study)
     by_layer = phase_of(study.model.n_layers, boundaries)
-    most = int(study.number("examples"))
+    most = study.number("examples")
     texts: dict[str, list[TextRecord]] = {label: [] for label in study.dataset.labels}
     drawn = sorted(study.dataset, key=lambda item: draw(item.text, study.run.seed))
     for item in drawn:

@@ -252,10 +252,3 @@ def choice(name: str, given: str, known: Sequence[_Word]) -> tuple[_Word, ...]:
             todo=f"Use some of: {', '.join(known)}.",
         )
     return tuple(word for word in known if word in words)
-
-
-def counted(name: str, given: float, *, least: int) -> int:
-    """Return an option that counts something; UsageError below `least` or for a fraction."""
-    if given != int(given) or given < least:
-        raise UsageError(f"{name} cannot be {given:g}.", todo=f"Give a whole number from {least}.")
-    return int(given)

@@ -57,9 +57,9 @@ class Running:
         """Return an option of the study as it was given."""
         return self.run.settings[option]
 
-    def number(self, option: str) -> float:
-        """Return an option that is one number."""
-        return self.numbers(option)[0]
+    def number(self, option: str) -> int:
+        """Return an option that is one number; the table of studies has it whole."""
+        return int(self.numbers(option)[0])
 
     def numbers(self, option: str) -> tuple[float, ...]:
         """Return an option that is numbers."""
