@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from emotui.cache.demo import demo_saes, demo_spec, is_demo
 from emotui.cache.lineage import ancestors_of
+from emotui.cache.located import where_request
 from emotui.cache.prepare import prepare
 from emotui.cache.probes import ProbeCard
 from emotui.cache.recipes import with_recipes
@@ -50,7 +51,6 @@ from emotui.core.protocol import (
     Operation,
     Outcome,
     Progress,
-    WhereRequest,
 )
 from emotui.core.records import EMBEDDING_LAYER, Effect, Site, Trace, Where
 from emotui.core.text import DEFAULT_TEMPLATE, clean
@@ -199,18 +199,7 @@ class Session:
         bundled corpus.
         """
         request = self._prepared(msgspec.structs.replace(self._request, text=text))
-        done = self._ask(
-            WhereRequest(
-                spec=request.spec,
-                text=text,
-                cache_dir=request.cache_dir,
-                emotion=emotion,
-                neutral=neutral,
-                template=request.template,
-                label_set=request.label_set,
-                probes=request.probes,
-            )
-        )
+        done = self._ask(where_request(request, emotion, neutral))
         assert isinstance(done, Located)
         return done.where
 

@@ -17,6 +17,23 @@ if TYPE_CHECKING:
 _WHAT = "where"
 
 
+def where_request(inspect: InspectRequest, emotion: str, neutral: str | None) -> WhereRequest:
+    """Return the question where an emotion is, of the text that `inspect` would read.
+
+    `neutral` is the text without the emotion; None takes neutral texts of the corpus.
+    """
+    return WhereRequest(
+        spec=inspect.spec,
+        text=inspect.text,
+        cache_dir=inspect.cache_dir,
+        emotion=emotion,
+        neutral=neutral,
+        template=inspect.template,
+        label_set=inspect.label_set,
+        probes=inspect.probes,
+    )
+
+
 def kept_where(
     store: Store, request: WhereRequest, *, fingerprint: str | None = None
 ) -> Where | None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import msgspec
 
 from emotui.cache.demo import is_demo
+from emotui.cache.located import where_request
 from emotui.commands.common import cache_for, say, wait_for
 from emotui.commands.texts import text_of_argument
 from emotui.core.errors import UsageError
 from emotui.core.export.where import document_bytes, table_of
-from emotui.core.protocol import InspectRequest, Loaded, LoadRequest, Located, WhereRequest
+from emotui.core.protocol import InspectRequest, Loaded, LoadRequest, Located
 from emotui.core.records import Where
 from emotui.core.text import clean
 
@@ -61,20 +62,7 @@ def _located(
                 "No probes are fitted for this model and template, so it is not said where the "
                 "emotion is readable; `emotui probe fit` fits them."
             )
-        done = wait_for(
-            client.submit(
-                WhereRequest(
-                    spec=request.spec,
-                    text=request.text,
-                    cache_dir=request.cache_dir,
-                    emotion=emotion,
-                    neutral=neutral,
-                    template=request.template,
-                    label_set=request.label_set,
-                    probes=prepared.probes,
-                )
-            )
-        )
+        done = wait_for(client.submit(where_request(prepared, emotion, neutral)))
         assert isinstance(done, Located)
         return loaded.fingerprint, done.where
 

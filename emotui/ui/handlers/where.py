@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from emotui.cache.located import kept_where
+from emotui.cache.located import kept_where, where_request
 from emotui.core.errors import EmotuiError
-from emotui.core.protocol import InspectRequest, Located, Outcome, WhereRequest
+from emotui.core.protocol import InspectRequest, Located, Outcome
 from emotui.ui.exports import export_folder
 from emotui.ui.handlers.area import Answer, Area
 
@@ -44,16 +44,7 @@ class WhereHandlers(Area):
             emotion = max(answer.labels, key=lambda label: answer.labels[label])
 
         def question(request: InspectRequest, store: Store) -> Operation | Outcome:
-            wanted = WhereRequest(
-                spec=request.spec,
-                text=request.text,
-                cache_dir=request.cache_dir,
-                emotion=emotion,
-                neutral=neutral,
-                template=request.template,
-                label_set=request.label_set,
-                probes=request.probes,
-            )
+            wanted = where_request(request, emotion, neutral)
             where = kept_where(store, wanted)
             return wanted if where is None else Located(where, forwards=0)
 
