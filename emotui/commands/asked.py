@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -41,6 +41,7 @@ from emotui.core.text import DEFAULT_TEMPLATE, clean, template_named
 
 if TYPE_CHECKING:
     from emotui.cache.store import Store
+    from emotui.core.export.asked import ConsistencyDocument, TermsDocument
 
 _Found = TypeVar("_Found", TextConsistency, TextTerms)
 
@@ -59,39 +60,30 @@ def consistency(
 ) -> None:
     """Ask for a text's emotion in other prompts, orders of the labels, and as a statement."""
     from emotui.cache.asked import consistency_request, known_consistency
-    from emotui.core.export.asked import ConsistencyDocument, consistency_lines, document_bytes
+    from emotui.core.export.asked import ConsistencyDocument, consistency_lines
 
     request = _request(text, model, NO_SAES, prompt, keep, seed=seed)
-    with cache_for(keep.cache_dir, private=keep.private, demo=is_demo(request.spec)) as root:
-        request = msgspec.structs.replace(request, cache_dir=str(root))
 
-        def found(outcome: Outcome) -> TextConsistency:
-            assert isinstance(outcome, AskedInForms)
-            return outcome.consistency
+    def found(outcome: Outcome) -> TextConsistency:
+        assert isinstance(outcome, AskedInForms)
+        return outcome.consistency
 
-        fingerprint, answer = _answered(
-            request,
-            root,
-            lambda ready: consistency_request(ready),
-            lambda ready, store, weights: known_consistency(
-                consistency_request(ready), store, fingerprint=weights
-            ),
-            found,
-        )
-    if as_json:
-        sys.stdout.buffer.write(
-            document_bytes(
-                ConsistencyDocument(
-                    model=recorded_name(request.spec.model),
-                    fingerprint=fingerprint,
-                    text=request.text,
-                    consistency=answer,
-                )
-            )
-        )
-    else:
-        sys.stdout.write("\n".join([clean(request.text), *consistency_lines(answer)]) + "\n")
-    sys.stdout.flush()
+    fingerprint, answer = _answered(
+        request,
+        keep,
+        consistency_request,
+        lambda ready, store, weights: known_consistency(
+            consistency_request(ready), store, fingerprint=weights
+        ),
+        found,
+    )
+    document = ConsistencyDocument(
+        model=recorded_name(request.spec.model),
+        fingerprint=fingerprint,
+        text=request.text,
+        consistency=answer,
+    )
+    _tell(document, consistency_lines(answer), as_json=as_json)
 
 
 @in_groups
@@ -112,7 +104,7 @@ def terms(
 ) -> None:
     """Score 384 emotion words after a text, and say which of the eight basic ones they make."""
     from emotui.cache.asked import known_terms, terms_request
-    from emotui.core.export.asked import TermsDocument, document_bytes, terms_lines
+    from emotui.core.export.asked import TermsDocument, terms_lines
 
     if table is not None:
         terms_for(str(table.expanduser()))  # what is wrong with it is said before a model is loaded
@@ -120,36 +112,27 @@ def terms(
     prompt = PromptOptions(template=template)
     used = saes if edits else NO_SAES
     request = _request(text, model, used, prompt, keep, seed=seed, edits=edits)
-    with cache_for(keep.cache_dir, private=keep.private, demo=is_demo(request.spec)) as root:
-        request = msgspec.structs.replace(request, cache_dir=str(root))
 
-        def found(outcome: Outcome) -> TextTerms:
-            assert isinstance(outcome, TermsScored)
-            return outcome.terms
+    def found(outcome: Outcome) -> TextTerms:
+        assert isinstance(outcome, TermsScored)
+        return outcome.terms
 
-        fingerprint, answer = _answered(
-            request,
-            root,
-            lambda ready: terms_request(ready, table),
-            lambda ready, store, weights: known_terms(
-                terms_request(ready, table), store, fingerprint=weights
-            ),
-            found,
-        )
-    if as_json:
-        sys.stdout.buffer.write(
-            document_bytes(
-                TermsDocument(
-                    model=recorded_name(request.spec.model),
-                    fingerprint=fingerprint,
-                    text=request.text,
-                    terms=answer,
-                )
-            )
-        )
-    else:
-        sys.stdout.write("\n".join([clean(request.text), *terms_lines(answer)]) + "\n")
-    sys.stdout.flush()
+    fingerprint, answer = _answered(
+        request,
+        keep,
+        lambda ready: terms_request(ready, table),
+        lambda ready, store, weights: known_terms(
+            terms_request(ready, table), store, fingerprint=weights
+        ),
+        found,
+    )
+    document = TermsDocument(
+        model=recorded_name(request.spec.model),
+        fingerprint=fingerprint,
+        text=request.text,
+        terms=answer,
+    )
+    _tell(document, terms_lines(answer), as_json=as_json)
 
 
 def _request(
@@ -171,7 +154,7 @@ def _request(
 
 def _answered(
     request: InspectRequest,
-    root: Path,
+    keep: KeepOptions,
     question: Callable[[InspectRequest], Operation],
     known: Callable[[InspectRequest, Store, str], _Found | None],
     found: Callable[[Outcome], _Found],
@@ -181,7 +164,11 @@ def _answered(
     from emotui.cache.store import Store
     from emotui.core.client import EngineClient
 
-    with Store.open(root) as store:
+    with (
+        cache_for(keep.cache_dir, private=keep.private, demo=is_demo(request.spec)) as root,
+        Store.open(root) as store,
+    ):
+        request = msgspec.structs.replace(request, cache_dir=str(root))
         prepared = prepare(request, store)
         if prepared.fingerprint is not None:
             kept = known(prepared.request, store, prepared.fingerprint)
@@ -192,3 +179,16 @@ def _answered(
             assert isinstance(loaded, Loaded)
             ready = prepare(request, store, fingerprint=loaded.fingerprint).request
             return loaded.fingerprint, found(wait_for(client.submit(question(ready))))
+
+
+def _tell(
+    document: ConsistencyDocument | TermsDocument, lines: Sequence[str], *, as_json: bool
+) -> None:
+    """Print an answer: as JSON, or as the text and the lines about it."""
+    from emotui.core.export.asked import document_bytes
+
+    if as_json:
+        sys.stdout.buffer.write(document_bytes(document))
+    else:
+        sys.stdout.write("\n".join([clean(document.text), *lines]) + "\n")
+    sys.stdout.flush()
