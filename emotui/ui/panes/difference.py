@@ -8,15 +8,14 @@ from typing import Literal
 
 from rich.style import Style
 from textual.geometry import Region, Size
-from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from emotui.core.difference import Difference
 from emotui.core.export.compare import layer_name
 from emotui.core.records import Site, Trust
 from emotui.themes import STEPS
-from emotui.ui.paint import Palette, fit, strip_of, visible
-from emotui.ui.panes.lines import palette_for
+from emotui.ui.paint import fit, strip_of, visible
+from emotui.ui.panes.lines import PaintedView
 from emotui.ui.readings import SITES
 
 CELL = 8
@@ -118,26 +117,13 @@ def change_text(cell: DifferenceCell | None, largest: float, *, cursor: bool) ->
     return f"{left}{fit(number, 5)}{right}"
 
 
-class DifferenceMap(ScrollView, can_focus=True):
+class DifferenceMap(PaintedView):
     """Rows are layers, the top one above; a frozen gutter, a frozen header line."""
 
     def __init__(self, index: DifferenceIndex, view: DifferenceView) -> None:
         super().__init__(id="difference-map")
         self.index = index
         self.view = view
-        self._palette: Palette | None = None
-
-    @property
-    def palette(self) -> Palette:
-        """The styles in force."""
-        if self._palette is None:
-            self._palette = palette_for(self)
-        return self._palette
-
-    def notify_style_update(self) -> None:
-        """Forget the styles of the theme before."""
-        self._palette = None
-        super().notify_style_update()
 
     @property
     def heads(self) -> tuple[str, ...]:

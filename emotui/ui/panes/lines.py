@@ -10,7 +10,6 @@ from textual.content import Content
 from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
-from textual.widget import Widget
 
 from emotui.themes import MONO
 from emotui.ui.actions import PaneName, actions_of
@@ -33,14 +32,27 @@ def bindings_of(pane: PaneName, *, priority: bool = False) -> list[BindingType]:
     ]
 
 
-def palette_for(widget: Widget) -> Palette:
-    """Return the palette of the theme in force."""
-    app = widget.app
-    coloured = not app.no_color and app.current_theme.name != MONO
-    return palette_of(app.theme_variables, coloured=coloured)
+class PaintedView(ScrollView, can_focus=True):
+    """A scrolled view that paints its own lines, with the palette of the theme in force."""
+
+    _palette: Palette | None = None
+
+    @property
+    def palette(self) -> Palette:
+        """The styles in force."""
+        if self._palette is None:
+            app = self.app
+            coloured = not app.no_color and app.current_theme.name != MONO
+            self._palette = palette_of(app.theme_variables, coloured=coloured)
+        return self._palette
+
+    def notify_style_update(self) -> None:
+        """Forget the styles of the theme before."""
+        self._palette = None
+        super().notify_style_update()
 
 
-class LinePane(ScrollView, can_focus=True):
+class LinePane(PaintedView):
     """A pane that draws a `ScreenState` line by line, with frozen header lines on top.
 
     A subclass says what it needs repainting for (`frame`, and `cursor` for the cursor's lines),
@@ -57,7 +69,6 @@ class LinePane(ScrollView, can_focus=True):
         super().__init__(id=id, classes=classes)
         self.border_title = title
         self.state: ScreenState | None = None
-        self._palette: Palette | None = None
         self._laid_out_for = 0
         """The width that the content was laid out for."""
 
@@ -65,18 +76,6 @@ class LinePane(ScrollView, can_focus=True):
     def frozen(self) -> int:
         """Cells at the left that do not scroll, as things are."""
         return self.GUTTER
-
-    @property
-    def palette(self) -> Palette:
-        """The styles in force."""
-        if self._palette is None:
-            self._palette = palette_for(self)
-        return self._palette
-
-    def notify_style_update(self) -> None:
-        """Forget the styles of the theme before."""
-        self._palette = None
-        super().notify_style_update()
 
     def show(self, state: ScreenState) -> None:
         """Draw a state: nothing, some lines or everything, as this pane's view of it differs."""

@@ -9,13 +9,12 @@ from rich.style import Style
 from textual.binding import BindingType
 from textual.content import Content
 from textual.geometry import Region, Size
-from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widget import Widget
 
 from emotui.cache.index import TraceRow
-from emotui.ui.paint import Palette, fit, strip_of, visible
-from emotui.ui.panes.lines import bindings_of, palette_for
+from emotui.ui.paint import fit, strip_of, visible
+from emotui.ui.panes.lines import PaintedView, bindings_of
 
 Entry = tuple[TraceRow, int]
 """A trace, and how deep it stands under the one it came from."""
@@ -25,7 +24,7 @@ _WIDEST = 1000
 """Characters of a text that are looked at for a line."""
 
 
-class TraceList(ScrollView, can_focus=True):
+class TraceList(PaintedView):
     """Traces, newest family first, what-ifs under their parent; one line each."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings_of("traces")
@@ -38,19 +37,6 @@ class TraceList(ScrollView, can_focus=True):
         """The trace the explorer shows, marked in the list."""
         self.marked = ""
         """The trace that another is to be compared with; "" for none."""
-        self._palette: Palette | None = None
-
-    @property
-    def palette(self) -> Palette:
-        """The styles in force."""
-        if self._palette is None:
-            self._palette = palette_for(self)
-        return self._palette
-
-    def notify_style_update(self) -> None:
-        """Forget the styles of the theme before."""
-        self._palette = None
-        super().notify_style_update()
 
     @property
     def row(self) -> TraceRow | None:
