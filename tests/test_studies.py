@@ -264,5 +264,5 @@ def test_a_request_of_another_study_is_no_resume(stories: Path, tmp_path: Path) 
     before = files_of(tmp_path / "run")
     assert request_of(model, tmp_path, "readout", data) == read_study(tmp_path / "run").request
     with pytest.raises(UsageError, match="another run"):
-        run_here(model, tmp_path, "probes", data)
+        run_here(model, tmp_path, "knockout", data)
     assert files_of(tmp_path / "run") == before

@@ -164,10 +164,37 @@ def test_interrupted_between_fits_it_has_the_same_bytes(
 
 
 def test_too_few_texts_to_judge_on_are_refused(stories: Path, tmp_path: Path) -> None:
-    data = _data(tmp_path / "few.csv", 40)
-    with pytest.raises(UsageError, match="too few texts to judge") as refused:
-        run_here(stories_model(stories), tmp_path, "probes", data, settings={"random": "no"})
+    data, model = _data(tmp_path / "few.csv", 40), stories_model(stories)
+    before = model.forwards
+    with pytest.raises(UsageError, match="too few texts for the study probes") as refused:
+        run_here(model, tmp_path, "probes", data, settings={"random": "no"})
     assert "joy 10" in refused.value.why
+    assert model.forwards == before, "told before any text is run"
+
+
+def test_a_limit_that_leaves_too_few_is_told_before_the_model_is_looked_for(
+    tmp_path: Path,
+) -> None:
+    data = _data(tmp_path / "texts.csv")
+    given = ("study", "probes", str(data), "--model", str(tmp_path / "no-model"))
+    done = emotui_here(*given, "--limit", "120", cache_dir=tmp_path / "cache")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "too few texts for the study probes" in done.stderr
+    assert "joy 30" in done.stderr and "have 34 texts" in done.stderr
+
+
+def test_texts_that_the_model_cannot_read_do_not_count(stories: Path, tmp_path: Path) -> None:
+    """Enough texts by their labels, and too few that fit into the context."""
+    model, data = stories_model(stories), tmp_path / "long.csv"
+    long = " and then" * model.context_length
+    with data.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("text", "emotion"))
+        for number in range(160):
+            text, label = TEXTS[number % len(TEXTS)]
+            writer.writerow((f"{text} It was day {number}.{long if number % 2 else ''}", label))
+    with pytest.raises(UsageError, match="too few texts to judge probes on"):
+        run_here(model, tmp_path, "probes", data, settings={"random": "no"})
 
 
 def test_two_results_are_compared_by_layer_and_by_depth(folder: Path) -> None:

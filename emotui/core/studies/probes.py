@@ -45,8 +45,9 @@ from emotui.core.studies.probe_results import (
     ProjectedResult,
     TargetResult,
 )
+from emotui.core.studies.table import study_named
 
-LEAST_OF_A_LABEL = 34
+LEAST_OF_A_LABEL = study_named("probes").least_of_a_label
 """Texts of a label below which 15 % held out are fewer than five."""
 _CONSTANT = 1e-5  # sd over size below which an input is constant
 _LEAST_RATED = 20  # texts with all appraisals

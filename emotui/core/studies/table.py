@@ -44,6 +44,11 @@ class Study:
     """How many texts are taken where no --limit is given: what the fits need, and no more than
     fits into memory. None for all, one after the other."""
     saes: Literal["unused", "used", "needed"] = "unused"
+    least_of_a_label: int = 0
+    """Texts that at least two labels must have, or nothing can be fitted, whatever the model; 0
+    where there is no such bound."""
+    half_option: str = ""
+    """The option that says how many texts of a label each half must have; "" for none."""
 
 
 STUDIES: tuple[Study, ...] = (
@@ -71,6 +76,7 @@ STUDIES: tuple[Study, ...] = (
             Option("random", "text", "yes", "`no` leaves out the model with random weights"),
         ),
         most_texts=2000,
+        least_of_a_label=34,  # below, 15 % held out are fewer than five
     ),
     Study(
         name="patch",
@@ -164,6 +170,7 @@ STUDIES: tuple[Study, ...] = (
         ),
         most_texts=1000,
         saes="needed",
+        half_option="least",
     ),
     Study(
         name="trace",
@@ -265,6 +272,12 @@ def settings_of(study: Study, given: dict[str, str]) -> dict[str, str]:
         elif known[name].kind == "number":
             _count(name, value, least=known[name].least)
     return {name: given.get(name, option.default) for name, option in known.items()}
+
+
+def least_of_a_label(study: Study, settings: dict[str, str]) -> int:
+    """Return how many texts at least two labels must have; `settings` are those of every option."""
+    in_halves = 2 * int(numbers("", settings[study.half_option])[0]) if study.half_option else 0
+    return max(study.least_of_a_label, in_halves)
 
 
 def _count(name: str, value: str, *, least: int) -> None:

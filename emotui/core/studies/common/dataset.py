@@ -20,7 +20,13 @@ from emotui.core.engine.labelled import draw, labels_of
 from emotui.core.errors import UsageError
 from emotui.core.protocol import StudyRequest
 from emotui.core.studies.common.rows import BundledRows, FileRows, Rows
-from emotui.core.studies.table import columns_of, settings_of, study_named, without_labels
+from emotui.core.studies.table import (
+    columns_of,
+    least_of_a_label,
+    settings_of,
+    study_named,
+    without_labels,
+)
 from emotui.core.text import clean
 
 BUNDLED = "bundled"
@@ -199,10 +205,13 @@ def open_dataset(
 
 
 def dataset_of(request: StudyRequest) -> tuple[Dataset, DatasetSummary]:
-    """Return the dataset of a request; UsageError where it cannot be what is asked."""
+    """Return the dataset of a request; UsageError where it cannot be what is asked.
+
+    So it is where the texts taken are too few for the study, whatever a model makes of them.
+    """
     study = study_named(request.study)
     settings = settings_of(study, request.settings)
-    return open_dataset(
+    dataset, summary = open_dataset(
         request.data,
         label_set=request.label_set,
         needs_labels=study.needs_labels,
@@ -213,6 +222,15 @@ def dataset_of(request: StudyRequest) -> tuple[Dataset, DatasetSummary]:
         limit=request.limit if request.limit is not None else study.most_texts,
         seed=request.seed,
     )
+    least = least_of_a_label(study, settings)
+    if study.needs_labels and sum(count >= least for count in summary.labels.values()) < 2:
+        said = ", ".join(f"{label} {count:,}" for label, count in summary.labels.items())
+        raise UsageError(
+            f"There are too few texts for the study {study.name}.",
+            why=f"Fewer than two labels have {least} texts; taken were: {said}.",
+            todo="Give more texts, or raise --limit.",
+        )
+    return dataset, summary
 
 
 class _Counts:
