@@ -104,7 +104,7 @@ def test_an_error_at_any_step_of_a_write_leaves_nothing(
             elif call == "fsync":
                 patch.setattr(os, "fsync", fail)
             else:
-                patch.setattr(Path, "replace", fail)
+                patch.setattr(os, "replace", fail)
             with pytest.raises(CacheError) as caught:
                 store.put_trace(make_trace(key_of("new")), key_of("new"))
         assert ("full" in caught.value.what) is (number != errno.EIO)

@@ -129,17 +129,17 @@ def test_a_write_is_synced_then_renamed_then_listed(
     cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
-    real_sync, real_replace, real_record = os.fsync, Path.replace, Index.record
+    real_sync, real_replace, real_record = os.fsync, os.replace, Index.record
 
     def sync(descriptor: int) -> None:
         kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
         steps.append(f"sync {kind}")
         real_sync(descriptor)
 
-    def replace(path: Path, target: Path) -> Path:
-        assert path.parent == target.parent
+    def replace(path: str, target: str) -> None:
+        assert Path(path).parent == Path(target).parent
         steps.append("rename")
-        return real_replace(path, target)
+        real_replace(path, target)
 
     def record(*arguments: Any, **parts: Any) -> None:
         steps.append("row")
@@ -148,7 +148,7 @@ def test_a_write_is_synced_then_renamed_then_listed(
     with Store.open(cache_dir) as store:
         put(store, "a")  # makes the folders
         monkeypatch.setattr(os, "fsync", sync)
-        monkeypatch.setattr(Path, "replace", replace)
+        monkeypatch.setattr(os, "replace", replace)
         monkeypatch.setattr(Index, "record", record)
         put(store, "a")
     assert steps == ["sync file", "rename", "sync folder", "row"]

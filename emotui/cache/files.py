@@ -1,4 +1,9 @@
-"""Files of the cache: private, written whole or not at all."""
+"""Files of the cache: private, written whole or not at all.
+
+Places are strings here. Every part of a Path is interned, and a file's name comes once: with
+Paths, each text put a hundred names into Python's table of interned strings, and emptied places
+in it are only swept by making it anew, at up to twice the size.
+"""
 
 from __future__ import annotations
 
@@ -44,17 +49,34 @@ def write_failed(path: Path, error: OSError) -> NoReturn:
     ) from error
 
 
-def make_folder(path: Path) -> None:
+def read(path: str | Path) -> bytes:
+    """Return the content of a file; raises OSError."""
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def joined(folder: str | Path, *names: str) -> str:
+    """Return the place of a name in a folder, or in a folder of it."""
+    return os.path.join(folder, *names)
+
+
+def folder_of(place: str) -> str:
+    """Return the folder that a place lies in."""
+    return os.path.dirname(place) or os.curdir
+
+
+def make_folder(path: str | Path) -> None:
     """Create a folder of the cache with mode 0700, parents included; raises OSError."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    parent = folder_of(os.fspath(path))
+    os.makedirs(parent, exist_ok=True)
     with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=FOLDER_MODE)
-        _sync_folder(path.parent)
+        os.mkdir(path, FOLDER_MODE)
+        _sync_folder(parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: str) -> None:
     descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
     try:
         os.fsync(descriptor)
@@ -72,17 +94,18 @@ class Pending:
     A context manager: leaving it without `commit` removes the temporary file. Raises OSError.
     """
 
-    def __init__(self, target: Path, content: bytes) -> None:
-        self._target = target
-        self._temporary: Path | None = None
+    def __init__(self, target: str | Path, content: bytes) -> None:
+        self._target = os.fspath(target)
+        self._temporary: str | None = None
         self._content = content
         self.committed = False
 
     def __enter__(self) -> Pending:
-        make_folder(self._target.parent.parent)
-        make_folder(self._target.parent)
+        folder = folder_of(self._target)
+        make_folder(folder_of(folder))
+        make_folder(folder)
         name = f"{TEMPORARY}{os.getpid()}-{os.urandom(6).hex()}"
-        temporary = self._target.parent / name
+        temporary = joined(folder, name)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
         self._temporary = temporary
         try:
@@ -102,22 +125,22 @@ class Pending:
         """
         if self._temporary is None:
             return
-        self._temporary.replace(self._target)
+        os.replace(self._temporary, self._target)
         self._temporary = None
         self.committed = True
-        _sync_folder(self._target.parent)
+        _sync_folder(folder_of(self._target))
 
     def _discard(self) -> None:
         if self._temporary is not None:
             with contextlib.suppress(OSError):
-                self._temporary.unlink()
+                os.unlink(self._temporary)
             self._temporary = None
 
     def __exit__(self, *_: object) -> None:
         self._discard()
 
 
-def write_whole(target: Path, content: bytes) -> None:
+def write_whole(target: str | Path, content: bytes) -> None:
     """Write a file atomically with mode 0600: temporary file, fsync, rename, fsync of the folder.
 
     Raises OSError, and leaves no temporary file then.

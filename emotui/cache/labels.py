@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import msgspec
 
-from emotui.cache import files
+from emotui.cache import files, layout
 from emotui.core.emotions import LEXICON
 from emotui.core.errors import SaeError
 from emotui.core.text import clean
@@ -102,16 +102,17 @@ def state(root: Path, source: str, identity: str, fingerprint: str) -> str:
 
     Reads the small state files alone, so that the key of a trace can be told at once.
     """
-    folders = [root / FOLDER / short(identity)]
+    folders = [files.joined(root, FOLDER, short(identity))]
     if identity == source:  # a release: its SAEs have Neuronpedia's ids
-        folders.append(root / FOLDER / NEURONPEDIA)
+        folders.append(files.joined(root, FOLDER, NEURONPEDIA))
     other = re.compile(rf"measured-(?!{fingerprint[:_DIGITS]})")
     found = []
-    for folder in folders:
-        for path in sorted(folder.glob(f"*{_STATE}")):
-            if not other.match(path.name):
+    for folder in folders:  # strings: see `files`
+        for name in sorted(layout.listed(folder)):
+            if name.endswith(_STATE) and not other.match(name):
                 with contextlib.suppress(OSError):
-                    found.append(f"{path.name} {path.read_text(encoding='ascii')}")
+                    content = files.read(files.joined(folder, name))
+                    found.append(f"{name} {content.decode('ascii')}")
     return hashlib.sha256("\n".join(found).encode()).hexdigest()[:_DIGITS] if found else ""
 
 

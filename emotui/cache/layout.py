@@ -55,9 +55,17 @@ def check_key(key: str) -> str:
     return key
 
 
+def place_of(root: Path, kind: str, name: str) -> str:
+    """Return the place of a file: `name` is a trace id or an entry's key.
+
+    A string, for what is asked with every text: see `files`.
+    """
+    return files.joined(root, kind, name[:_SHARD_DIGITS], name + SUFFIX)
+
+
 def file_of(root: Path, kind: str, name: str) -> Path:
-    """Return the path of a file: `name` is a trace id or an entry's key."""
-    return root / kind / name[:_SHARD_DIGITS] / f"{name}{SUFFIX}"
+    """Return `place_of` as a path."""
+    return Path(place_of(root, kind, name))
 
 
 def scan(root: Path, kind: str, *, starting: str = "") -> tuple[set[str], list[Path]]:
@@ -79,7 +87,7 @@ def scan(root: Path, kind: str, *, starting: str = "") -> tuple[set[str], list[P
     return found, unfinished
 
 
-def listed(folder: Path) -> list[str]:
+def listed(folder: str | Path) -> list[str]:
     """Return the names in a folder, none where it cannot be read."""
     try:
         return os.listdir(folder)  # noqa: PTH208, ten times as quick for thousands of names
@@ -103,16 +111,17 @@ def drop_empty_folders(folder: Path) -> None:
             Path(below).rmdir()
 
 
-def read_checked(path: Path, key: str | None = None) -> tuple[bytes, dict[str, str]]:
+def read_checked(path: str | Path, key: str | None = None) -> tuple[bytes, dict[str, str]]:
     """Return the bytes and metadata of a file whose checksum is right and whose name is its own.
 
     `key` is the whole key it must have; None asks only that its name belongs to its key. Raises
     Damaged, or OSError where it cannot be read.
     """
-    content = path.read_bytes()
+    content = files.read(path)
     metadata = sealed.unseal(content)
     own = metadata.get(KEY, "")
-    if not own.startswith(path.stem) or (key is not None and own != key):
+    stem = os.fspath(path).rpartition(os.sep)[2].removesuffix(SUFFIX)
+    if not own.startswith(stem) or (key is not None and own != key):
         raise sealed.Damaged("it is the file of another key")
     return content, metadata
 

@@ -42,7 +42,7 @@ class Shelf:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.root = root
-        self._place = str(root / _INDEX)  # looked at with every question
+        self._place = root / _INDEX  # made once: looked at with every question
         self.budget_bytes = budget_bytes
         self.writable = writable
         self.clock = clock
@@ -66,7 +66,7 @@ class Shelf:
     def put(self, kind: str, name: str, content: bytes, row: TraceRow | None = None) -> None:
         """Put a sealed file in its place, then its row, then see to the budget."""
         self.require_writable()
-        target = layout.file_of(self.root, kind, name)
+        target = layout.place_of(self.root, kind, name)
         try:
             with files.Pending(target, content) as pending:
 
@@ -84,7 +84,7 @@ class Shelf:
                     if pending.committed:
                         # Without a row, nothing would count what a full disk lost to this file.
                         with contextlib.suppress(OSError):
-                            target.unlink()
+                            Path(target).unlink()
                     raise
         except OSError as error:
             files.write_failed(self.root, error)
@@ -97,7 +97,7 @@ class Shelf:
 
         A damaged file is set aside. `key` is the whole key the file must have, None any.
         """
-        path = layout.file_of(self.root, kind, name)
+        path = layout.place_of(self.root, kind, name)
         try:
             return layout.read_checked(path, key)
         except FileNotFoundError:
@@ -199,7 +199,7 @@ class Shelf:
         if self._inode is None:
             return None
         try:
-            return os.stat(self._place).st_ino
+            return self._place.stat().st_ino
         except OSError:
             return None
 
