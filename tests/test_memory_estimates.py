@@ -86,9 +86,9 @@ def test_a_control_group_counts_what_it_caches_as_free(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("900\n")
     (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 500\nactive_file 250\n")
-    assert memory._left_in(tmp_path, "memory.max", "memory.current") == [850]
+    assert memory._left_in(str(tmp_path), "memory.max", "memory.current") == [850]
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._left_in(tmp_path, "memory.max", "memory.current") == []
+    assert memory._left_in(str(tmp_path), "memory.max", "memory.current") == []
 
 
 # ------------------------------------------------------------------- a real engine, measured

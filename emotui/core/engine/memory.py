@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from io import FileIO
 from typing import TYPE_CHECKING, Any
 
 from emotui.core.errors import EmotuiError, OutOfMemory
@@ -52,14 +52,14 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _system_free() -> int | None:
-    told = _status(Path("/proc/meminfo"))
+    told = _status("/proc/meminfo")
     free = told.get("MemAvailable")
     return None if free is None else free + told.get("SwapFree", 0)
 
 
 def _cgroup_free() -> int | None:
     try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+        lines = _lines("/proc/self/cgroup")
     except OSError:
         return None
     left: list[int] = []
@@ -67,19 +67,18 @@ def _cgroup_free() -> int | None:
         _, controllers, inside = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
-        folder = Path("/sys/fs/cgroup") / ("memory" if controllers else "") / inside.lstrip("/")
+        kind = "/memory" if controllers else ""
+        folder = f"/sys/fs/cgroup{kind}/{inside.lstrip('/')}"
         left += [count for names in _CGROUP_FILES for count in _left_in(folder, *names)]
     return min(left) if left else None
 
 
-def _left_in(folder: Path, limit: str, used: str) -> list[int]:
+def _left_in(folder: str, limit: str, used: str) -> list[int]:
     """Return what a control group leaves, where it sets a limit; files it caches can be let go."""
     try:
-        told = [(folder / name).read_text(encoding="ascii").strip() for name in (limit, used)]
-        stat = dict(
-            line.split(" ", 1) for line in (folder / "memory.stat").read_text().splitlines()
-        )
-    except (OSError, ValueError):
+        told = [_lines(f"{folder}/{name}")[0].strip() for name in (limit, used)]
+        stat = dict(line.split(" ", 1) for line in _lines(f"{folder}/memory.stat"))
+    except (OSError, ValueError, IndexError):
         return []
     if not all(one.isdigit() for one in told):  # `max` is no limit
         return []
@@ -91,13 +90,19 @@ def _limit_free() -> int | None:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY:
         return None
-    return limit - _status(Path("/proc/self/status")).get("VmSize", 0)
+    return limit - _status("/proc/self/status").get("VmSize", 0)
 
 
-def _status(path: Path) -> dict[str, int]:
+def _lines(place: str) -> list[str]:
+    # Not by a Path: every text asks, and would have the parts interned anew.
+    with FileIO(place) as file:
+        return file.readall().decode("ascii", errors="replace").splitlines()
+
+
+def _status(place: str) -> dict[str, int]:
     """Return the lines `NAME: N kB` of a file of /proc, in bytes; nothing where there is none."""
     try:
-        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+        lines = _lines(place)
     except OSError:
         return {}
     words = (line.replace(":", " ").split() for line in lines)
@@ -110,7 +115,7 @@ def held_bytes(device: torch.device) -> int:
         import torch
 
         return int(torch.cuda.memory_allocated(device))
-    return _status(Path("/proc/self/status")).get("VmRSS", peak_bytes(device))
+    return _status("/proc/self/status").get("VmRSS", peak_bytes(device))
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -119,7 +124,7 @@ def peak_bytes(device: torch.device) -> int:
         import torch
 
         return int(torch.cuda.max_memory_allocated(device))
-    told = _status(Path("/proc/self/status")).get("VmHWM")
+    told = _status("/proc/self/status").get("VmHWM")
     if told is not None:
         return told
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
