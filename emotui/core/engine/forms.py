@@ -51,10 +51,18 @@ class TrustedProbe:
     probe: Probe
     layer: int
 
+    @property
+    def _place(self) -> slice:
+        at = self.probe.places.index(("resid", self.layer))
+        return slice(at, at + 1)
+
     def logits(self, h: Tensor) -> Tensor:
         """Return logits [rows, emotions] of `h` [rows, d_model]."""
-        at = self.probe.places.index(("resid", self.layer))
-        return self.probe.logits(h[None], slice(at, at + 1))[0]
+        return self.probe.logits(h[None], self._place)[0]
+
+    def z(self, h: Tensor) -> Tensor:
+        """Return z [rows, emotions] of `h` [rows, d_model]; NaN where it was not fitted."""
+        return self.probe.z_of(self.probe.logits(h[None], self._place), self._place)[0]
 
 
 def trusted_probe(probes: Sequence[Probe]) -> TrustedProbe | None:

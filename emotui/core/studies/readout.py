@@ -8,21 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import msgspec
 from torch import Tensor
 
 from emotui.core.engine.collect import Place, batches, places_of
+from emotui.core.engine.forms import TrustedProbe, trusted_probe
 from emotui.core.studies.common.chunks import Chunks, packed, unpacked
 from emotui.core.studies.common.dataset import Item
 from emotui.core.studies.common.readings import Batch, run_batch
 from emotui.core.studies.common.report import Cell, Heat, Report, Table
 from emotui.core.studies.common.running import Cost, Implementation, Running
-
-if TYPE_CHECKING:
-    from emotui.core.engine.probes import Probe
 
 _STAGE = "texts"
 _SIZE = 64
@@ -68,34 +64,9 @@ class ReadoutResult(msgspec.Struct, frozen=True, kw_only=True):
     """The trusted layer that was best on dev."""
 
 
-@dataclass(frozen=True)
-class _TrustedProbe:
-    probe: Probe
-    layer: int
-
-    def z(self, h: Tensor) -> Tensor:
-        """Return z [rows, emotions] of `h` [rows, d_model]; NaN where it was not fitted."""
-        at = self.probe.places.index(("resid", self.layer))
-        rows = slice(at, at + 1)
-        return self.probe.z_of(self.probe.logits(h[None], rows), rows)[0]
-
-
-def _trusted_probe(study: Running) -> _TrustedProbe | None:
-    for probe in study.probes:
-        scores = [
-            score
-            for score in probe.file.card.scores
-            if probe.kind == "readout" and score.site == "resid" and score.trust == "trusted"
-        ]
-        if scores:
-            best = max(scores, key=lambda score: (score.dev_accuracy or 0.0, -score.layer))
-            return _TrustedProbe(probe, best.layer)
-    return None
-
-
 def run(study: Running) -> ReadoutResult:
     """Read every text and count."""
-    trusted = _trusted_probe(study)
+    trusted = trusted_probe(study.probes)
     chunks = study.text_stage(
         _STAGE, lambda items: _chunk(study, items, trusted), size=_SIZE, phase="reading the texts"
     )
@@ -130,7 +101,7 @@ def run(study: Running) -> ReadoutResult:
 
 
 def _chunk(
-    study: Running, items: Sequence[Item], trusted: _TrustedProbe | None
+    study: Running, items: Sequence[Item], trusted: TrustedProbe | None
 ) -> dict[str, Tensor]:
     found = study.readable(items)
     places = _places(study, trusted)
@@ -155,7 +126,7 @@ def _chunk(
     return {"readings": packed([readings[number] for number in range(len(found))])}
 
 
-def _places(study: Running, trusted: _TrustedProbe | None) -> tuple[Place, ...]:
+def _places(study: Running, trusted: TrustedProbe | None) -> tuple[Place, ...]:
     wanted = {(sae.site, sae.layer) for sae in study.saes}
     wanted |= {("resid", trusted.layer)} if trusted else set()
     return tuple(place for place in places_of(study.model.n_layers) if place in wanted)
@@ -187,7 +158,7 @@ def _readings(chunks: Chunks) -> Iterator[_Reading]:
 
 def rows(study: Running) -> tuple[Sequence[str], Iterator[Sequence[Cell]]]:
     """Return the columns and rows of the CSV, one row a text."""
-    trusted = _trusted_probe(study)
+    trusted = trusted_probe(study.probes)
     emotions = trusted.probe.emotions if trusted else ()
     labels = study.tokens.labels
     with_texts = study.text("texts") == "yes"
