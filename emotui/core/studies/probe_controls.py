@@ -15,8 +15,8 @@ from torch import Tensor
 from emotui.core.emotions import words_of
 from emotui.core.engine import controls
 from emotui.core.engine.design import Design
-from emotui.core.engine.place_fits import fit_places
 from emotui.core.engine.probe_controls import random_directions
+from emotui.core.studies.common.fits import fit_place
 
 if TYPE_CHECKING:
     from emotui.core.studies.common.running import Running
@@ -49,14 +49,7 @@ def word_weights(texts: Sequence[str], train: Sequence[int]) -> Tensor:
 def text_probe(texts: Sequence[str], design: Design, study: Running) -> float:
     """Return the balanced accuracy on the judged texts of a probe that sees words alone."""
     inputs = word_weights(texts, design.train.tolist())
-    fits = fit_places(
-        inputs[None],
-        design,
-        seed=study.run.seed,
-        job=study.job,
-        phase="fitting on words",
-        device=study.model.device,
-    )
+    fits = fit_place(study, inputs, design, phase="fitting on words")
     judged = design.judged
     return float(
         controls.balanced_accuracy(

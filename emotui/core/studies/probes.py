@@ -24,16 +24,16 @@ from emotui.core.engine.appraisals import ridge
 from emotui.core.engine.collect import Place, places_of
 from emotui.core.engine.design import Design, design_of
 from emotui.core.engine.labelled import Labelled, LabelledText, Row, Split, split_rows
-from emotui.core.engine.place_fits import PlaceFits, fit_places, scores_of
+from emotui.core.engine.place_fits import PlaceFits, scores_of
 from emotui.core.engine.probe_controls import first_word_labels
 from emotui.core.errors import UsageError
 from emotui.core.records import EMBEDDING_LAYER
 from emotui.core.studies.common.chunks import Chunks
 from emotui.core.studies.common.dataset import Item
+from emotui.core.studies.common.fits import fit_place
 from emotui.core.studies.common.readings import Readings, readings, readings_bytes
 from emotui.core.studies.common.running import Cost, Implementation, Running
 from emotui.core.studies.common.statistics import balanced, bootstrap, cohen_kappa, pearson
-from emotui.core.studies.common.within import Within
 from emotui.core.studies.probe_controls import projected, random_weights, text_probe
 from emotui.core.studies.probe_report import report
 from emotui.core.studies.probe_results import (
@@ -192,14 +192,7 @@ def _fitted(study: Running, found: Readings, target: _Target, name: str) -> Chun
 
     def work(number: int) -> dict[str, Tensor]:
         inputs = found.at(found.places[number])[target.rows]
-        fits = fit_places(
-            inputs[None],
-            design,
-            seed=study.run.seed,
-            job=Within(study.job),
-            phase="",
-            device=study.model.device,
-        )
+        fits = fit_place(study, inputs, design)
         return {field: getattr(fits, field) for field in _KEPT}
 
     return study.stage(stage, len(found.places), work, phase=f"fitting {name}")
@@ -215,14 +208,7 @@ def _judged(
     study: Running, found: Readings, target: _Target, name: str, chunks: Chunks
 ) -> TargetResult:
     design, fits = target.must_design, _places_fits(chunks)
-    bag = fit_places(
-        found.bag[target.rows][None],
-        design,
-        seed=study.run.seed,
-        job=Within(study.job),
-        phase="",
-        device=study.model.device,
-    )
+    bag = fit_place(study, found.bag[target.rows], design)
     correct = fits.predicted[:, design.judged] == design.labels[design.judged]
     truth = design.labels[design.judged]
     low, high = bootstrap(
@@ -261,14 +247,7 @@ def _projections(
                 count=design.classes,
                 generator=study.generator(f"directions {layer}"),
             )
-            fits = fit_places(
-                inputs[None],
-                design,
-                seed=study.run.seed,
-                job=Within(study.job),
-                phase="",
-                device=study.model.device,
-            )
+            fits = fit_place(study, inputs, design)
             column.append(
                 float(
                     controls.balanced_accuracy(

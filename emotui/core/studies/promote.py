@@ -26,10 +26,10 @@ from torch import Tensor
 
 from emotui.core.engine.collect import Place
 from emotui.core.engine.controls import balanced_accuracy, chance_level
-from emotui.core.engine.place_fits import fit_places
 from emotui.core.engine.statistics import corpus_statistics
 from emotui.core.errors import UsageError
 from emotui.core.studies.common.chunks import Chunks
+from emotui.core.studies.common.fits import fit_place
 from emotui.core.studies.common.readings import Readings, readings, readings_bytes
 from emotui.core.studies.common.running import Cost, Implementation, Running
 from emotui.core.studies.common.within import Within
@@ -155,14 +155,7 @@ def _directions(study: Running, found: Readings, halves: Halves, draws: int) -> 
 
     def work(layer: int) -> dict[str, Tensor]:
         inputs = found.at(("resid", layer))[rows].float()
-        fits = fit_places(
-            inputs[None],
-            design,
-            seed=study.run.seed,
-            job=Within(study.job),
-            phase="",
-            device=study.model.device,
-        )
+        fits = fit_place(study, inputs, design)
         weight = fits.weight[0].T.double()
         h = inputs[design.train].double()
         means = torch.stack(
