@@ -56,6 +56,28 @@ def changed_run(
             return logits
 
 
+def adding(vector: Tensor) -> Change:
+    """Return the change that adds `vector` at the last token."""
+
+    def change(tensor: Tensor) -> Tensor:
+        changed = tensor.clone()
+        changed[0, -1] += vector
+        return changed
+
+    return change
+
+
+def putting(vector: Tensor) -> Change:
+    """Return the change that puts `vector` at the last token."""
+
+    def change(tensor: Tensor) -> Tensor:
+        changed = tensor.clone()
+        changed[0, -1] = vector
+        return changed
+
+    return change
+
+
 def plain_run(model: LoadedModel, ids: list[int], site: str, layer: int, added: Tensor) -> Tensor:
     """Run transformers with one ordinary hook that adds a given tensor, and return the logits."""
     return changed_run(model, ids, {(site, layer): lambda tensor: tensor + added})

@@ -11,17 +11,23 @@ import csv
 import functools
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from support_hooks import changed_run
 from support_models import LAYERS, WIDTH, copied, tiny_folder
+from support_studies import run_here
+from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from emotui.core.emotions import LABEL_SETS
 from emotui.core.engine.answer import label_tokens
 from emotui.core.engine.capture import QuietJob
 from emotui.core.engine.model import LoadedModel, load_model
+from emotui.core.engine.tokens import TokenReader
 from emotui.core.protocol import ModelSpec
+from emotui.core.studies.common.folder import StudyDocument
 from emotui.core.text import template_named
 
 LABELS = LABEL_SETS["ekman7"]
@@ -40,9 +46,9 @@ APPRAISALS = ("pleasantness", "other_responsblt", "predict_event", "chance_contr
 _MEANT, _CARRIED, _WORD, _WORD_CARRIED, _FREE = 14, 7, 21, 24, 27  # first coordinates of each
 
 
-def _only(reader: object, text: str) -> int:
-    (token,) = reader.continuation_ids(text)  # type: ignore[attr-defined]
-    return int(token)
+def _only(reader: TokenReader, text: str) -> int:
+    (token,) = reader.continuation_ids(text)
+    return token
 
 
 @torch.no_grad()
@@ -114,6 +120,38 @@ def planted_texts(path: Path, count: int = 48) -> Path:
             rated = [value + draws.integers(-1, 2) for value in RATINGS[label]]
             writer.writerow((text, label, *rated))
     return path
+
+
+def run_planted(folder: Path, study: str, *, count: int = 48, **fields: Any) -> StudyDocument:
+    """Run a study of the model on `count` texts, in `folder`; `fields` are the request's."""
+    data = planted_texts(folder / "texts.csv", count)
+    return run_here(planted_model(), folder, study, data, **fields)
+
+
+def texts_of(folder: Path) -> list[str]:
+    """Return the texts of a run in `folder`."""
+    with (folder / "texts.csv").open() as file:
+        return [row["text"] for row in csv.DictReader(file)]
+
+
+def ids_of(text: str) -> list[int]:
+    """Return the tokens of a text in the prompt that runs are asked in."""
+    return [token.id for token in planted_model().reader.read(text, template_named("ask")).tokens]
+
+
+def deciding_tokens() -> list[int]:
+    """Return the token that each label is told by after that prompt."""
+    return list(label_tokens(planted_model().reader, "ekman7", template_named("ask")).deciding)
+
+
+def text_scored(folder: Path, scores: Tensor) -> list[int]:
+    """Return the tokens of the first text of a run that plain runs give these scores [labels]."""
+    model, deciding = planted_model(), deciding_tokens()
+    return next(
+        ids
+        for ids in map(ids_of, texts_of(folder))
+        if torch.allclose(changed_run(model, ids, {})[deciding], scores, atol=1e-4)
+    )
 
 
 assert LAYERS == 4 > MLP

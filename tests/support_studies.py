@@ -9,7 +9,9 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from emotui.cache.store import Store
 from emotui.core.engine.capture import Job, QuietJob
@@ -18,6 +20,8 @@ from emotui.core.engine.model import LoadedModel, load_model
 from emotui.core.protocol import ModelSpec, StudyDone, StudyRequest
 from emotui.core.studies.common.folder import StudyDocument, read_result
 from emotui.core.studies.common.runner import run_study
+
+_Result = TypeVar("_Result", bound=msgspec.Struct)
 
 TEXTS = (
     ("My cat sat on the warm mat and I smiled all day.", "joy"),
@@ -72,6 +76,12 @@ def run_here(
     document = read_result(Path(request.out))
     assert document is not None
     return document
+
+
+def result_of(folder: Path, kind: type[_Result]) -> _Result:
+    """Return the result of the run in `folder / "run"`, as it is on disk."""
+    document = msgspec.json.decode((folder / "run" / "result.json").read_bytes())
+    return msgspec.convert(document["result"], kind)
 
 
 def emotui(*arguments: str, cache_dir: Path, **options: Any) -> subprocess.CompletedProcess[str]:

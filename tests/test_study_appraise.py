@@ -12,11 +12,10 @@ import pytest
 import scipy.stats
 import torch
 from sklearn.linear_model import LinearRegression
-from support_hooks import arriving, changed_run
-from support_planted import planted_model, planted_texts
-from support_studies import files_of, run_here
+from support_hooks import adding, arriving, changed_run
+from support_planted import deciding_tokens, planted_model, planted_texts, run_planted, text_scored
+from support_studies import files_of, result_of, run_here
 
-from emotui.core.engine.answer import label_tokens
 from emotui.core.errors import UsageError
 from emotui.core.studies.appraise_measure import (
     Ratings,
@@ -27,7 +26,6 @@ from emotui.core.studies.appraise_measure import (
 )
 from emotui.core.studies.appraise_results import AppraiseCurve, AppraiseResult, drift, gain
 from emotui.core.studies.common.chunks import Chunks
-from emotui.core.text import template_named
 
 # Four emotions span three dimensions: with three kept, nothing of a fourth would be left.
 APPRAISALS = ("pleasantness", "other_responsblt", "chance_control")
@@ -41,15 +39,13 @@ EMOTIONS = ("anger", "fear", "joy", "sadness")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("appraise")
-    data = planted_texts(found / "texts.csv", 48)
-    run_here(planted_model(), found, "appraise", data, settings=SETTINGS)
+    run_planted(found, "appraise", settings=SETTINGS)
     return found
 
 
 @pytest.fixture(scope="module")
 def result(folder: Path) -> AppraiseResult:
-    document = msgspec.json.decode((folder / "run" / "result.json").read_bytes())
-    return msgspec.convert(document["result"], AppraiseResult)
+    return result_of(folder, AppraiseResult)
 
 
 def curve(result: AppraiseResult, condition: str, projection: str = "projected") -> AppraiseCurve:
@@ -107,15 +103,7 @@ def test_one_change_is_that_of_the_formula_under_ordinary_hooks(
     model = planted_model()
     fitted, kept = Chunks(folder / "run", "directions", 4), Chunks(folder / "run", "changes", 6)
     rows = fitted.joined("rows").double().numpy()
-    texts = [row["text"] for row in csv.DictReader((folder / "texts.csv").open())]
-    template = template_named("ask")
-    deciding = list(label_tokens(model.reader, "ekman7", template).deciding)
-    clean = kept.joined("clean")[0]
-    ids = next(
-        ids
-        for ids in ([t.id for t in model.reader.read(text, template).tokens] for text in texts)
-        if torch.allclose(changed_run(model, ids, {})[deciding], clean, atol=1e-4)
-    )
+    ids, deciding = text_scored(folder, kept.joined("clean")[0]), deciding_tokens()
     for projection, kind in enumerate(("projected", "released")):
         for layer in (1, 2):
             w = rows[layer]
@@ -125,13 +113,7 @@ def test_one_change_is_that_of_the_formula_under_ordinary_hooks(
                 wanted = wanted - fixed.T @ np.linalg.solve(fixed @ fixed.T, fixed @ wanted)
             added = 6 * result.norms[layer] * wanted / np.linalg.norm(wanted)
             vector = torch.from_numpy(added).float()
-
-            def change(tensor: torch.Tensor, vector: torch.Tensor = vector) -> torch.Tensor:
-                changed = tensor.clone()
-                changed[0, -1] += vector
-                return changed
-
-            plain = changed_run(model, ids, {("resid", layer): change})[deciding]
+            plain = changed_run(model, ids, {("resid", layer): adding(vector)})[deciding]
             # -pleasantness is the second of 10 changes; there are 4 layers.
             at = (projection * 10 + 1) * 4 + layer
             assert torch.allclose(kept.joined("scores")[0, at], plain, atol=2e-3)
@@ -205,8 +187,7 @@ def test_a_dataset_without_ratings_takes_those_of_the_situations(tmp_path: Path)
 
 
 def test_the_same_run_has_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    data = planted_texts(tmp_path / "texts.csv", 48)
-    run_here(planted_model(), tmp_path, "appraise", data, settings=SETTINGS)
+    run_planted(tmp_path, "appraise", settings=SETTINGS)
     assert files_of(tmp_path / "run") == files_of(folder / "run")
 
 
@@ -223,6 +204,5 @@ def test_the_same_run_has_the_same_bytes(folder: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_meant_is_refused(
     settings: dict[str, str], what: str, tmp_path: Path
 ) -> None:
-    data = planted_texts(tmp_path / "texts.csv", 16)
     with pytest.raises(UsageError, match=what):
-        run_here(planted_model(), tmp_path, "appraise", data, settings=settings)
+        run_planted(tmp_path, "appraise", count=16, settings=settings)

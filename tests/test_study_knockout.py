@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import torch
-from support_hooks import arriving, changed_run
-from support_planted import WORDS, planted_model, planted_texts
-from support_studies import files_of, run_here
+from support_hooks import arriving, changed_run, putting
+from support_planted import (
+    WORDS,
+    deciding_tokens,
+    ids_of,
+    planted_model,
+    planted_texts,
+    run_planted,
+    texts_of,
+)
+from support_studies import files_of, result_of, run_here
 
 from emotui.core.engine.answer import LabelTokens, label_tokens
 from emotui.core.engine.capture import QuietJob
@@ -22,12 +29,10 @@ from emotui.core.studies.variants import Change, run_variants, windows_of
 from emotui.core.text import template_named
 
 SETTINGS = {"span": "1", "sites": "resid,attn,mlp"}
-COUNT = 24
 
 
 def _run(folder: Path, **fields: Any) -> None:
-    data = planted_texts(folder / "texts.csv", COUNT)
-    run_here(planted_model(), folder, "knockout", data, settings=SETTINGS, **fields)
+    run_planted(folder, "knockout", count=24, settings=SETTINGS, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def result(folder: Path) -> KnockoutResult:
-    document = msgspec.json.decode((folder / "run" / "result.json").read_bytes())
-    return msgspec.convert(document["result"], KnockoutResult)
+    return result_of(folder, KnockoutResult)
 
 
 def curve(result: KnockoutResult, kind: str, site: str, task: str = "emotion") -> KnockoutCurve:
@@ -96,28 +100,16 @@ def test_saying_the_commonest_word_to_everything_is_not_doing_the_task(tmp_path:
 
 def test_one_text_is_knocked_out_as_ordinary_hooks_do(folder: Path) -> None:
     model, kept = planted_model(), Chunks(folder / "run", "knockouts", 3)
-    texts = [row["text"] for row in csv.DictReader((folder / "texts.csv").open())]
-    template = template_named("ask")
-    deciding = list(label_tokens(model.reader, "ekman7", template).deciding)
-
-    def ids(text: str) -> list[int]:
-        return [token.id for token in model.reader.read(text, template).tokens]
-
+    prompts, deciding = [ids_of(text) for text in texts_of(folder)], deciding_tokens()
     at = 3
-    clean = changed_run(model, ids(texts[at]), {})
+    clean = changed_run(model, prompts[at], {})
     answer = int(clean[deciding].argmax())
     windows = windows_of(4, (1,))
     for number, window in enumerate(windows):
         site, layer = window.places[0]
-        mean = torch.stack([arriving(model, ids(text), site, layer)[-1] for text in texts]).mean(0)
+        mean = torch.stack([arriving(model, ids, site, layer)[-1] for ids in prompts]).mean(0)
         for kind, value in enumerate((torch.zeros_like(mean), mean)):
-
-            def change(tensor: torch.Tensor, value: torch.Tensor = value) -> torch.Tensor:
-                changed = tensor.clone()
-                changed[0, -1] = value
-                return changed
-
-            plain = changed_run(model, ids(texts[at]), {(site, layer): change})
+            plain = changed_run(model, prompts[at], {(site, layer): putting(value)})
             row = kind * len(windows) + number
             stored = float(kept.joined("margin")[at, row])
             expected = margins(plain[None, deciding], answer) - margins(
@@ -174,7 +166,6 @@ def test_interrupted_and_resumed_it_has_the_same_bytes(folder: Path, tmp_path: P
 
 
 def test_a_kind_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    data = planted_texts(tmp_path / "texts.csv", 8)
     with pytest.raises(UsageError, match="kinds cannot be 'noise'") as refused:
-        run_here(planted_model(), tmp_path, "knockout", data, settings={"kinds": "noise"})
+        run_planted(tmp_path, "knockout", count=8, settings={"kinds": "noise"})
     assert "resample" in refused.value.todo

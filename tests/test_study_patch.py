@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import msgspec
 import pytest
 import torch
-from support_hooks import arriving, changed_run
-from support_planted import LABELS, WORDS, planted_model, planted_texts
-from support_studies import files_of, run_here
+from support_hooks import arriving, changed_run, putting
+from support_planted import (
+    LABELS,
+    WORDS,
+    deciding_tokens,
+    ids_of,
+    planted_model,
+    planted_texts,
+    run_planted,
+    texts_of,
+)
+from support_studies import files_of, result_of, run_here
 
-from emotui.core.engine.answer import label_tokens
 from emotui.core.errors import UsageError
 from emotui.core.studies.common.chunks import Chunks
 from emotui.core.studies.common.running import Running
 from emotui.core.studies.patch import PatchCurve, PatchResult, draw_pairs, report, shares
 from emotui.core.studies.variants import windows_of
-from emotui.core.text import template_named
 
 SETTINGS = {"pairs": "24", "span": "1,3"}
 
@@ -28,14 +32,13 @@ SETTINGS = {"pairs": "24", "span": "1,3"}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("patch")
-    run_here(planted_model(), found, "patch", planted_texts(found / "texts.csv"), settings=SETTINGS)
+    run_planted(found, "patch", settings=SETTINGS)
     return found
 
 
 @pytest.fixture(scope="module")
 def result(folder: Path) -> PatchResult:
-    document = msgspec.json.decode((folder / "run" / "result.json").read_bytes())
-    return msgspec.convert(document["result"], PatchResult)
+    return result_of(folder, PatchResult)
 
 
 def curve(result: PatchResult, site: str, span: int, **wanted: str) -> PatchCurve:
@@ -91,31 +94,17 @@ def test_one_pair_is_patched_as_ordinary_hooks_do(folder: Path, result: PatchRes
     seeded = SimpleNamespace(run=SimpleNamespace(seed=0))
     generator = Running.generator(seeded, "pairs")  # type: ignore[arg-type]
     pair = draw_pairs(answers, range(len(answers)), 24, generator)[0]
-    texts = [row["text"] for row in csv.DictReader((folder / "texts.csv").open())]
-    template = template_named("ask")
-    ids = [
-        [token.id for token in model.reader.read(texts[row], template).tokens]
-        for row in (pair.source, pair.target)
-    ]
-    windows = windows_of(4, (1, 3))
-    deciding = list(label_tokens(model.reader, "ekman7", template).deciding)
+    texts = texts_of(folder)
+    ids = [ids_of(texts[row]) for row in (pair.source, pair.target)]
+    windows, deciding = windows_of(4, (1, 3)), deciding_tokens()
     for number, window in enumerate(windows):
         vectors = {place: arriving(model, ids[0], *place)[-1] for place in window.places}
         plain = changed_run(
             model,
             ids[1],
-            {place: _with_last(vector) for place, vector in vectors.items()},
+            {place: putting(vector) for place, vector in vectors.items()},
         )
         assert torch.allclose(kept.joined("scores")[0, 0, number], plain[deciding], atol=1e-4)
-
-
-def _with_last(vector: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    def change(tensor: torch.Tensor) -> torch.Tensor:
-        changed = tensor.clone()
-        changed[0, -1] = vector
-        return changed
-
-    return change
 
 
 def test_shares_on_numbers_that_are_known() -> None:
@@ -132,9 +121,7 @@ def test_shares_on_numbers_that_are_known() -> None:
 def test_the_same_run_has_the_same_bytes_and_its_words_give_the_controls(
     folder: Path, result: PatchResult, tmp_path: Path
 ) -> None:
-    run_here(
-        planted_model(), tmp_path, "patch", planted_texts(tmp_path / "texts.csv"), settings=SETTINGS
-    )
+    run_planted(tmp_path, "patch", settings=SETTINGS)
     assert files_of(tmp_path / "run") == files_of(folder / "run")
     said = " ".join(report(result).sentences)
     assert "attn, span 1: most transfer around layer 1, 1.00" in said

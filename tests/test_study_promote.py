@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import torch
-from support_hooks import changed_run
-from support_planted import WORDS, planted_model, planted_texts
-from support_studies import files_of, run_here
+from support_hooks import adding, changed_run
+from support_planted import WORDS, deciding_tokens, planted_model, run_planted, text_scored
+from support_studies import files_of, result_of
 
-from emotui.core.engine.answer import label_tokens
 from emotui.core.errors import UsageError
 from emotui.core.studies.common.chunks import Chunks
 from emotui.core.studies.label_mix import written_under
 from emotui.core.studies.promote_results import PromoteCurve, PromoteResult
 from emotui.core.studies.promote_score import Plan, Promotion, measure, promotion_score
 from emotui.core.studies.variants import windows_of
-from emotui.core.text import template_named
 
 SETTINGS = {"strengths": "0.5,4", "draws": "4", "generations": "2"}
 EMOTIONS = ("anger", "fear", "joy", "sadness")
@@ -30,15 +26,13 @@ EMOTIONS = ("anger", "fear", "joy", "sadness")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("promote")
-    data = planted_texts(found / "texts.csv", 48)
-    run_here(planted_model(), found, "promote", data, settings=SETTINGS)
+    run_planted(found, "promote", settings=SETTINGS)
     return found
 
 
 @pytest.fixture(scope="module")
 def result(folder: Path) -> PromoteResult:
-    document = msgspec.json.decode((folder / "run" / "result.json").read_bytes())
-    return msgspec.convert(document["result"], PromoteResult)
+    return result_of(folder, PromoteResult)
 
 
 def curve(result: PromoteResult, along: str, emotion: str, strength: float = 4) -> PromoteCurve:
@@ -79,25 +73,11 @@ def test_half_a_unit_does_too_little(result: PromoteResult) -> None:
 def test_one_text_is_promoted_as_ordinary_hooks_do(folder: Path, result: PromoteResult) -> None:
     model = planted_model()
     fitted, kept = Chunks(folder / "run", "directions", 4), Chunks(folder / "run", "promotions", 6)
-    texts = [row["text"] for row in csv.DictReader((folder / "texts.csv").open())]
-    template = template_named("ask")
-    deciding = list(label_tokens(model.reader, "ekman7", template).deciding)
-    clean = kept.joined("clean")[0]
     # Which text was the first of the held half follows from its clean scores.
-    ids = next(
-        ids
-        for ids in ([t.id for t in model.reader.read(text, template).tokens] for text in texts)
-        if torch.allclose(changed_run(model, ids, {})[deciding], clean, atol=1e-4)
-    )
+    ids, deciding = text_scored(folder, kept.joined("clean")[0]), deciding_tokens()
     for layer in (1, 3):
         vector = 4 * result.norms[layer] * fitted.joined("means")[layer, EMOTIONS.index("fear")]
-
-        def change(tensor: torch.Tensor, vector: torch.Tensor = vector) -> torch.Tensor:
-            changed = tensor.clone()
-            changed[0, -1] += vector
-            return changed
-
-        plain = changed_run(model, ids, {("resid", layer): change})[deciding]
+        plain = changed_run(model, ids, {("resid", layer): adding(vector)})[deciding]
         # Directions by strengths by layers: fear is the second direction, 4 the second strength.
         row = (EMOTIONS.index("fear") * 2 + 1) * 4 + layer
         assert torch.allclose(kept.joined("scores")[0, row], plain, atol=1e-3)
@@ -163,8 +143,7 @@ def test_the_measure_on_numbers_that_are_known() -> None:
 
 
 def test_the_same_run_has_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    data = planted_texts(tmp_path / "texts.csv", 48)
-    run_here(planted_model(), tmp_path, "promote", data, settings=SETTINGS)
+    run_planted(tmp_path, "promote", settings=SETTINGS)
     assert files_of(tmp_path / "run") == files_of(folder / "run")
 
 
@@ -180,7 +159,6 @@ def test_the_same_run_has_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_meant_is_refused(fields: dict[str, Any], what: str, tmp_path: Path) -> None:
-    data = planted_texts(tmp_path / "texts.csv", 48)
     with pytest.raises(UsageError, match=what):
-        run_here(planted_model(), tmp_path, "promote", data, **fields)
+        run_planted(tmp_path, "promote", **fields)
     assert set(WORDS) == set(EMOTIONS)
