@@ -207,3 +207,26 @@ def lines_of(app: EmotuiApp) -> list[str]:
         "".join(segment.text for segment in strip)[:width].rstrip()
         for strip in app.screen._compositor.render_strips()
     ]
+
+
+def text_on(app: EmotuiApp) -> str:
+    """Return what is on the screen, without colours."""
+    return "\n".join(lines_of(app))
+
+
+def trace_of(app: EmotuiApp) -> Trace:
+    """Return the trace on the screen; fails where there is none yet."""
+    assert app.explorer.state.readings is not None
+    return app.explorer.state.readings.trace
+
+
+def edits_of(app: EmotuiApp) -> tuple[str, ...] | None:
+    """Return the edits of the trace on the screen; None where there is none yet."""
+    readings = app.explorer.state.readings
+    return None if readings is None else readings.trace.edits
+
+
+def notice_of(app: EmotuiApp) -> str:
+    """Return what the notice says, in one line; "" where there is none."""
+    notice = app.explorer.state.notice
+    return "" if notice is None else " ".join(notice.lines)

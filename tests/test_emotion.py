@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load as tensors_of
 from support_command import emotui_here
 from support_models import tiny_folder
-from support_screen import TEXT, Scene, lines_of, until
+from support_screen import TEXT, Scene, lines_of, text_on, until
 
 from emotui.cache.demo import DEMO_MODEL
 from emotui.cache.prepare import probes_in_force
@@ -274,7 +274,7 @@ async def test_f_opens_the_console_and_the_answer_is_a_report(tmp_path: Path) ->
             )
         )
         await until(pilot, lambda: len(app.screen_stack) > 2 or "awe" in "".join(lines_of(app)))
-        page = "\n".join(lines_of(app))
+        page = text_on(app)
         assert "0.91 balanced accuracy" in page and "layer 3: lexical" in page
         assert "'wonder' [bold]" in page and "at emb: untrusted" in page
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support_screen import TEXT, Scene, lines_of, until
-from test_ui_edits import edited, edits_on
+from support_screen import TEXT, Scene, edits_of, text_on, until
+from test_ui_edits import edited
 
-from emotui.app import EmotuiApp
 from emotui.cache.findings import VERIFICATION, keep
 from emotui.cache.store import Store
 from emotui.cache.without import keep_without, plain
@@ -89,10 +88,6 @@ def scene(tmp_path: Path) -> Scene:
     return scene
 
 
-def shown(app: EmotuiApp) -> str:
-    return "\n".join(lines_of(app))
-
-
 @pytest.mark.parametrize("size", [(80, 24), (160, 45)])
 async def test_v_asks_shows_a_report_and_keeps_lines_under_the_effect(
     scene: Scene, size: tuple[int, int]
@@ -103,7 +98,7 @@ async def test_v_asks_shows_a_report_and_keeps_lines_under_the_effect(
         await until(pilot, lambda: scene.engine.asked)
         lines = scene.engine.asked[0].operation.edits
         scene.answer(scene.engine.asked[0], change=lambda trace: edited(trace, lines))
-        await until(pilot, lambda: edits_on(app))
+        await until(pilot, lambda: edits_of(app))
         await until(pilot, lambda: not app.workbench.busy)
         readings = app.explorer.state.readings
         assert readings is not None
@@ -115,26 +110,26 @@ async def test_v_asks_shows_a_report_and_keeps_lines_under_the_effect(
         assert asked.operation.inspect.edits == trace.edits
         assert asked.operation.inspect.selected and asked.operation.texts == 50
         asked.progress("on other texts", 12, 50)
-        await until(pilot, lambda: "12/50" in shown(app))
+        await until(pilot, lambda: "12/50" in text_on(app))
         with Store.open(scene.cache) as store:
             keep(store, trace.id, VERIFICATION, verification())
         asked.finish(Verified(trace.id, verification(), False, 200, 2.0))
         await until(pilot, lambda: isinstance(app.screen, ReportScreen))
-        report = shown(app)
+        report = text_on(app)
         assert "made-up [b]texts[/b]" in report
         assert "answer.joy: here -0.3; median -0.25 [-0.5, -0.125]" in report
         await pilot.press("escape")
-        assert "on other texts, answer.joy: median -0.25 [-0.5, -0.125]" in shown(app)
-        assert "sign kept on 50, rank 1/40, shaped 2/20: verified" in shown(app)
+        assert "on other texts, answer.joy: median -0.25 [-0.5, -0.125]" in text_on(app)
+        assert "sign kept on 50, rank 1/40, shaped 2/20: verified" in text_on(app)
         # Again, and after walking away and back: from the cache.
         await pilot.press("v")
         await until(pilot, lambda: isinstance(app.screen, ReportScreen))
         await pilot.press("escape", "u")
-        await until(pilot, lambda: not edits_on(app))
-        assert "on other texts" not in shown(app)
+        await until(pilot, lambda: not edits_of(app))
+        assert "on other texts" not in text_on(app)
         await pilot.press("U")
         await until(pilot, lambda: app.explorer.state.verification)
-        await until(pilot, lambda: "on other texts, answer.joy" in shown(app))
+        await until(pilot, lambda: "on other texts, answer.joy" in text_on(app))
         assert len(scene.engine.asked) == 2
 
 
@@ -144,7 +139,7 @@ async def test_what_was_cancelled_says_how_to_go_on(scene: Scene) -> None:
         await pilot.press("3", "a")
         await until(pilot, lambda: scene.engine.asked)
         trace = scene.answer(scene.engine.asked[0], change=edited)
-        await until(pilot, lambda: edits_on(app))
+        await until(pilot, lambda: edits_of(app))
         await until(pilot, lambda: not app.workbench.busy)
         await pilot.press("v")
         await until(pilot, lambda: len(scene.engine.asked) > 1)
@@ -158,9 +153,9 @@ async def test_what_was_cancelled_says_how_to_go_on(scene: Scene) -> None:
         part = verification(done=11)
         scene.engine.asked[-1].finish(Verified(trace.id, part, False, 9, 0.1))
         await until(pilot, lambda: isinstance(app.screen, ReportScreen))
-        assert "11 of 50 texts" in shown(app)
+        assert "11 of 50 texts" in text_on(app)
         await pilot.press("escape")
-        assert "v goes on" in shown(app)
+        assert "v goes on" in text_on(app)
 
 
 async def test_v_without_an_edit_says_so(scene: Scene) -> None:
@@ -168,7 +163,7 @@ async def test_v_without_an_edit_says_so(scene: Scene) -> None:
         await until(pilot, lambda: app.explorer.state.readings)
         await pilot.press("v")
         await until(pilot, lambda: app.explorer.state.notice)
-        assert "nothing to verify" in shown(app)
+        assert "nothing to verify" in text_on(app)
         assert scene.engine.asked == []
 
 
@@ -191,9 +186,9 @@ async def test_d_asks_shows_a_report_and_a_line_and_is_cached(
             keep_without(plain(request), store, readings.trace.run.fingerprint, without())
         asked.finish(MaskedWords(without(), False, 22, 0.4))
         await until(pilot, lambda: isinstance(app.screen, ReportScreen))
-        assert "without sad" in shown(app) and "1 of 4" in shown(app)
+        assert "without sad" in text_on(app) and "1 of 4" in text_on(app)
         await pilot.press("escape")
-        assert "Without 'sad', the answer loses 75%." in shown(app)
+        assert "Without 'sad', the answer loses 75%." in text_on(app)
         await pilot.press("d")
         await until(pilot, lambda: isinstance(app.screen, ReportScreen))
         assert len(scene.engine.asked) == 1
@@ -206,7 +201,7 @@ async def test_d_on_a_text_without_emotion_words_stops_there(tmp_path: Path) -> 
         await until(pilot, lambda: app.explorer.state.readings)
         await pilot.press("d")
         await until(pilot, lambda: app.explorer.state.notice)
-        assert "There is no emotion word in the text" in shown(app)
+        assert "There is no emotion word in the text" in text_on(app)
         assert scene.engine.asked == []
 
 
@@ -218,5 +213,5 @@ async def test_an_engine_that_refuses_leaves_the_screen_as_it_was(scene: Scene) 
         await until(pilot, lambda: scene.engine.asked)
         scene.engine.asked[-1].fail(TextError("The text is too long."))
         await until(pilot, lambda: app.explorer.state.notice)
-        assert "The text is too long." in shown(app)
+        assert "The text is too long." in text_on(app)
         assert not isinstance(app.screen, ReportScreen)

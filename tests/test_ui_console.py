@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 from support_console import EDITS, shown, typed, with_edits
-from support_screen import TEXT, Scene, lines_of, until
-from test_ui_edits import edited, edits_on, joined
+from support_screen import TEXT, Scene, edits_of, lines_of, notice_of, text_on, trace_of, until
+from test_ui_edits import edited
 
 from emotui.cache.history import load_history
 from emotui.cache.notes import add_note, notes_of
@@ -81,12 +81,12 @@ async def test_tab_takes_goes_round_and_right_takes_the_ghost(
         await pilot.press("colon")
         await typed(pilot, "s")
         await pilot.pause()
-        assert "▸ scale" in joined(app) and "  steer" in joined(app)
+        assert "▸ scale" in text_on(app) and "  steer" in text_on(app)
         await pilot.press("tab")
         assert app.explorer.console.value == "scale"
         await pilot.press("tab")
         assert app.explorer.console.value == "steer"
-        assert "▸ steer" in joined(app)
+        assert "▸ steer" in text_on(app)
         await pilot.press("shift+tab")
         assert app.explorer.console.value == "scale"
         await pilot.press("space")
@@ -107,15 +107,15 @@ async def test_a_wrong_word_is_pointed_at_and_the_line_stays(scene: Scene) -> No
         await shown(app, pilot)
         await pilot.press("colon")
         await typed(pilot, "knock attn wobble mean", "enter")
-        await until(pilot, lambda: "^" in joined(app))
+        await until(pilot, lambda: "^" in text_on(app))
         lines = lines_of(app)
         line = next(n for n, text in enumerate(lines) if "knock attn wobble mean" in text)
         assert lines[line + 1].rstrip() == " " * lines[line].index("wobble") + "^^^^^^"
         assert app.explorer.console.value == "knock attn wobble mean"
-        assert edits_on(app) == () and scene.engine.asked == []
+        assert edits_of(app) == () and scene.engine.asked == []
         await pilot.press("backspace")
         await pilot.pause()
-        assert "^^^^" not in joined(app)
+        assert "^^^^" not in text_on(app)
 
 
 async def test_keys_of_completion_do_nothing_where_nothing_fits(scene: Scene) -> None:
@@ -215,12 +215,12 @@ async def test_a_bad_line_says_why_and_changes_nothing(scene: Scene, line: str, 
         app.explorer.console.put(line)
         await pilot.press("enter")
         await until(pilot, lambda: app.explorer.state.notice)
-        assert says in " ".join(app.explorer.state.notice.lines)  # type: ignore[union-attr]
+        assert says in notice_of(app)
         after = app.explorer.state
         assert (after.layer, after.position, after.emotion) == (
             before.layer, before.position, before.emotion,
         )  # fmt: skip
-        assert edits_on(app) == () and scene.engine.asked == []
+        assert edits_of(app) == () and scene.engine.asked == []
         assert app.explorer.pane == "console" and app.explorer.console.value == line
         assert recipes(scene.cache) == []
 
@@ -247,7 +247,7 @@ async def test_a_template_that_cannot_be_used_is_taken_back(scene: Scene) -> Non
         await typed(pilot, "template chat", "enter")
         await until(pilot, lambda: scene.engine.asked)
         scene.engine.asked[0].fail(ModelError("This tokenizer has no chat template."))
-        await until(pilot, lambda: "no chat template" in joined(app))
+        await until(pilot, lambda: "no chat template" in text_on(app))
         app.explorer.handlers.text.read("Another text.")
         await until(pilot, lambda: len(scene.engine.asked) == 2)
         assert scene.engine.asked[1].operation.template == "ask"
@@ -261,21 +261,21 @@ async def test_edits_are_saved_and_put_in_force_by_name(scene: Scene) -> None:
     async with scene.open() as (app, pilot):
         await shown(app, pilot)
         app.explorer.workbench.read(TEXT, edits=EDITS)
-        await until(pilot, lambda: edits_on(app) == EDITS)
+        await until(pilot, lambda: edits_of(app) == EDITS)
         await pilot.press("colon")
         await typed(pilot, "save calm", "enter")
-        await until(pilot, lambda: "Saved @calm: 2 edits." in joined(app))
+        await until(pilot, lambda: "Saved @calm: 2 edits." in text_on(app))
         recipe = load_recipe(scene.cache, "calm")
         assert recipe == Recipe("calm", trace.run.fingerprint, trace.run.model, EDITS)
         await pilot.press("u", "u")
-        await until(pilot, lambda: edits_on(app) == () or scene.engine.asked)
+        await until(pilot, lambda: edits_of(app) == () or scene.engine.asked)
         app.explorer.workbench.read(TEXT, edits=())
-        await until(pilot, lambda: edits_on(app) == ())
+        await until(pilot, lambda: edits_of(app) == ())
         await pilot.press("colon")
         await typed(pilot, "@")
-        await until(pilot, lambda: "@calm" in joined(app))
+        await until(pilot, lambda: "@calm" in text_on(app))
         await pilot.press("tab", "enter")
-        await until(pilot, lambda: edits_on(app) == EDITS)
+        await until(pilot, lambda: edits_of(app) == EDITS)
 
 
 async def test_a_recipe_of_another_model_is_refused_and_both_are_named(scene: Scene) -> None:
@@ -285,9 +285,9 @@ async def test_a_recipe_of_another_model_is_refused_and_both_are_named(scene: Sc
         await pilot.press("colon")
         await typed(pilot, "@calm", "enter")
         await until(pilot, lambda: app.explorer.state.notice)
-        said = " ".join(app.explorer.state.notice.lines)  # type: ignore[union-attr]
+        said = notice_of(app)
         assert "the-other-model" in said and scene.model.name in said
-        assert edits_on(app) == () and scene.engine.asked == []
+        assert edits_of(app) == () and scene.engine.asked == []
 
 
 # Notes
@@ -299,11 +299,11 @@ async def test_a_note_is_shown_kept_and_exported(
     monkeypatch.chdir(tmp_path)
     async with scene.open(size=(80, 24)) as (app, pilot):
         await shown(app, pilot)
-        trace = app.explorer.state.readings.trace.id  # type: ignore[union-attr]
+        trace = trace_of(app).id
         await pilot.press("4", "colon")
         await typed(pilot, "note it starts here", "enter")
-        await until(pilot, lambda: "Noted" in joined(app))
-        assert re.search(r"note, \d{4}-.*: it starts here", joined(app))
+        await until(pilot, lambda: "Noted" in text_on(app))
+        assert re.search(r"note, \d{4}-.*: it starts here", text_on(app))
         assert [note.text for note in notes_of(scene.cache, [trace])] == ["it starts here"]
         for form in ("json", "md", "html", "neuronpedia"):
             await pilot.press("colon")
@@ -317,7 +317,7 @@ async def test_a_note_is_shown_kept_and_exported(
         assert json.loads((tmp_path / f"emotui-{trace}-neuronpedia.json").read_text())["nodes"]
         await pilot.press("colon")
         await typed(pilot, "export md", "enter")
-        await until(pilot, lambda: "Already there" in joined(app))
+        await until(pilot, lambda: "Already there" in text_on(app))
 
 
 async def test_notes_of_a_trace_come_with_it_as_plain_text(scene: Scene) -> None:
@@ -328,8 +328,8 @@ async def test_notes_of_a_trace_come_with_it_as_plain_text(scene: Scene) -> None
         await shown(app, pilot)
         await until(pilot, lambda: len(app.explorer.state.notes) == 2)
         await pilot.press("4")
-        await until(pilot, lambda: "note 2 of 2" in joined(app))
-        assert "second [b]" in joined(app)
+        await until(pilot, lambda: "note 2 of 2" in text_on(app))
+        assert "second [b]" in text_on(app)
         app.explorer.handlers.text.read("Another text.")
         await until(pilot, lambda: scene.engine.asked)
         scene.answer(scene.engine.asked[0])
@@ -347,7 +347,7 @@ async def test_marked_features_are_one_edit(scene: Scene, key: str) -> None:
         await pilot.press("3", "space", "j", "space")
         names = [row.name for row in app.explorer.state.features[:2]]
         assert app.explorer.state.marks == tuple(names)
-        lines = joined(app)
+        lines = text_on(app)
         assert lines.count("●") == 2 and "2 marked" in lines
         await pilot.press("2", "k", "left", "3")
         assert app.explorer.state.marks == tuple(names), "they stay where the cursor goes"
@@ -385,8 +385,8 @@ async def test_joint_ablation_is_offered_where_one_alone_does_nothing(scene: Sce
     async with scene.open(size=(160, 45)) as (app, pilot):
         await shown(app, pilot)
         app.explorer.workbench.read(TEXT, edits=alone)
-        await until(pilot, lambda: edits_on(app) == alone)
-        await until(pilot, lambda: "space marks some" in joined(app))
+        await until(pilot, lambda: edits_of(app) == alone)
+        await until(pilot, lambda: "space marks some" in text_on(app))
 
 
 def _nothing_alone(trace: Trace) -> Trace:
@@ -401,7 +401,7 @@ def _nothing_alone(trace: Trace) -> Trace:
 async def test_visited_traces_have_names_to_patch_from(scene: Scene) -> None:
     async with scene.open() as (app, pilot):
         await shown(app, pilot)
-        first = app.explorer.state.readings.trace.id  # type: ignore[union-attr]
+        first = trace_of(app).id
         app.explorer.handlers.text.read("Another text.")
         await until(pilot, lambda: scene.engine.asked)
         scene.answer(scene.engine.asked[0])
@@ -409,7 +409,7 @@ async def test_visited_traces_have_names_to_patch_from(scene: Scene) -> None:
         await until(pilot, lambda: not app.workbench.busy)
         await pilot.press("colon")
         await typed(pilot, "patch resid L1 from ")
-        await until(pilot, lambda: "▸ t1" in joined(app))
+        await until(pilot, lambda: "▸ t1" in text_on(app))
         await typed(pilot, "t1", "enter")
         await until(pilot, lambda: len(scene.engine.asked) == 2)
         edits = scene.engine.asked[1].operation.edits

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from support_screen import TEXT, Scene, lines_of, until
+from support_screen import TEXT, Scene, edits_of, text_on, until
 from support_traces import LABELS
 
-from emotui.app import EmotuiApp
 from emotui.core.protocol import InspectRequest, LoadRequest
 from emotui.core.records import Control, Effect, Intervention, Trace
 from emotui.ui.edits import carried_over
@@ -45,10 +44,6 @@ def scene(tmp_path: Path) -> Scene:
     return scene
 
 
-def joined(app: object) -> str:
-    return "\n".join(lines_of(app))  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("size", [(80, 24), (100, 30), (160, 45)])
 async def test_ablate_here_shows_the_effect_and_undo_needs_no_engine(
     scene: Scene, size: tuple[int, int]
@@ -64,36 +59,31 @@ async def test_ablate_here_shows_the_effect_and_undo_needs_no_engine(
         assert operation.edits == (f"ablate {name} at {position}",)
         assert operation.selected
         scene.answer(scene.engine.asked[0], change=lambda t: edited(t, operation.edits))
-        await until(pilot, lambda: edits_on(app))
+        await until(pilot, lambda: edits_of(app))
         await pilot.press("4")
-        await until(pilot, lambda: "KL of the next token" in joined(app))
-        shown = joined(app)
+        await until(pilot, lambda: "KL of the next token" in text_on(app))
+        shown = text_on(app)
         assert operation.edits[0] in shown
         assert "-0.300" in shown and "1/33" in shown and "6/6" in shown
         assert "selected" in shown
         await pilot.press("u")
-        await until(pilot, lambda: not edits_on(app))
+        await until(pilot, lambda: not edits_of(app))
         assert len(scene.engine.asked) == 1, "the trace before is in the cache"
         await pilot.press("U")
-        await until(pilot, lambda: edits_on(app))
+        await until(pilot, lambda: edits_of(app))
         assert len(scene.engine.asked) == 1
-
-
-def edits_on(app: EmotuiApp) -> tuple[str, ...]:
-    readings = app.explorer.state.readings
-    return () if readings is None else readings.trace.edits
 
 
 async def test_nothing_to_undo_redo_or_ablate_is_said(scene: Scene) -> None:
     async with scene.open() as (app, pilot):
         await until(pilot, lambda: app.explorer.state.features)
         await pilot.press("u")
-        await until(pilot, lambda: "no edit to take back" in joined(app))
+        await until(pilot, lambda: "no edit to take back" in text_on(app))
         await pilot.press("U")
-        await until(pilot, lambda: "No edit was taken back" in joined(app))
+        await until(pilot, lambda: "No edit was taken back" in text_on(app))
         app.explorer.handlers.look.do_site()
         await pilot.press("3", "a")
-        await until(pilot, lambda: "no feature under the cursor" in joined(app))
+        await until(pilot, lambda: "no feature under the cursor" in text_on(app))
         assert scene.engine.asked == []
 
 
@@ -104,7 +94,7 @@ async def test_the_console_takes_an_edit_and_names_a_wrong_word(scene: Scene) ->
         assert app.explorer.pane == "console"
         await pilot.press(*"steer L3/5 0.1", "enter")
         await until(pilot, lambda: app.explorer.state.notice)
-        assert "'0.1'" in joined(app)
+        assert "'0.1'" in text_on(app)
         assert app.explorer.pane == "console", "it stays open to be mended"
         app.explorer.console.value = "steer L3/5 +0.1 at here"
         await pilot.press("enter")
@@ -120,7 +110,7 @@ async def test_an_edit_past_the_text_never_reaches_the_engine(scene: Scene) -> N
     async with scene.open() as (app, pilot):
         await until(pilot, lambda: app.explorer.state.features)
         assert not app.explorer.handlers.edit.put("ablate L3/5 at 99")
-        await until(pilot, lambda: "past the end" in joined(app))
+        await until(pilot, lambda: "past the end" in text_on(app))
         assert scene.engine.asked == []
 
 
@@ -130,11 +120,11 @@ async def test_another_text_keeps_the_edits_that_mean_the_same_there(scene: Scen
     async with scene.open() as (app, pilot):
         await until(pilot, lambda: app.explorer.state.features)
         app.explorer.workbench.read(TEXT, edits=lines)
-        await until(pilot, lambda: edits_on(app) == lines)
+        await until(pilot, lambda: edits_of(app) == lines)
         app.explorer.handlers.text.read("Another text altogether.")
         await until(pilot, lambda: scene.engine.asked)
         assert scene.engine.asked[0].operation.edits == lines[:1]
-        assert "ablate L3/2 at 4" in joined(app)
+        assert "ablate L3/2 at 4" in text_on(app)
 
 
 def test_rows_put_the_chosen_emotion_first_and_say_where_nothing_is_measurable() -> None:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support_screen import TEXT, Scene, lines_of, until
+from support_looking import SIZES, is_on, ready, scene_in
+from support_screen import TEXT, Scene, text_on, until
 from support_traces import made_up_trace
-from textual.pilot import Pilot
 
-from emotui.app import EmotuiApp
 from emotui.cache.details import keep_feature
 from emotui.cache.store import Store
 from emotui.core.details import (
@@ -28,35 +27,10 @@ from emotui.core.records import Trace
 from emotui.ui.screens.explore import ExploreScreen
 from emotui.ui.screens.feature import FeatureScreen
 
-EDIT = "ablate L1/5 at readout"
-SIZES = [(80, 24), (100, 30), (160, 45)]
-
 
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
-    monkeypatch.chdir(tmp_path)
-    for name in ("TMUX", "STY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    return Scene(tmp_path)
-
-
-def shown(app: EmotuiApp) -> str:
-    return "\n".join(lines_of(app))
-
-
-async def ready(app: EmotuiApp, pilot: Pilot[int]) -> Trace:
-    await until(pilot, lambda: app.explorer.state.features and not app.workbench.busy)
-    assert app.explorer.state.readings is not None
-    return app.explorer.state.readings.trace
-
-
-def is_on(app: EmotuiApp, kind: type[Any]) -> bool:
-    return isinstance(app.screen, kind)
-
-
-def pane_of(app: EmotuiApp) -> str:
-    return app.explorer.pane
+    return scene_in(tmp_path, monkeypatch)
 
 
 # Feature detail.
@@ -130,21 +104,21 @@ async def test_enter_opens_the_feature_and_the_corpus_follows(
         assert first.inspect.text == TEXT and first.inspect.probes
         scene.engine.asked[0].finish(Featured(made_up(first, trace, corpus=False), 3))
         await until(pilot, lambda: is_on(app, FeatureScreen))
-        assert "label says joy; measured: fear" in shown(app)
+        assert "label says joy; measured: fear" in text_on(app)
         await until(pilot, lambda: len(scene.engine.asked) == 2)
         second = scene.engine.asked[1]
         assert second.operation.corpus
         second.progress("reading the corpus", 700, 2080)
-        await until(pilot, lambda: "reading the corpus 700/2080 · esc cancels" in shown(app))
+        await until(pilot, lambda: "reading the corpus 700/2080 · esc cancels" in text_on(app))
         second.finish(Featured(made_up(first, trace, corpus=True), 9))
         screen = app.screen
         assert isinstance(screen, FeatureScreen)
         await until(pilot, lambda: screen.detail.corpus is not None)
-        seen = shown(app)
+        seen = text_on(app)
         for _ in range(12):
             await pilot.press("pagedown")
             await pilot.pause()
-            seen += shown(app)
+            seen += text_on(app)
         for part in ("-0.250 on answer.fear", "+1.386 → +0.000", "L2", "-0.500", "' dread' +8.0"):
             assert part in seen, part
         assert "area 0.91" in seen and "dark█4.5" in seen
@@ -172,7 +146,7 @@ async def test_escape_cancels_the_corpus_first_and_what_fails_is_told(scene: Sce
         await pilot.press("enter")
         await until(pilot, lambda: len(scene.engine.asked) == 3)
         scene.engine.asked[2].fail(SaeError("There is no SAE for resid.2."))
-        await until(pilot, lambda: "There is no SAE for resid.2." in shown(app))
+        await until(pilot, lambda: "There is no SAE for resid.2." in text_on(app))
         assert is_on(app, ExploreScreen)
 
 
@@ -207,7 +181,7 @@ async def test_a_trace_of_another_model_shows_what_is_kept_of_its_features(scene
         await until(pilot, lambda: app.workbench.foreign)
         await until(pilot, lambda: app.explorer.state.text == "Tom ran.")
         await pilot.press("3", "enter")
-        await until(pilot, lambda: "was not looked at while org/other was loaded" in shown(app))
+        await until(pilot, lambda: "was not looked at while org/other was loaded" in text_on(app))
         row, position = app.explorer.state.features[0], app.explorer.state.position
         request = FeatureRequest(
             scene.request(), feature=row.name, sae=row.sae, position=str(position)
@@ -216,7 +190,7 @@ async def test_a_trace_of_another_model_shows_what_is_kept_of_its_features(scene
             keep_feature(store, other.id, request, made_up(request, other, corpus=True))
         await pilot.press("enter")
         await until(pilot, lambda: is_on(app, FeatureScreen))
-        assert "label says joy" in shown(app)
+        assert "label says joy" in text_on(app)
         assert scene.engine.asked == []
 
 
@@ -225,5 +199,5 @@ async def test_without_a_feature_nothing_is_asked(scene: Scene) -> None:
     async with scene.open() as (app, pilot):
         await until(pilot, lambda: app.explorer.state.readings)
         await pilot.press("3", "enter")
-        await until(pilot, lambda: "There is no feature under the cursor" in shown(app))
+        await until(pilot, lambda: "There is no feature under the cursor" in text_on(app))
         assert scene.engine.asked == []

@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support_screen import Scene, lines_of, until
+from support_screen import Scene, lines_of, text_on, until
 from support_traces import LABELS
 from test_ui_edits import edited
 
-from emotui.app import EmotuiApp
 from emotui.core.errors import TextError
 from emotui.core.protocol import InspectRequest
 from emotui.ui.state import Notice
@@ -23,18 +22,14 @@ def scene(tmp_path: Path) -> Scene:
     return scene
 
 
-def joined(app: EmotuiApp) -> str:
-    return "\n".join(lines_of(app))
-
-
 async def test_a_long_message_is_seen_whole_and_takes_no_line_when_gone(scene: Scene) -> None:
     async with scene.open(size=(80, 24)) as (app, pilot):
         await until(pilot, lambda: app.explorer.state.features)
         long = " ".join(f"word{number}" for number in range(30))
         app.explorer.handlers.app.say("hint", long)
-        await until(pilot, lambda: "word29" in joined(app))
+        await until(pilot, lambda: "word29" in text_on(app))
         app.explorer.update(replace(app.explorer.state, notice=Notice("hint", ("short",))))
-        await until(pilot, lambda: "short" in joined(app) and app.explorer.notice.size.height == 1)
+        await until(pilot, lambda: "short" in text_on(app) and app.explorer.notice.size.height == 1)
 
 
 async def test_the_footer_shows_first_what_only_this_pane_can_do(scene: Scene) -> None:
@@ -64,7 +59,7 @@ async def test_where_the_effect_is_folded_away_its_result_is_said(scene: Scene) 
         operation = scene.engine.asked[0].operation
         assert isinstance(operation, InspectRequest)
         scene.answer(scene.engine.asked[0], change=lambda t: edited(t, operation.edits))
-        await until(pilot, lambda: "4 shows all" in joined(app))
+        await until(pilot, lambda: "4 shows all" in text_on(app))
         said = app.explorer.state.notice
         assert said is not None
         controls = "(matched 1/33, random 6/6)"
@@ -86,7 +81,7 @@ async def test_a_key_that_does_nothing_here_says_where_it_does(
     async with scene.open() as (app, pilot):
         await until(pilot, lambda: app.explorer.state.features)
         await pilot.press(pane, key)
-        await until(pilot, lambda: told in joined(app))
+        await until(pilot, lambda: told in text_on(app))
         assert scene.engine.asked == []
         assert app.explorer.state.readings is not None
 
@@ -101,11 +96,11 @@ async def test_a_text_that_cannot_be_read_leaves_no_numbers_beside_it(scene: Sce
         editor.hold("Far too long.")
         await pilot.press("enter")
         await until(pilot, lambda: scene.engine.asked)
-        assert "not read yet: the numbers are of the text before" in joined(app)
+        assert "not read yet: the numbers are of the text before" in text_on(app)
         scene.engine.asked[0].fail(TextError("The text is too long."))
-        await until(pilot, lambda: "The text is too long." in joined(app))
+        await until(pilot, lambda: "The text is too long." in text_on(app))
         assert app.explorer.state.text == before
-        assert "edited, not run" in joined(app) and "Far too long." not in joined(app)
+        assert "edited, not run" in text_on(app) and "Far too long." not in text_on(app)
         await pilot.press("i")
         assert editor.text == "Far too long.", "what was typed is still in the editor"
 
@@ -126,7 +121,7 @@ async def test_edits_that_were_left_behind_are_said_beside_the_new_trace(scene: 
         await until(
             pilot, lambda: app.explorer.state.text == "Another text." and not app.workbench.busy
         )
-        assert f"Not carried over to the new text: {edits[0]}." in joined(app)
+        assert f"Not carried over to the new text: {edits[0]}." in text_on(app)
 
 
 async def test_the_answer_shows_no_half_numbers(scene: Scene) -> None:
@@ -152,8 +147,8 @@ async def test_no_hint_of_the_interventions_is_cut_off(scene: Scene) -> None:
     async with scene.open(size=(80, 24)) as (app, pilot):
         await until(pilot, lambda: app.explorer.state.features)
         await pilot.press("4")
-        await until(pilot, lambda: "No edit is in force." in joined(app))
-        assert "…" not in joined(app).split("No edit is in force.")[1]
+        await until(pilot, lambda: "No edit is in force." in text_on(app))
+        assert "…" not in text_on(app).split("No edit is in force.")[1]
 
 
 async def test_facts_about_an_edit_are_read_to_their_end_in_a_narrow_pane(scene: Scene) -> None:
@@ -163,7 +158,7 @@ async def test_facts_about_an_edit_are_read_to_their_end_in_a_narrow_pane(scene:
         await until(pilot, lambda: scene.engine.asked)
         edits = scene.engine.asked[0].operation.edits
         scene.answer(scene.engine.asked[0], change=lambda t: edited(t, edits))
-        await until(pilot, lambda: "KL of the next token" in joined(app))
+        await until(pilot, lambda: "KL of the next token" in text_on(app))
         pane = app.explorer.interventions_pane
         lines = [pane.body_line(row) for row in range(40)]
         words = " ".join(line.text.strip() for line in lines if line is not None)
@@ -178,5 +173,5 @@ async def test_a_placeholder_is_typed_over_and_never_a_name(scene: Scene) -> Non
         assert app.explorer.console.value == "emotion awe from "
         app.explorer.console.value = "emotion NAME from awe"
         await pilot.press("enter")
-        await until(pilot, lambda: "NAME is no name." in joined(app))
+        await until(pilot, lambda: "NAME is no name." in text_on(app))
         assert scene.engine.asked == []

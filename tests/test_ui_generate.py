@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from support_screen import TEXT, FakeAsked, Scene, lines_of, until
+from support_screen import TEXT, FakeAsked, Scene, edits_of, lines_of, text_on, until
 from support_traces import LABELS, made_up_trace
 from textual.pilot import Pilot
 
@@ -90,18 +90,14 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     return scene
 
 
-def joined(app: EmotuiApp) -> str:
-    return "\n".join(lines_of(app))
-
-
 def words(app: EmotuiApp) -> str:
-    return " ".join(joined(app).replace("│", " ").split())
+    return " ".join(text_on(app).replace("│", " ").split())
 
 
 async def edited(app: EmotuiApp, pilot: Pilot[int]) -> None:
     await until(pilot, lambda: app.explorer.state.features)
     app.explorer.workbench.read(TEXT, edits=(EDIT,))
-    await until(pilot, lambda: app.explorer.state.readings.trace.edits == (EDIT,))  # type: ignore[union-attr]
+    await until(pilot, lambda: edits_of(app) == (EDIT,))
 
 
 async def joy(app: EmotuiApp, pilot: Pilot[int]) -> None:
@@ -131,7 +127,7 @@ async def test_two_sides_grow_and_are_compared(scene: Scene, size: tuple[int, in
         tell(second, done=2, total=40, text=" a happy")
         await until(pilot, lambda: "a happy▌" in words(app))
         finish(scene, second, written(" a happy boy.", 0.7, fired=20))
-        await until(pilot, lambda: "0.20 → 0.70" in joined(app))
+        await until(pilot, lambda: "0.20 → 0.70" in text_on(app))
         shown = words(app)
         assert "a little girl named Lily." in shown and "a happy boy." in shown
         assert "acted 8 in prompt, 12 after" in shown and EDIT in shown
@@ -146,7 +142,7 @@ async def test_two_sides_grow_and_are_compared(scene: Scene, size: tuple[int, in
         await until(pilot, lambda: app.screen is app.explorer)
         # Asking again asks no engine.
         await pilot.press("g")
-        await until(pilot, lambda: "0.20 → 0.70" in joined(app))
+        await until(pilot, lambda: "0.20 → 0.70" in text_on(app))
         assert len(scene.engine.asked) == 2
 
 
@@ -156,8 +152,8 @@ async def test_without_edits_there_is_one_side_and_it_says_so(scene: Scene) -> N
         await pilot.press("g")
         await until(pilot, lambda: scene.engine.asked)
         finish(scene, scene.engine.asked[0], written(" a girl.", 0.2))
-        await until(pilot, lambda: "a girl." in joined(app))
-        assert "Nothing is edited" in joined(app) and "edited ·" not in joined(app)
+        await until(pilot, lambda: "a girl." in text_on(app))
+        assert "Nothing is edited" in text_on(app) and "edited ·" not in text_on(app)
         assert len(scene.engine.asked) == 1
 
 
@@ -167,18 +163,18 @@ async def test_cancel_keeps_what_is_finished(scene: Scene) -> None:
         await pilot.press("g")
         await until(pilot, lambda: scene.engine.asked)
         finish(scene, scene.engine.asked[0], written(" one.", 0.2))
-        await until(pilot, lambda: "one." in joined(app))
+        await until(pilot, lambda: "one." in text_on(app))
         await pilot.press("n")
         await until(pilot, lambda: len(scene.engine.asked) == 2)
         asked = scene.engine.asked[1]
         assert asked.operation.generation == GenerationSpec(40, 0.8, 8)
         tell(asked, phase="written", done=1, total=8, written=written(" first text.", 0.2))
         tell(asked, done=4, total=40, text=" half of the sec")
-        await until(pilot, lambda: "half of the sec▌" in joined(app))
+        await until(pilot, lambda: "half of the sec▌" in text_on(app))
         await pilot.press("escape")
-        await until(pilot, lambda: "Cancelled" in joined(app))
+        await until(pilot, lambda: "Cancelled" in text_on(app))
         assert asked.cancelled
-        assert "first text." in joined(app), "finished ones stay"
+        assert "first text." in text_on(app), "finished ones stay"
         assert isinstance(app.screen, GenerateScreen)
         await pilot.press("escape")
         await until(pilot, lambda: app.screen is app.explorer)
@@ -196,7 +192,7 @@ async def test_a_paste_closes_the_screen_and_it_opens_again(scene: Scene) -> Non
         await until(pilot, lambda: isinstance(app.screen, GenerateScreen))
         await until(pilot, lambda: len(scene.engine.asked) == 2)
         finish(scene, scene.engine.asked[1], written(" a girl.", 0.2))
-        await until(pilot, lambda: "a girl." in joined(app))
+        await until(pilot, lambda: "a girl." in text_on(app))
 
 
 async def test_what_went_wrong_is_said_on_the_screen(scene: Scene) -> None:
@@ -205,10 +201,10 @@ async def test_what_went_wrong_is_said_on_the_screen(scene: Scene) -> None:
         await pilot.press("g")
         await until(pilot, lambda: scene.engine.asked)
         scene.engine.asked[0].fail(TextError("It is too long.", todo="Ask for at most 3."))
-        await until(pilot, lambda: "Ask for at most 3." in joined(app))
+        await until(pilot, lambda: "Ask for at most 3." in text_on(app))
         assert isinstance(app.screen, GenerateScreen)
         await pilot.press("x")
-        await until(pilot, lambda: "nothing finished to export" in joined(app))
+        await until(pilot, lambda: "nothing finished to export" in text_on(app))
 
 
 async def test_export_is_the_document_of_the_command_line(scene: Scene, tmp_path: Path) -> None:
@@ -219,11 +215,11 @@ async def test_export_is_the_document_of_the_command_line(scene: Scene, tmp_path
         finish(scene, scene.engine.asked[0], written(" one.", 0.2))
         await until(pilot, lambda: len(scene.engine.asked) == 2)
         after = finish(scene, scene.engine.asked[1], written(" two.", 0.7, fired=9))
-        await until(pilot, lambda: "two." in joined(app))
+        await until(pilot, lambda: "two." in text_on(app))
         await pilot.press("x")
         path = tmp_path / f"emotui-generation-{after.id}.json"
         await until(pilot, path.exists)
-        await until(pilot, lambda: "Wrote" in joined(app))
+        await until(pilot, lambda: "Wrote" in text_on(app))
         document = json.loads(path.read_bytes())
         assert document["schema"] == "emotui-generation" and document["edits"] == [EDIT]
         assert document["after"]["samples"][0]["text"] == " two."
@@ -235,8 +231,8 @@ async def test_hostile_text_is_painted_as_text(scene: Scene) -> None:
         await pilot.press("g")
         await until(pilot, lambda: scene.engine.asked)
         tell(scene.engine.asked[0], done=3, total=40, text=" [red]no[/red] \x1b[31mred\u202e end")
-        await until(pilot, lambda: "[red]no[/red]" in joined(app))
-        assert "\x1b" not in joined(app) and "\u202e" not in joined(app)
+        await until(pilot, lambda: "[red]no[/red]" in text_on(app))
+        assert "\x1b" not in text_on(app) and "\u202e" not in text_on(app)
 
 
 def compared(writing: Writing, before: tuple[Written, ...], after: tuple[Written, ...]) -> Writing:
@@ -319,7 +315,7 @@ async def test_the_console_says_how_much(scene: Scene) -> None:
         await pilot.press("colon")
         app.explorer.console.value = "generate lots"
         await pilot.press("enter")
-        await until(pilot, lambda: "was not understood" in joined(app))
+        await until(pilot, lambda: "was not understood" in text_on(app))
         assert scene.engine.asked == [] and app.explorer.pane == "console"
         app.explorer.console.value = "generate 12 x3"
         await pilot.press("enter")

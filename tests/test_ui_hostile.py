@@ -6,9 +6,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from support_screen import Scene, lines_of, until
+from support_screen import Scene, text_on, until
 
-from emotui.app import EmotuiApp
 from emotui.core.records import Token, Trace
 from emotui.ui import state as states
 
@@ -16,10 +15,6 @@ from emotui.ui import state as states
 @pytest.fixture
 def scene(tmp_path: Path) -> Scene:
     return Scene(tmp_path)
-
-
-def joined(app: EmotuiApp) -> str:
-    return "\n".join(lines_of(app))
 
 
 HOSTILE = ("[bold]x", "[/nope]", "[@click=app.exit]go[/]", "\x1b]0;owned\x07", "a\x9bb", "\r\n\t",
@@ -56,7 +51,7 @@ async def test_hostile_strings_are_text_everywhere(scene: Scene) -> None:
         for position in range(24):
             app.explorer.update(states.at_token(app.explorer.state, position))
             await pilot.pause()
-            shown = joined(app)
+            shown = text_on(app)
             for character in "\x1b\x07\x9b\r\t\u202e\u200d":
                 assert character not in shown
         assert "[bold]x" in shown
@@ -75,4 +70,4 @@ async def test_new_line_tokens_are_seen(scene: Scene) -> None:
     scene.put_trace("a\nb", probes=scene.put_probes(), change=with_line_end)
     async with scene.open("a\nb") as (app, pilot):
         await until(pilot, lambda: app.explorer.state.readings)
-        assert "␊" in joined(app)
+        assert "␊" in text_on(app)

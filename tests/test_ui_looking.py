@@ -12,11 +12,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
-from support_screen import TEXT, Scene, lines_of, until
+from support_looking import SIZES, is_on, pane_of, ready, scene_in
+from support_screen import TEXT, Scene, lines_of, text_on, trace_of, until
 from textual.pilot import Pilot
 
 from emotui.app import EmotuiApp
@@ -33,34 +33,11 @@ from emotui.ui.screens.explore import ExploreScreen
 from emotui.ui.screens.traces import TracesScreen
 
 EDIT = "ablate L1/5 at readout"
-SIZES = [(80, 24), (100, 30), (160, 45)]
 
 
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
-    monkeypatch.chdir(tmp_path)
-    for name in ("TMUX", "STY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    return Scene(tmp_path)
-
-
-def shown(app: EmotuiApp) -> str:
-    return "\n".join(lines_of(app))
-
-
-async def ready(app: EmotuiApp, pilot: Pilot[int]) -> Trace:
-    await until(pilot, lambda: app.explorer.state.features and not app.workbench.busy)
-    assert app.explorer.state.readings is not None
-    return app.explorer.state.readings.trace
-
-
-def is_on(app: EmotuiApp, kind: type[Any]) -> bool:
-    return isinstance(app.screen, kind)
-
-
-def pane_of(app: EmotuiApp) -> str:
-    return app.explorer.pane
+    return scene_in(tmp_path, monkeypatch)
 
 
 # Compare.
@@ -102,16 +79,16 @@ async def test_an_edited_trace_is_compared_with_its_parent(
     async with scene.open(size=size) as (app, pilot):
         await ready(app, pilot)
         app.workbench.open_trace(edited.id)
-        await until(pilot, lambda: app.explorer.state.readings.trace.id == edited.id)  # type: ignore[union-attr]
+        await until(pilot, lambda: trace_of(app).id == edited.id)
         await pilot.press("c")
         screen = await comparing(app, pilot)
         assert (screen.difference.first.id, screen.difference.second.id) == (root.id, edited.id)
-        await until(pilot, lambda: "-1.25" in shown(app))
+        await until(pilot, lambda: "-1.25" in text_on(app))
         lines = lines_of(app)
         changed = [line for line in lines if line.count("-1.25") > 1]
         assert len(changed) == 1 and "3" in changed[0], "the layer that changed, and no other"
         assert "▼" in changed[0], "the sign is a glyph too"
-        assert EDIT in shown(app)
+        assert EDIT in text_on(app)
         assert max(map(len, lines)) <= size[0]
         layer = screen.view.layer
         await pilot.press("j", "e", "0", "S")
@@ -138,7 +115,7 @@ async def test_without_an_edit_another_is_chosen_in_the_list(scene: Scene) -> No
         traces = app.screen
         assert isinstance(traces, TracesScreen)
         await until(pilot, lambda: len(traces.list.entries) == 2)
-        assert traces.list.marked == root.id and "c on another trace" in shown(app)
+        assert traces.list.marked == root.id and "c on another trace" in text_on(app)
         while traces.list.row is None or traces.list.row.id != edited.id:
             await pilot.press("j")
         await pilot.press("c")
@@ -162,7 +139,7 @@ async def test_traces_without_any_readout_are_shown(scene: Scene) -> None:
         await pilot.press("c")
         await comparing(app, pilot)
         await pilot.press("j", "l", "e", "0", "S", "P")
-        assert "They share no readout" in shown(app)
+        assert "They share no readout" in text_on(app)
 
 
 def test_a_change_has_a_sign_a_number_and_marks() -> None:
@@ -274,7 +251,7 @@ async def test_y_copies_what_the_pane_is_about(
             written.clear()
             await pilot.press(pane, "y")
             assert [payload(one) for one in written if "]52;" in one] == [text], pane
-        await until(pilot, lambda: "Copied" in shown(app))
+        await until(pilot, lambda: "Copied" in text_on(app))
 
 
 async def test_a_long_text_goes_to_a_private_file(scene: Scene) -> None:
@@ -287,7 +264,7 @@ async def test_a_long_text_goes_to_a_private_file(scene: Scene) -> None:
         (path,) = (scene.cache / "copied").glob("*.txt")
         assert path.read_text() == text
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        await until(pilot, lambda: "longer than 8 kB" in shown(app))
+        await until(pilot, lambda: "longer than 8 kB" in text_on(app))
 
 
 # Template.
@@ -304,10 +281,10 @@ async def test_the_next_template_reads_the_text_again_and_fits_nothing(scene: Sc
         trace = scene.put_trace("as raw", change=lambda one: msgspec.structs.replace(
             one, run=msgspec.structs.replace(one.run, template="raw")))  # fmt: skip
         asked.finish(Inspected(trace_id=trace.id, cached=False, forwards=1, seconds=0.1))
-        await until(pilot, lambda: "No probes for this model and prompt" in shown(app))
+        await until(pilot, lambda: "No probes for this model and prompt" in text_on(app))
         await until(pilot, lambda: not app.workbench.busy)
         assert len(scene.engine.asked) == 1, "no fit begins by itself"
-        assert "F fits them" in shown(app)
+        assert "F fits them" in text_on(app)
         await pilot.press("T")
         await until(pilot, lambda: len(scene.engine.asked) == 2)
         assert scene.engine.asked[1].operation.template == "tak1"
@@ -326,7 +303,7 @@ async def test_a_template_that_fails_is_passed_by_the_next_time(scene: Scene) ->
         await until(pilot, lambda: scene.engine.asked)
         assert scene.engine.asked[0].operation.template == "chat"
         scene.engine.asked[0].fail(SaeError("The tokenizer has no chat template."))
-        await until(pilot, lambda: "no chat template" in shown(app))
+        await until(pilot, lambda: "no chat template" in text_on(app))
         await pilot.press("T")
         await until(pilot, lambda: app.explorer.state.cached and not app.workbench.busy)
         assert app.explorer.state.readings is not None
@@ -377,7 +354,7 @@ async def test_slash_finds_a_token_and_n_goes_on(scene: Scene) -> None:
         await pilot.press("N", "N")
         assert app.explorer.state.position == places[-1]
         await pilot.press("slash", *"window", "enter")
-        await until(pilot, lambda: "'window' is not found in the text" in shown(app))
+        await until(pilot, lambda: "'window' is not found in the text" in text_on(app))
         assert pane_of(app) == "console", "it stays open, to be changed"
 
 
@@ -390,7 +367,7 @@ async def test_slash_in_features_finds_a_number(scene: Scene) -> None:
         assert app.explorer.state.features[app.explorer.state.feature] == wanted
         assert pane_of(app) == "features"
         await pilot.press("2", "n")
-        await until(pilot, lambda: "is not found in the text" in shown(app))
+        await until(pilot, lambda: "is not found in the text" in text_on(app))
 
 
 async def test_n_without_a_search_says_how_to_begin(scene: Scene) -> None:
@@ -398,7 +375,7 @@ async def test_n_without_a_search_says_how_to_begin(scene: Scene) -> None:
     async with scene.open() as (app, pilot):
         await ready(app, pilot)
         await pilot.press("n")
-        await until(pilot, lambda: "/ begins" in shown(app))
+        await until(pilot, lambda: "/ begins" in text_on(app))
 
 
 # Blank maps.
@@ -425,16 +402,16 @@ async def test_blank_maps_say_why(scene: Scene, size: tuple[int, int]) -> None:
         await pilot.press("2", "S")
         assert app.explorer.state.site == "attn"
         await pilot.pause()
-        assert "kept at the readout only" not in shown(app), "the cursor is on the readout"
+        assert "kept at the readout only" not in text_on(app), "the cursor is on the readout"
         await pilot.press("1", "left", "2")
-        await until(pilot, lambda: "attn: kept at the readout only" in shown(app))
-        assert "emotui open --all-sites" in shown(app)
+        await until(pilot, lambda: "attn: kept at the readout only" in text_on(app))
+        assert "emotui open --all-sites" in text_on(app)
         await pilot.press("0")
-        await until(pilot, lambda: "at every token" in shown(app))
-        assert "attn: kept at the readout only" in shown(app)
+        await until(pilot, lambda: "at every token" in text_on(app))
+        assert "attn: kept at the readout only" in text_on(app)
         await pilot.press("S", "S")
         await pilot.pause()
-        assert "kept at the readout only" not in shown(app)
+        assert "kept at the readout only" not in text_on(app)
 
 
 @pytest.mark.parametrize("option", [(), ("--all-sites",)])

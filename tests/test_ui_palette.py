@@ -7,8 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from support_console import shown, typed
-from support_screen import Scene, until
-from test_ui_edits import joined
+from support_screen import Scene, text_on, until
 
 from emotui.core.records import Trace
 from emotui.ui.commands import command_in
@@ -28,7 +27,7 @@ async def test_the_palette_offers_what_the_pane_can_do(scene: Scene, size: tuple
         await pilot.press("3", "ctrl+p")
         await until(pilot, lambda: app.screen is not app.explorer)
         await typed(pilot, "mark")
-        await until(pilot, lambda: "mark  (space)" in joined(app))
+        await until(pilot, lambda: "mark  (space)" in text_on(app))
         await pilot.press("enter")
         await pilot.press("enter") if app.screen is not app.explorer else None
         await until(pilot, lambda: app.explorer.state.marks)
@@ -37,7 +36,7 @@ async def test_the_palette_offers_what_the_pane_can_do(scene: Scene, size: tuple
         await until(pilot, lambda: app.screen is not app.explorer)
         await typed(pilot, "space")
         await pilot.pause(0.3)
-        assert "mark  (space)" not in joined(app), "no such thing in the text"
+        assert "mark  (space)" not in text_on(app), "no such thing in the text"
         await pilot.press("escape")
         await until(pilot, lambda: app.screen is app.explorer)
 
@@ -82,6 +81,6 @@ async def test_labels_of_others_are_listed_as_they_may_be_painted(scene: Scene) 
         await shown(app, pilot)
         await pilot.press("colon")
         await typed(pilot, "ablate ")
-        await until(pilot, lambda: "loud" in joined(app))
-        assert "[red]" in joined(app)
-        assert "\x1b" not in joined(app) and "\u202e" not in joined(app)
+        await until(pilot, lambda: "loud" in text_on(app))
+        assert "[red]" in text_on(app)
+        assert "\x1b" not in text_on(app) and "\u202e" not in text_on(app)

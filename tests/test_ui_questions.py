@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support_screen import TEXT, Scene, lines_of, until
+from support_screen import TEXT, Scene, text_on, until
 
 from emotui.cache.store import Store
 from emotui.core.protocol import Done, InspectRequest, WhereRequest
@@ -59,12 +59,12 @@ async def test_a_report_scrolls_and_closes_and_parses_no_markup(scene: Scene) ->
     async with scene.open(size=(80, 24)) as (app, pilot):
         app.push_screen(ReportScreen("[b]Title", [f"[red]line {n}[/nope]" for n in range(60)]))
         await pilot.pause()
-        shown = "\n".join(lines_of(app))
+        shown = text_on(app)
         assert "[b]Title" in shown
         assert "[red]line 0[/nope]" in shown
         assert "line 59" not in shown
         for _ in range(4):
             await pilot.press("pagedown")
-        assert "line 59" in "\n".join(lines_of(app))
+        assert "line 59" in text_on(app)
         await pilot.press("escape")
         assert app.screen is app.explorer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from support_screen import TEXT, Scene, lines_of, until
+from support_screen import TEXT, Scene, lines_of, text_on, until
 from textual import events
 
 from emotui.app import EmotuiApp
@@ -31,13 +31,9 @@ def cached(scene: Scene) -> Scene:
     return scene
 
 
-def joined(app: object) -> str:
-    return "\n".join(lines_of(app))  # type: ignore[arg-type]
-
-
 async def test_the_text_and_all_titles_are_painted_before_any_answer(scene: Scene) -> None:
     async with scene.open() as (app, pilot):
-        shown = joined(app)
+        shown = text_on(app)
         for part in ("1 Text", "2 Layers", "3 Features", "Lily was sad", "? keys", "q close"):
             assert part in shown
         await until(pilot, lambda: scene.engine.asked)
@@ -49,7 +45,7 @@ async def test_a_cached_trace_is_shown_without_an_engine(cached: Scene) -> None:
     async with cached.open() as (app, pilot):
         await until(pilot, lambda: app.explorer.state.readings)
         await until(pilot, lambda: not app.workbench.busy)
-        shown = joined(app)
+        shown = text_on(app)
         assert "emb" in shown
         assert "cached" in shown or "from the cache" in shown
         assert "0.61 held out" in shown
@@ -68,12 +64,12 @@ async def test_a_model_without_probes_is_read_fitted_and_read_again(scene: Scene
         await until(pilot, lambda: app.explorer.state.readings)
         assert app.explorer.state.readings is not None
         assert app.explorer.state.readings.trace.id == first.id
-        assert "No probes for this model and prompt yet" in joined(app)
+        assert "No probes for this model and prompt yet" in text_on(app)
         assert isinstance(engine.asked[1].operation, FitRequest)
         engine.asked[1].progress("fitting", 12, 48)
         await until(pilot, lambda: app.explorer.state.work and app.explorer.state.work.done == 12)
-        assert "fitting 12/48" in joined(app)
-        assert "esc cancels" in joined(app)
+        assert "fitting 12/48" in text_on(app)
+        assert "esc cancels" in text_on(app)
         engine.asked[1].finish(
             Fitted(probe_ids=("probe-readout", "probe-token"), forwards=9, seconds=1.0)
         )
@@ -83,7 +79,7 @@ async def test_a_model_without_probes_is_read_fitted_and_read_again(scene: Scene
         await until(pilot, lambda: not app.workbench.busy)
         assert app.explorer.state.work is None
         assert app.explorer.state.readings.emotions
-        assert "2 Layers · resid · emotions at readout" in joined(app)
+        assert "2 Layers · resid · emotions at readout" in text_on(app)
 
 
 async def test_escape_cancels_a_fit_and_the_first_trace_stays(scene: Scene) -> None:
@@ -94,9 +90,9 @@ async def test_escape_cancels_a_fit_and_the_first_trace_stays(scene: Scene) -> N
         await pilot.press("escape")
         assert scene.engine.asked[1].cancelled
         await until(pilot, lambda: app.explorer.state.notice)
-        assert "Cancelled" in joined(app)
+        assert "Cancelled" in text_on(app)
         assert app.explorer.state.readings is not None
-        assert "F fits them" in joined(app)
+        assert "F fits them" in text_on(app)
         await pilot.press("F")
         await until(pilot, lambda: len(scene.engine.asked) == 3)
         assert isinstance(scene.engine.asked[2].operation, FitRequest)
@@ -117,7 +113,7 @@ async def test_a_late_answer_to_an_older_text_is_not_shown(scene: Scene) -> None
         await pilot.pause(0.05)
         assert app.explorer.state.readings is not None
         assert app.explorer.state.readings.trace.id == newer.id
-        assert "Another text." in joined(app) or "word0" in joined(app)
+        assert "Another text." in text_on(app) or "word0" in text_on(app)
 
 
 async def test_an_engine_that_ends_leaves_the_screen_and_the_work(cached: Scene) -> None:
@@ -130,7 +126,7 @@ async def test_an_engine_that_ends_leaves_the_screen_and_the_work(cached: Scene)
             EngineError("The engine ended.", why="It ran out of memory.", todo="See its log.")
         )
         await until(pilot, lambda: app.explorer.state.notice)
-        shown = joined(app)
+        shown = text_on(app)
         assert "The engine ended." in shown
         assert "It ran out of memory." in shown
         assert "See its log." in shown
@@ -157,21 +153,21 @@ async def test_a_model_that_does_not_exist(scene: Scene) -> None:
     (scene.model / "model.bin").write_bytes(b"\x80")
     async with scene.open() as (app, pilot):
         await until(pilot, lambda: app.explorer.state.notice)
-        assert "pickle" in joined(app)
+        assert "pickle" in text_on(app)
         assert scene.engine.asked == []
         # and what only the engine can tell
         (scene.model / "model.bin").rename(scene.model / "model.safetensors")
         app.explorer.handlers.text.read(TEXT)
         await until(pilot, lambda: scene.engine.asked)
         scene.engine.asked[0].fail(ModelError("The weights are cut short.", todo="Get them again."))
-        await until(pilot, lambda: "cut short" in joined(app))
+        await until(pilot, lambda: "cut short" in text_on(app))
 
 
 async def test_blank_text_says_what_to_do(scene: Scene) -> None:
     async with scene.open("   \n ") as (app, pilot):
         await until(pilot, lambda: app.explorer.state.notice)
-        assert "There is no text to read." in joined(app)
-        assert "Press i" in joined(app)
+        assert "There is no text to read." in text_on(app)
+        assert "Press i" in text_on(app)
         assert scene.engine.asked == []
 
 
@@ -191,14 +187,14 @@ async def test_leaving_the_editor_keeps_the_draft(cached: Scene) -> None:
         assert app.explorer.text_pane.editor is not None
         assert app.explorer.text_pane.editor.text == TEXT
         await pilot.press("X", "escape")
-        assert "edited, not run" in joined(app)
-        assert "edited" not in joined(app).replace("edited, not run", "")
+        assert "edited, not run" in text_on(app)
+        assert "edited" not in text_on(app).replace("edited, not run", "")
         await pilot.press("i")
         assert app.explorer.text_pane.editor.text == TEXT + "X"
         await pilot.press("enter")
         await until(pilot, lambda: cached.engine.asked)
         assert cached.engine.asked[0].operation.text == TEXT + "X"
-        assert "edited, not run" not in joined(app)
+        assert "edited, not run" not in text_on(app)
 
 
 async def test_control_characters_survive_the_editor_and_are_not_painted(cached: Scene) -> None:
@@ -207,7 +203,7 @@ async def test_control_characters_survive_the_editor_and_are_not_painted(cached:
     async with cached.open(raw) as (app, pilot):
         await until(pilot, lambda: app.explorer.state.readings)
         await pilot.press("i")
-        shown = joined(app)
+        shown = text_on(app)
         assert "\x1b" not in shown
         assert "\u202e" not in shown
         assert "a␛[31mb" in shown
@@ -278,10 +274,10 @@ async def test_moving(cached: Scene) -> None:
         assert panes == ["features", "layers", "features"]
 
 
-def cached_emotions(app: object) -> tuple[str, ...]:
-    readings = app.explorer.state.readings  # type: ignore[attr-defined]
+def cached_emotions(app: EmotuiApp) -> tuple[str, ...]:
+    readings = app.explorer.state.readings
     assert readings is not None
-    return readings.emotions  # type: ignore[no-any-return]
+    return readings.emotions
 
 
 async def test_position_goes_round(cached: Scene) -> None:
@@ -336,7 +332,7 @@ async def test_what_a_probe_was_not_fitted_for_is_drawn_hollow(scene: Scene) -> 
         await pilot.press("1", "left", "2")  # the template's last but one token
         row = next(line for line in lines_of(app) if "  0t" in line).split("  0t")[1]
         assert row.count("(") == row.count(")") == len(cached_emotions(app))
-        assert "outside" in joined(app)
+        assert "outside" in text_on(app)
 
 
 def _has_readings(app: EmotuiApp) -> bool:
@@ -348,18 +344,18 @@ async def test_two_layouts_and_a_terminal_that_is_too_small(cached: Scene) -> No
         async with cached.open(size=size) as (app, pilot):
             await until(pilot, partial(_has_readings, app))
             assert app.explorer.has_class(classes)
-            shown = joined(app)
+            shown = text_on(app)
             for title in ("1 Text", "2 Layers", "3 Features"):
                 assert title in shown, (size, title)
             assert "q close" in shown
             await pilot.press("3")
             await pilot.pause()
-            assert re.search(r"▸ L\d/\d+ +█", joined(app))
+            assert re.search(r"▸ L\d/\d+ +█", text_on(app))
     async with cached.open(size=(30, 8)) as (app, pilot):
-        assert "40 x 12" in joined(app)
+        assert "40 x 12" in text_on(app)
         await pilot.resize_terminal(100, 30)
         await pilot.pause()
-        assert "1 Text" in joined(app)
+        assert "1 Text" in text_on(app)
 
 
 async def test_help_is_that_of_the_focused_pane(cached: Scene) -> None:
@@ -368,8 +364,8 @@ async def test_help_is_that_of_the_focused_pane(cached: Scene) -> None:
         await pilot.press("3", "question_mark")
         assert isinstance(app.screen, HelpScreen)
         await pilot.pause()
-        assert "Keys: Features" in joined(app)
-        assert "Sort the features" in joined(app)
+        assert "Keys: Features" in text_on(app)
+        assert "Sort the features" in text_on(app)
         await pilot.press("escape")
         assert top_of(app) is app.explorer
 
@@ -415,14 +411,14 @@ async def test_export_says_where_and_never_overwrites(
         target = folder / f"emotui-{readings.trace.id}.json"
         await pilot.press("x")
         await until(pilot, lambda: app.explorer.state.notice)
-        assert target.name in joined(app)
+        assert target.name in text_on(app)
         document = msgspec.json.decode(target.read_bytes())
         assert document["id"] == readings.trace.id
         await pilot.press("x")
-        await until(pilot, lambda: "Already there" in joined(app))
+        await until(pilot, lambda: "Already there" in text_on(app))
         target.write_text("mine")
         await pilot.press("x")
-        await until(pilot, lambda: f"emotui-{readings.trace.id}-2.json" in joined(app))
+        await until(pilot, lambda: f"emotui-{readings.trace.id}-2.json" in text_on(app))
         assert target.read_text() == "mine"
         gone = tmp_path / "gone"
         gone.mkdir()
@@ -430,7 +426,7 @@ async def test_export_says_where_and_never_overwrites(
             inside.chdir(gone)
             gone.rmdir()
             await pilot.press("x")
-            await until(pilot, lambda: "Nothing was written" in joined(app))
+            await until(pilot, lambda: "Nothing was written" in text_on(app))
         assert app.is_running
 
 
@@ -445,8 +441,8 @@ async def test_export_into_a_folder_that_cannot_be_written(
     async with cached.open() as (app, pilot):
         await until(pilot, lambda: app.explorer.state.readings)
         await pilot.press("x")
-        await until(pilot, lambda: "Disk full." in joined(app))
-        assert "Make room." in joined(app)
+        await until(pilot, lambda: "Disk full." in text_on(app))
+        assert "Make room." in text_on(app)
 
 
 async def test_no_colour_leaves_nothing_to_colour(cached: Scene) -> None:
@@ -457,8 +453,8 @@ async def test_no_colour_leaves_nothing_to_colour(cached: Scene) -> None:
                 style = segment.style
                 assert style is None or style.color is None or style.color.is_default
                 assert style is None or style.bgcolor is None or style.bgcolor.is_default
-        assert "^" in joined(app)  # the cursor's token
-        assert "[" in joined(app)  # the cursor's cell
+        assert "^" in text_on(app)  # the cursor's token
+        assert "[" in text_on(app)  # the cursor's cell
 
 
 async def test_only_the_cursors_lines_are_painted_again(cached: Scene) -> None:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from support_screen import TEXT, Scene, lines_of, until
+from support_screen import TEXT, Scene, edits_of, text_on, until
 from support_terminal import explorer, painted
 
-from emotui.app import EmotuiApp
 from emotui.cache.session import Session, save_session, saved_session
 
 EDIT = "ablate L1/5 at readout"
@@ -29,11 +28,6 @@ def scene(tmp_path: Path) -> Scene:
         change=lambda trace: msgspec.structs.replace(trace, parent=root.id, edits=(EDIT,)),
     )
     return scene
-
-
-def edits_of(app: EmotuiApp) -> tuple[str, ...] | None:
-    readings = app.explorer.state.readings
-    return None if readings is None else readings.trace.edits
 
 
 def left_at(scene: Scene) -> Session | None:
@@ -60,7 +54,7 @@ async def test_place_and_edits_come_back(scene: Scene) -> None:
             assert getattr(now, name) == getattr(before, name), name
         assert now.readings is not None
         assert now.readings.trace.edits == (EDIT,)
-        assert "As you left it" in "\n".join(lines_of(app))
+        assert "As you left it" in text_on(app)
         await until(pilot, lambda: not app.workbench.busy)
         await pilot.press("u")
         await until(pilot, lambda: edits_of(app) == ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support_screen import Scene, lines_of, until
+from support_screen import Scene, lines_of, text_on, until
 
 from emotui.core.errors import UsageError
 from emotui.themes import DARK
@@ -83,7 +83,7 @@ async def test_the_users_keys_act_and_stand_in_footer_and_help(tmp_path: Path) -
         await pilot.press("question_mark")
         assert app.screen is app.explorer
         await pilot.press("f1")
-        shown = "\n".join(lines_of(app))
+        shown = text_on(app)
         assert app.screen is not app.explorer
         assert "f2 " in shown
         assert "Next emotion." in shown
@@ -133,4 +133,4 @@ async def test_a_key_goes_through_the_themes(tmp_path: Path) -> None:
             await pilot.press("ctrl+t")
             seen.append(app.theme)
         assert seen == ["emotui-light", "emotui-contrast", "emotui-16", "emotui-mono", DARK]
-        assert "Theme" in "\n".join(lines_of(app))
+        assert "Theme" in text_on(app)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from support_screen import TEXT, Scene, lines_of, until
+from support_screen import TEXT, Scene, lines_of, text_on, until
 from support_studies import emotui
 from textual.widgets import OptionList
 
@@ -73,10 +73,6 @@ def scene(tmp_path: Path) -> Scene:
     return scene
 
 
-def shown(app: EmotuiApp) -> str:
-    return "\n".join(lines_of(app))
-
-
 @pytest.mark.parametrize("size", [(80, 24), (160, 45)])
 async def test_b_asks_in_other_forms(scene: Scene, size: tuple[int, int]) -> None:
     async with scene.open(size=size) as (app, pilot):
@@ -89,7 +85,7 @@ async def test_b_asks_in_other_forms(scene: Scene, size: tuple[int, int]) -> Non
         assert wanted.inspect.probes == ("probe-readout", "probe-token")
         scene.engine.asked[0].finish(AskedInForms(made_up(), False, 30, 1.0))
         await until(pilot, lambda: isinstance(app.screen, ReportScreen))
-        said = shown(app)
+        said = text_on(app)
         for words in (
             "depends on the prompts, negations",
             "The probe at L2",
@@ -114,7 +110,7 @@ async def test_b_again_is_read_from_the_cache(scene: Scene) -> None:
         await pilot.press("b")
         await until(pilot, lambda: isinstance(app.screen, ReportScreen))
         assert not scene.engine.asked
-        assert "depends on the prompts" in shown(app)
+        assert "depends on the prompts" in text_on(app)
 
 
 async def test_capital_b_scores_words_with_the_edits_in_force(scene: Scene) -> None:
@@ -136,7 +132,7 @@ async def test_capital_b_scores_words_with_the_edits_in_force(scene: Scene) -> N
         assert isinstance(scene.engine.asked[0].operation, TermsRequest)
         scene.engine.asked[0].finish(TermsScored(terms, False, 3, 0.1))
         await until(pilot, lambda: isinstance(app.screen, ReportScreen))
-        assert "forlorn 0.50" in shown(app) and "anticipation" in shown(app)
+        assert "forlorn 0.50" in text_on(app) and "anticipation" in text_on(app)
 
 
 def put_study(scene: Scene, trace: Trace, *, finished: bool = True, name: str = "one") -> None:
@@ -233,21 +229,21 @@ async def test_r_lists_results_and_reads_one(scene: Scene) -> None:
         await until(pilot, lambda: app.explorer.state.features)
         await pilot.press("r")
         await until(pilot, lambda: isinstance(app.screen, StudiesScreen) and app.screen.runs)
-        await until(pilot, lambda: "not finished" in shown(app))
-        assert "texts [b]bold[/b].csv" in shown(app), "names are never markup"
+        await until(pilot, lambda: "not finished" in text_on(app))
+        assert "texts [b]bold[/b].csv" in text_on(app), "names are never markup"
         listed = app.screen
         assert isinstance(listed, StudiesScreen)
         unfinished = next(n for n, run in enumerate(listed.runs) if not run.finished)
         listed.list.highlighted = unfinished
         await pilot.press("enter")
-        await until(pilot, lambda: "Not finished: emotui study resume" in shown(app))
+        await until(pilot, lambda: "Not finished: emotui study resume" in text_on(app))
         listed.list.highlighted = 1 - unfinished
         await pilot.press("enter")
         await until(pilot, lambda: isinstance(app.screen, StudyScreen))
-        said = shown(app)
+        said = text_on(app)
         assert "It was [red]found[/red]" in said and "\x1b" not in said
         await choose(app, pilot, "nothing")
-        assert "names no layer" in shown(app), "a line that names nothing leads nowhere"
+        assert "names no layer" in text_on(app), "a line that names nothing leads nowhere"
         await pilot.press("escape", "escape")
         await until(pilot, lambda: app.screen is app.explorer)
 
@@ -265,14 +261,14 @@ async def test_a_line_leads_to_its_layer_feature_or_text(scene: Scene) -> None:
         assert (state.layer, state.site, state.position) == (2, "resid", trace.text.readout)
         await opened(app, pilot)
         await choose(app, pilot, "absent")
-        await until(pilot, lambda: "L1/999999 is not among" in shown(app))
+        await until(pilot, lambda: "L1/999999 is not among" in text_on(app))
         assert app.explorer.state.layer == 1
         await opened(app, pilot)
         await choose(app, pilot, "too high")
-        await until(pilot, lambda: "no layer 77" in shown(app))
+        await until(pilot, lambda: "no layer 77" in text_on(app))
         await opened(app, pilot)
         await choose(app, pilot, "another text")
-        await until(pilot, lambda: "was not read here" in shown(app))
+        await until(pilot, lambda: "was not read here" in text_on(app))
         await opened(app, pilot)
         await choose(app, pilot, "a text")
         await until(pilot, lambda: app.screen is app.explorer)
@@ -300,7 +296,7 @@ async def test_without_results_r_says_so(scene: Scene) -> None:
     async with scene.open() as (app, pilot):
         await until(pilot, lambda: app.explorer.state.features)
         await pilot.press("r")
-        await until(pilot, lambda: "No results yet" in shown(app))
+        await until(pilot, lambda: "No results yet" in text_on(app))
         await pilot.press("enter", "escape")
         assert app.screen is app.explorer
 

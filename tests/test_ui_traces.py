@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from support_cache import key_of, make_trace
-from support_screen import TEXT, Scene, lines_of, until
+from support_screen import TEXT, Scene, edits_of, lines_of, text_on, until
 from textual.pilot import Pilot
 
 from emotui.app import EmotuiApp
@@ -35,15 +35,6 @@ def scene(tmp_path: Path) -> Scene:
     return scene
 
 
-def shown(app: EmotuiApp) -> str:
-    return "\n".join(lines_of(app))
-
-
-def edits_of(app: EmotuiApp) -> tuple[str, ...] | None:
-    readings = app.explorer.state.readings
-    return None if readings is None else readings.trace.edits
-
-
 async def opened(app: EmotuiApp, pilot: Pilot[int], count: int = 3) -> TracesScreen:
     await until(pilot, lambda: app.explorer.state.readings and not app.workbench.busy)
     await pilot.press("t")
@@ -61,8 +52,8 @@ async def test_what_ifs_stand_under_their_parent(scene: Scene, size: tuple[int, 
         lines = lines_of(app)
         parent = next(n for n, line in enumerate(lines) if "made-up-model" in line and TEXT in line)
         assert f"└ {EDIT}" in lines[parent + 1]
-        assert "[b]Tom[/nope] ran." in shown(app)
-        assert "Traces · 3" in shown(app)
+        assert "[b]Tom[/nope] ran." in text_on(app)
+        assert "Traces · 3" in text_on(app)
         assert screen.list.row is not None
         assert screen.list.row.text == TEXT  # the cursor stands on the trace that is shown
         assert scene.engine.asked == []
@@ -77,7 +68,7 @@ async def test_a_search_narrows_as_it_is_typed_and_escape_takes_it_back(scene: S
         await until(pilot, lambda: len(screen.list.entries) == 3)
         assert app.screen is screen
         await pilot.press("slash", *"is:red")
-        await until(pilot, lambda: "is:red is not known" in shown(app))
+        await until(pilot, lambda: "is:red is not known" in text_on(app))
         await pilot.press("escape", "escape")
         await until(pilot, lambda: app.screen is app.explorer)
 
@@ -104,7 +95,7 @@ async def test_a_trace_of_another_model_is_shown_and_not_edited(scene: Scene) ->
         assert "other-model" in lines_of(app)[-2]
         app.explorer.handlers.edit.put("ablate L1/7 at readout")
         await pilot.pause()
-        assert "other-model, which is not loaded" in shown(app)
+        assert "other-model, which is not loaded" in text_on(app)
         assert scene.engine.asked == []
         app.explorer.handlers.text.read(TEXT)
         await until(pilot, lambda: app.explorer.state.text == TEXT)
@@ -123,7 +114,7 @@ async def test_pin_delete_and_export(
         await until(pilot, lambda: screen.list.row is not None and screen.list.row.pinned)
         await pilot.press("x")
         await until(pilot, lambda: (tmp_path / f"emotui-{row.id}.json").is_file())
-        await until(pilot, lambda: f"emotui-{row.id}.json" in shown(app))
+        await until(pilot, lambda: f"emotui-{row.id}.json" in text_on(app))
         await pilot.press("d", "n")
         assert len(screen.list.entries) == 3
         await pilot.press("d", "y")
@@ -137,4 +128,4 @@ async def test_help_lists_the_keys_of_the_list(scene: Scene) -> None:
         await opened(app, pilot)
         await pilot.press("question_mark")
         assert isinstance(app.screen, HelpScreen)
-        assert "Keep this trace whatever" in shown(app)
+        assert "Keep this trace whatever" in text_on(app)

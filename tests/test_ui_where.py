@@ -8,9 +8,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from support_screen import TEXT, Scene, lines_of, until
+from support_screen import TEXT, Scene, lines_of, text_on, until
 
-from emotui.app import EmotuiApp
 from emotui.cache.located import keep_where
 from emotui.cache.prepare import prepare
 from emotui.cache.store import Store
@@ -75,10 +74,6 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     return scene
 
 
-def joined(app: EmotuiApp) -> str:
-    return "\n".join(lines_of(app))
-
-
 @pytest.mark.parametrize("size", [(80, 24), (160, 45)])
 async def test_the_question_and_its_report(
     scene: Scene, size: tuple[int, int], tmp_path: Path
@@ -95,10 +90,10 @@ async def test_the_question_and_its_report(
         assert (wanted.text, wanted.emotion, wanted.neutral) == (TEXT, "sadness", None)
         assert wanted.probes == ("probe-readout", "probe-token")
         asked.progress("patching the readout", 3, 12)
-        await until(pilot, lambda: "patching the readout 3/12" in joined(app))
+        await until(pilot, lambda: "patching the readout 3/12" in text_on(app))
         asked.finish(Located(made_up(), forwards=9))
         await until(pilot, lambda: isinstance(app.screen, WhereScreen))
-        shown = joined(app)
+        shown = text_on(app)
         for claim in ("readable from L3", "used from L4", "written mainly by attn.3 from 'sad'"):
             assert claim in shown
         rows = [line for line in lines_of(app) if "54%" in line]
@@ -109,7 +104,7 @@ async def test_the_question_and_its_report(
         document = json.loads(path.read_bytes())
         assert document["schema"] == "emotui-where"
         assert document["where"]["sentence"] == SENTENCE
-        await until(pilot, lambda: "Wrote" in joined(app))
+        await until(pilot, lambda: "Wrote" in text_on(app))
         await pilot.press("escape")
         assert app.screen is app.explorer
 
@@ -133,7 +128,7 @@ async def test_the_layers_pane_marks_the_phases_of_this_text_and_emotion(scene: 
         await until(pilot, lambda: app.explorer.state.features)
         readings = app.explorer.state.readings
         assert readings is not None
-        plain = joined(app)
+        plain = text_on(app)
         emotion, text = app.explorer.state.emotion, readings.trace.text
         where = msgspec.structs.replace(made_up(emotion), text=text)
         columns = msgspec.structs.replace(
@@ -145,18 +140,18 @@ async def test_the_layers_pane_marks_the_phases_of_this_text_and_emotion(scene: 
         scene.engine.asked[0].finish(Located(where, forwards=9))
         await until(pilot, lambda: isinstance(app.screen, WhereScreen))
         await pilot.press("escape")
-        await until(pilot, lambda: "R readable" in joined(app))
+        await until(pilot, lambda: "R readable" in text_on(app))
         letters = [phases.letters for phases in phases_of(where)]
         for layer, letter in enumerate(letters):
-            assert re.search(rf"[ ▸] +{layer}[tlu ] {letter} ", joined(app)), (layer, letter)
+            assert re.search(rf"[ ▸] +{layer}[tlu ] {letter} ", text_on(app)), (layer, letter)
         await pilot.press("2", "l", "l", "right", "h")
         await until(pilot, lambda: app.explorer.state.emotion != emotion)
-        assert "R readable" not in joined(app), "they are of one emotion"
+        assert "R readable" not in text_on(app), "they are of one emotion"
         await pilot.press("E")
         while app.explorer.state.emotion != emotion:
             await pilot.press("e")
-        await until(pilot, lambda: "R readable" in joined(app))
-        assert len(plain.splitlines()) == len(joined(app).splitlines())
+        await until(pilot, lambda: "R readable" in text_on(app))
+        assert len(plain.splitlines()) == len(text_on(app).splitlines())
 
 
 async def test_what_was_told_before_asks_no_engine(scene: Scene) -> None:
@@ -184,12 +179,12 @@ async def test_cancel_and_errors_leave_the_screen_as_it_was(scene: Scene) -> Non
         await pilot.press("w")
         await until(pilot, lambda: scene.engine.asked)
         await pilot.press("escape")
-        await until(pilot, lambda: "Cancelled" in joined(app))
+        await until(pilot, lambda: "Cancelled" in text_on(app))
         assert scene.engine.asked[0].cancelled and app.screen is app.explorer
         await pilot.press("w")
         await until(pilot, lambda: len(scene.engine.asked) == 2)
         scene.engine.asked[1].fail(UsageError("'x' is no label.", todo="Use one of: joy."))
-        await until(pilot, lambda: "is no label" in joined(app))
+        await until(pilot, lambda: "is no label" in text_on(app))
         assert app.screen is app.explorer
 
 
@@ -199,7 +194,7 @@ async def test_a_neutral_rewrite_is_asked_for_as_it_was_typed(scene: Scene) -> N
         await pilot.press("colon")
         app.explorer.console.value = "where Lily"
         await pilot.press("enter")
-        await until(pilot, lambda: "was not understood" in joined(app))
+        await until(pilot, lambda: "was not understood" in text_on(app))
         app.explorer.console.value = 'where from "Lily has a toy."'
         await pilot.press("enter")
         await until(pilot, lambda: scene.engine.asked)
