@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from emotui.core.export.schema import schema_bytes, without_schema
+from emotui.commands.schemas import DOCUMENTS, document_schema
+from emotui.core.export.schema import schema_bytes
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-TARGETS = {"trace.schema.json": None, "without.schema.json": without_schema()}
 
 if __name__ == "__main__":
-    for name, schema in TARGETS.items():
-        (DOCS / name).write_bytes(schema_bytes(schema))
-        print(f"Wrote {DOCS / name}")
+    for name in DOCUMENTS:
+        target = DOCS / f"{name}.schema.json"
+        target.write_bytes(schema_bytes(document_schema(name)))
+        print(f"Wrote {target}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from support_command import emotui_here
 from support_studies import TEXTS, files_of, run_here, stories_model
 
+from emotui.commands.schemas import document_schema
 from emotui.core.engine.capture import QuietJob
 from emotui.core.errors import Cancelled, UsageError
 from emotui.core.studies.common.chunks import Chunks
@@ -234,3 +236,5 @@ def test_compare_prints_a_column_for_each_result(folder: Path, tmp_path: Path) -
     assert lines[start + 1].split() == ["layer", "1", "2"]
     assert lines[start + 2].split() == ["-1", "0.250", "0.250"]
     assert lines[start + 8].split() == ["depth", "1", "2"]
+    asked = emotui_here("study", "compare", run, run, "--json", cache_dir=tmp_path)
+    jsonschema.validate(json.loads(asked.stdout), document_schema("study-compare"))

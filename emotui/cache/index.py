@@ -67,6 +67,16 @@ class TraceRow(msgspec.Struct, frozen=True, kw_only=True):
     pinned: bool = False
 
 
+class ShownTrace(TraceRow, frozen=True, kw_only=True):
+    """A row, and what its trace holds: numbers of readouts and features, and ids."""
+
+    readouts: int
+    features: int
+    probes: tuple[str, ...]
+    saes: tuple[str, ...]
+    answer: dict[str, float] | None
+
+
 def busy(error: sqlite3.Error) -> bool:
     """Return whether the index was only in use by another process for too long."""
     return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

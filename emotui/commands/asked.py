@@ -93,7 +93,8 @@ def terms(
     keep: KeepOptions,
     text: Text = None,
     do: Annotated[
-        list[str] | None, typer.Option("--do", help="An edit in force, such as 'promote joy +0.1'.")
+        list[str] | None,
+        typer.Option("--do", help="An edit in force, such as 'promote joy L5 +0.1'."),
     ] = None,
     table: Annotated[
         Path | None, typer.Option("--terms", help="A table of words, or NRC EmoLex.")

@@ -110,31 +110,33 @@ def list_traces(
 @app.command()
 def show(trace: TraceId, as_json: AsJson = False, cache_dir: CacheDir = None) -> None:
     """Show what a trace is of; `emotui export` writes the trace itself."""
+    from emotui.cache.index import ShownTrace
     from emotui.cache.store import Store
 
     with cache_for(cache_dir, private=False) as root, Store.open(root) as store:
         found = store.get_trace(trace)
         row = store.row_of(found.id)
-    facts: dict[str, Any] = {
-        **msgspec.to_builtins(row),
-        "readouts": len(found.readouts.value),
-        "features": len(found.features.activation),
-        "probes": [probe.id for probe in found.probes],
-        "saes": [sae.sae for sae in found.saes],
-        "answer": None if found.answer is None else found.answer.labels,
-    }
+    shown = ShownTrace(
+        **msgspec.structs.asdict(row),
+        readouts=len(found.readouts.value),
+        features=len(found.features.activation),
+        probes=tuple(probe.id for probe in found.probes),
+        saes=tuple(sae.sae for sae in found.saes),
+        answer=None if found.answer is None else found.answer.labels,
+    )
     if as_json:
-        _print_json(facts)
+        _print_json(shown)
         return
+    facts = msgspec.structs.asdict(shown)
     facts["created"] = _when(row.created)
     facts["size"] = _human(row.size)
     if found.answer is not None:
         best = max(found.answer.labels.items(), key=lambda item: item[1])
         facts["answer"] = f"{best[0]} {best[1]:.2f}"
     for name, value in facts.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-        if shown not in (None, ""):
-            typer.echo(f"{name.replace('_', ' '):<12} {clean(str(shown))}")
+        words = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+        if words not in (None, ""):
+            typer.echo(f"{name.replace('_', ' '):<12} {clean(str(words))}")
 
 
 @app.command()

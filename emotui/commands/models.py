@@ -39,6 +39,12 @@ class ModelRow(msgspec.Struct, frozen=True):
     releases: tuple[ReleaseRow, ...]
 
 
+class ModelList(msgspec.Struct, frozen=True):
+    """What `emotui models --json` prints, but for one release."""
+
+    models: tuple[ModelRow, ...]
+
+
 def model_rows(query: str = "") -> list[ModelRow]:
     """Return the models whose name, hub id, alias or release holds `query`, by name.
 
@@ -94,7 +100,7 @@ def list_models(query: str, *, as_json: bool) -> None:
             todo=f"Near it: {', '.join(near)}." if near else "`emotui models` lists all.",
         )
     if as_json:
-        _write(msgspec.json.encode({"models": rows}).decode())
+        _write(msgspec.json.encode(ModelList(tuple(rows))).decode())
         return
     _write("\n".join(_model_text(row, query) for row in rows))
     readable = sum(one.readable for row in rows for one in row.releases)

@@ -171,22 +171,22 @@ def run(
 def list_studies(as_json: AsJson = False, cache_dir: CacheDir = None) -> None:
     """List the studies there are, and the results in the cache, newest first."""
     from emotui.commands.studies import print_json
-    from emotui.core.studies.common.saved import FOLDER, saved_runs
+    from emotui.core.studies.common.saved import FOLDER, ListedStudies, ListedStudy, saved_runs
 
     with cache_for(cache_dir, private=False) as root:
         saved = saved_runs(root / FOLDER)
     if as_json:
-        studies = [
-            {
-                "name": study.name,
-                "question": study.question,
-                "paper": study.paper,
-                "needs_labels": study.needs_labels,
-                "options": {option.name: option.help for option in study.options},
-            }
+        studies = tuple(
+            ListedStudy(
+                name=study.name,
+                question=study.question,
+                paper=study.paper,
+                needs_labels=study.needs_labels,
+                options={option.name: option.help for option in study.options},
+            )
             for study in STUDIES
-        ]
-        print_json({"studies": studies, "runs": saved})
+        )
+        print_json(ListedStudies(studies, tuple(saved)))
         return
     for study in STUDIES:
         labels = "" if study.needs_labels else " (no labels needed)"

@@ -1,4 +1,4 @@
-"""The JSON Schema of the exported documents, generated from the records."""
+"""The JSON Schema of documents, generated from the records."""
 
 from __future__ import annotations
 
@@ -6,40 +6,40 @@ from typing import Any
 
 import msgspec
 
-from emotui.core.export.without import WithoutDocument
-from emotui.core.records import SCHEMA_VERSION, TraceDocument
+from emotui.core.records import TraceDocument
+
+_VERSION = "schema_version"
+
+
+def schema_of(name: str, *types: Any) -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of documents that are one of `types`.
+
+    The title holds the name, and the version where the records have one.
+    """
+    schemas, components = msgspec.json.schema_components(types, ref_template="#/$defs/{name}")
+    version = next((f", schema version {v}" for v in map(_version_of, types) if v is not None), "")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"emotui {name} document{version}",
+        **(schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}),
+        "$defs": components,
+    }
+
+
+def _version_of(kind: Any) -> int | None:
+    """Return the schema version that documents of a type carry; None where they carry none."""
+    if not isinstance(kind, type) or not issubclass(kind, msgspec.Struct):
+        return None
+    fields = {field.name: field.default for field in msgspec.structs.fields(kind)}
+    version: int | None = fields.get(_VERSION)
+    return version
 
 
 def trace_schema() -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of `TraceDocument`, with a title and the version."""
-    (schema,), components = msgspec.json.schema_components(
-        [TraceDocument], ref_template="#/$defs/{name}"
-    )
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"emotui trace document, schema version {SCHEMA_VERSION}",
-        **schema,
-        "$defs": components,
-    }
+    """Return the JSON Schema of `TraceDocument`."""
+    return schema_of("trace", TraceDocument)
 
 
-def without_schema() -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of what `emotui without --json` prints."""
-    (schema,), components = msgspec.json.schema_components(
-        [WithoutDocument], ref_template="#/$defs/{name}"
-    )
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "emotui without document, schema version 1",
-        **schema,
-        "$defs": components,
-    }
-
-
-def schema_bytes(schema: dict[str, Any] | None = None) -> bytes:
-    """Return a schema as it is kept in docs: sorted keys, indented, newline at the end.
-
-    None is that of the trace.
-    """
-    compact = msgspec.json.encode(trace_schema() if schema is None else schema, order="sorted")
-    return msgspec.json.format(compact, indent=2) + b"\n"
+def schema_bytes(schema: dict[str, Any]) -> bytes:
+    """Return a schema as it is kept in docs: sorted keys, indented, newline at the end."""
+    return msgspec.json.format(msgspec.json.encode(schema, order="sorted"), indent=2) + b"\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from emotui.core.phases import phases_of
@@ -14,8 +16,8 @@ LEGEND = "R readable  U used  W written by an output of this layer"
 class WhereDocument(msgspec.Struct, frozen=True, kw_only=True):
     """What `emotui where --json` prints, and what the screen writes."""
 
-    schema: str = "emotui-where"
-    schema_version: int = 1
+    schema: Literal["emotui-where"] = "emotui-where"
+    schema_version: Literal[1] = 1
     model: str
     fingerprint: str
     where: Where

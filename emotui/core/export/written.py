@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -38,8 +39,8 @@ class Change(msgspec.Struct, frozen=True):
 class GenerationDocument(msgspec.Struct, frozen=True, kw_only=True):
     """What `emotui generate --json` prints, and what the screen writes."""
 
-    schema: str = "emotui-generation"
-    schema_version: int = 1
+    schema: Literal["emotui-generation"] = "emotui-generation"
+    schema_version: Literal[1] = 1
     model: str
     text: str
     edits: tuple[str, ...]

@@ -34,6 +34,24 @@ class SavedRun(msgspec.Struct, frozen=True):
     finished: bool
 
 
+class ListedStudy(msgspec.Struct, frozen=True):
+    """One study there is, as `study list --json` prints it."""
+
+    name: str
+    question: str
+    paper: str
+    needs_labels: bool
+    options: dict[str, str]
+    """By name, what each means."""
+
+
+class ListedStudies(msgspec.Struct, frozen=True):
+    """What `study list --json` prints."""
+
+    studies: tuple[ListedStudy, ...]
+    runs: tuple[SavedRun, ...]
+
+
 class Place(msgspec.Struct, frozen=True):
     """What a row of a table is about, where it names it."""
 
