@@ -181,6 +181,12 @@ class Weights:
     """Bytes of tensors of whole numbers."""
     stored: frozenset[str]
     """The dtypes of the files, as safetensors writes them."""
+    linear: int = 0
+    """Of the numbers those in matrices that are no embedding: what is quantised."""
+    largest_linear: int = 0
+    """Numbers of the largest such matrix."""
+    file_of_embedding: int = 0
+    """Bytes of the file that holds the embedding: all of them where there is one file."""
 
     def in_memory(self, itemsize: float) -> int:
         """Return the bytes with floating-point numbers of `itemsize` bytes."""
@@ -192,10 +198,13 @@ _SIZES: Mapping[str, int] = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3":
 
 def weights_of(headers: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Weights:
     """Count the tensors of safetensors headers; an unembedding tied to the embedding not twice."""
-    in_file = values = other = 0
+    in_file = values = other = of_embedding = 0
+    linear = [0]
     stored: set[str] = set()
     tied = bool(config.get("tie_word_embeddings"))
+    vocabulary = _vocabulary(config)
     for header in headers:
+        before, embeds = in_file, False
         for name, tensor in header.items():
             if tied and name.endswith("lm_head.weight"):
                 continue
@@ -206,8 +215,23 @@ def weights_of(headers: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) 
                 other += end - start
             else:
                 values += (end - start) // size
+                shape = tensor.get("shape") or ()
+                # Rows of a vocabulary are embeddings or unembeddings.
+                if vocabulary in shape:
+                    embeds = True
+                elif len(shape) == 2:
+                    linear.append((end - start) // size)
                 stored.add(str(tensor["dtype"]))
-    return Weights(in_file, values, other, frozenset(stored))
+        if embeds:
+            of_embedding = max(of_embedding, in_file - before)
+    kinds = frozenset(stored)
+    return Weights(in_file, values, other, kinds, sum(linear), max(linear), of_embedding)
+
+
+def _vocabulary(config: Mapping[str, Any]) -> int:
+    text = config.get("text_config")
+    inner = text.get("vocab_size") if isinstance(text, dict) else None
+    return int(config.get("vocab_size") or inner or 0)
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ from emotui.core.engine import bridge, memory
 from emotui.core.engine.capture import Job
 from emotui.core.engine.memory import Estimate, Shape
 from emotui.core.engine.model_files import FoundModel, check_folder, find_model, weight_headers
+from emotui.core.engine.quantised import QUANTISED, stored_kind
 from emotui.core.engine.sites import SITE_TABLES, Sites
 from emotui.core.engine.tokens import TokenReader
 from emotui.core.engine.weights import (
-    QUANTISED,
     Placement,
     check_packages,
     estimated,
+    parameters_of,
     read_weights,
     too_large,
 )
@@ -202,6 +203,23 @@ def resolve_dtype(requested: str, device: torch.device, *, half_checkpoint: bool
         ) from None
 
 
+def _quantised(spec: ModelSpec, config: dict[str, Any]) -> str | None:
+    """Return the kind of the weights: what is asked for, or what the checkpoint is stored as.
+
+    UsageError where they differ: a quantised checkpoint is only computed with as it is stored.
+    """
+    asked = spec.dtype if spec.dtype in QUANTISED else None
+    stored = stored_kind(config)
+    if stored is None:
+        return asked
+    if spec.dtype not in ("auto", stored):
+        raise UsageError(
+            f"The weights are stored as {stored}; --dtype {clean(spec.dtype)} does not apply.",
+            todo=f"Use --dtype auto or {stored}, or the checkpoint before it was quantised.",
+        )
+    return stored
+
+
 def _quiet_transformers() -> None:
     # What loading imports is held before anything is estimated.
     import transformers.modeling_utils  # noqa: F401
@@ -232,8 +250,8 @@ def _choose_threads(hf_model: Any, device: torch.device) -> None:
     spins, and a small model's run takes many times as long.
     """
     if device.type == "cpu":
-        parameters = sum(parameter.numel() for parameter in hf_model.parameters())
-        torch.set_num_threads(1 if parameters < _SMALL_PARAMETERS else _THREADS)
+        small = parameters_of(hf_model) < _SMALL_PARAMETERS
+        torch.set_num_threads(1 if small else _THREADS)
 
 
 def load_model(spec: ModelSpec, job: Job, *, memo: Memo | None = None) -> LoadedModel:
@@ -260,7 +278,10 @@ def load_model(spec: ModelSpec, job: Job, *, memo: Memo | None = None) -> Loaded
     attention = bridge.ATTENTION if table is None else table.attention
     prepends_bos = None if table is None else table.prepends_bos
     device = resolve_device(spec.device)
-    dtype = resolve_dtype(spec.dtype, device, half_checkpoint=bool(config["half_precision"]))
+    quantised = _quantised(spec, config)
+    dtype = resolve_dtype(
+        quantised or spec.dtype, device, half_checkpoint=bool(config["half_precision"])
+    )
     fingerprint = _fingerprint(found, memo, job)
     job.progress("reading the tokenizer")
     _quiet_transformers()
@@ -269,7 +290,8 @@ def load_model(spec: ModelSpec, job: Job, *, memo: Memo | None = None) -> Loaded
     placement = Placement(
         dtype=dtype,
         device=device,
-        quantised=spec.dtype if spec.dtype in QUANTISED else None,
+        quantised=quantised,
+        stored=stored_kind(config) is not None,
         device_map=spec.device_map,
     )
     hf_model, estimate = _loaded(found, config, placement, attention, job)
@@ -311,8 +333,7 @@ def _loaded(
     """Read the weights, having said what they will take; OutOfMemory where they do not fit."""
     check_packages(placement)
     weights = memory.weights_of(weight_headers(found.folder), config)
-    embedding = int(config.get("vocab_size") or 0) * int(config.get("hidden_size") or 0)
-    estimate = estimated(weights, placement, embedding_values=embedding, device=placement.device)
+    estimate = estimated(weights, placement, device=placement.device)
     name = found.hub_id or found.folder.resolve().name
     if estimate.is_large:
         job.notice(f"Loading {clean(name)}: {estimate}.")

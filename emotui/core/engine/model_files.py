@@ -105,7 +105,8 @@ def read_header(path: Path) -> dict[str, Any]:
     return tensors
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a model folder; ModelError where they are not complete."""
     if (folder / WEIGHTS_INDEX).is_file():
         names = _read_json(folder / WEIGHTS_INDEX).get("weight_map")
         if not isinstance(names, dict) or not names:
@@ -144,7 +145,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def weight_headers(folder: Path) -> list[dict[str, Any]]:
     """Return the headers of the weight files of a complete folder; ModelError as `check_folder`."""
-    return [read_header(file) for file in _weight_files(folder)]
+    return [read_header(file) for file in weight_files(folder)]
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
             "Give the folder of a Hugging Face model.",
         )
     half = whole = 0
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         for tensor in read_header(file).values():
             start, end = tensor["data_offsets"]
             if tensor.get("dtype") in _HALF:

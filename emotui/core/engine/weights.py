@@ -2,11 +2,13 @@
 
 A model is on one device, or spread over all GPUs by accelerate (`--device-map auto`). Weights are
 in the run's dtype, or quantised by bitsandbytes (`--dtype int8`, `nf4`) where that is installed.
+A checkpoint that bitsandbytes has quantised already stays as it is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,16 @@ from torch import Tensor, nn
 
 from emotui.core.engine import memory
 from emotui.core.engine.memory import Estimate, Weights
+from emotui.core.engine.quantised import (
+    QUANTISED,
+    QuantisedLinear,
+    import_bitsandbytes,
+    not_finite,
+    with_own_products,
+)
 from emotui.core.errors import ModelError, OutOfMemory
 from emotui.core.sizes import in_bytes
 from emotui.core.text import clean
-
-QUANTISED = {"int8": 1.0, "nf4": 0.5625}
-"""Kinds of quantised weights, and the bytes that a number takes, its scale included."""
 
 _LARGE_UNEMBEDDING = 2**24
 _AGAIN = "Copy or download the folder again."
@@ -37,6 +43,8 @@ class Placement:
     """Where everything is, or with a device map what texts and results are on."""
     quantised: str | None = None
     """`int8` or `nf4`."""
+    stored: bool = False
+    """Whether the checkpoint is of that kind already."""
     device_map: str | dict[str, Any] | None = None
     """As accelerate takes it; None for one device."""
     offload: Path | None = None
@@ -49,38 +57,70 @@ class Placement:
 
 
 def check_packages(placement: Placement) -> None:
-    """Raise ModelError where a package that a placement needs is missing, or its device cannot."""
-    needed = [("accelerate", "--device-map", placement.device_map is not None)]
-    needed += [("bitsandbytes", f"--dtype {placement.quantised}", placement.quantised is not None)]
+    """Import what a placement needs, so that it is held before anything is estimated.
+
+    ModelError where it is missing.
+    """
+    quantised = f"--dtype {placement.quantised}"
+    needed = [
+        ("accelerate", "--device-map", placement.device_map is not None),
+        ("bitsandbytes", quantised, placement.quantised is not None),
+        ("accelerate", quantised, placement.quantised is not None),
+    ]
     for package, option, asked in needed:
-        if asked and find_spec(package) is None:
-            raise ModelError(
-                f"{option} needs the package {package}, which is not installed.",
-                why="transformers leaves this to it.",
-                todo=f"Install it (pip install {package}), or leave {option} out.",
-            )
+        if not asked or find_spec(package) is not None:
+            continue
+        stored = option == quantised and placement.stored
+        instead = "use a checkpoint that is not quantised" if stored else f"leave {option} out"
+        raise ModelError(
+            f"{f'This {placement.quantised} checkpoint' if stored else option} needs the package "
+            f"{package}, which is not installed.",
+            why="transformers leaves this to it.",
+            todo=f"Install it (pip install {package}), or {instead}.",
+        )
+    if placement.quantised is not None:
+        import_bitsandbytes()
+        importlib.import_module("transformers.integrations.bitsandbytes")
 
 
-def estimated(
-    weights: Weights, placement: Placement, *, embedding_values: int, device: torch.device
-) -> Estimate:
+def estimated(weights: Weights, placement: Placement, *, device: torch.device) -> Estimate:
     """Return what loading takes at its peak on the device.
 
     On the CPU, weights that are stored in the run's dtype stay where the file is mapped; others
-    are converted while the whole file is mapped. `embedding_values` are never quantised.
+    are converted while the whole file is mapped.
     """
     itemsize = placement.dtype.itemsize
-    if placement.quantised is None:
-        held = weights.in_memory(itemsize)
-    else:
-        linear = max(0, weights.values - embedding_values)
-        held = int(linear * QUANTISED[placement.quantised]) + embedding_values * itemsize
-    parts = [(f"of weights in {placement.words}", held)]
+    held = weights.in_memory(itemsize)
     same = weights.stored <= {_STORED.get(placement.dtype, "")}
-    if device.type == "cpu" and not same:
-        parts.append(("of the file while it is converted", weights.in_file))
+    file = 0 if same else weights.in_file
+    if placement.stored:
+        # Only what is not quantised is copied out of the mapped file.
+        file = weights.values * itemsize
+    elif placement.quantised is not None:
+        held -= int(weights.linear * (itemsize - QUANTISED[placement.quantised]))
+        file = _while_quantised(weights, itemsize, same=same)
+    parts = [(f"of weights in {placement.words}", held)]
+    if device.type == "cpu" and file:
+        parts.append(("of the file while it is converted", file))
     return Estimate(memory.held_bytes(device), tuple(parts), memory.free_bytes(device))
 
+
+def _while_quantised(weights: Weights, itemsize: int, *, same: bool) -> int:
+    """Return what there is beside the quantised weights: the file, and copies of one matrix.
+
+    Where the rest is stored in the run's dtype it is not touched before all is quantised, and
+    copied then, while the file that holds it is still mapped and the allocator keeps about half
+    of the copies.
+    """
+    rest = (weights.values - weights.linear) * itemsize
+    copies = _QUANTISING * weights.largest_linear
+    if same:
+        return max(weights.in_file - 2 * rest + copies, weights.file_of_embedding + copies // 2)
+    return weights.in_file + copies
+
+
+_QUANTISING = 15
+"""Bytes for each number of a matrix while it is quantised, measured."""
 
 _STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float64: "F64"}
 
@@ -101,12 +141,12 @@ def _what_fits(weights: Weights, placement: Placement, free: int) -> str:
     if placement.dtype == torch.float32 and half <= free:
         options.append(f"--dtype bfloat16 takes {in_bytes(half)}")
     on_gpu = placement.device.type == "cuda"
-    if on_gpu and find_spec("bitsandbytes") is not None and placement.quantised is None:
-        options += [
-            f"--dtype {kind} about {in_bytes(weights.in_memory(size))}"
-            for kind, size in QUANTISED.items()
-            if weights.in_memory(size) <= free
-        ]
+    if find_spec("bitsandbytes") is not None and placement.quantised is None:
+        for kind in QUANTISED:
+            smaller = replace(placement, quantised=kind, dtype=torch.bfloat16)
+            added = estimated(weights, smaller, device=placement.device).added
+            if added <= free:
+                options.append(f"--dtype {kind} takes {in_bytes(added)}")
     if on_gpu and torch.cuda.device_count() > 1 and placement.device_map is None:
         options.append("--device-map auto spreads it over all GPUs")
     if on_gpu and weights.in_memory(placement.dtype.itemsize) <= memory.free_bytes(
@@ -129,6 +169,10 @@ def read_weights(folder: Path, *, placement: Placement, attention: str) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    if placement.quantised is not None:
+        name = not_finite(folder)
+        if name is not None:
+            raise _not_finite(name, folder)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -163,7 +207,10 @@ def read_weights(folder: Path, *, placement: Placement, attention: str) -> Any:
             why=clean(f"{len(wrong)} tensors are missing or of another shape, such as {wrong[0]}."),
             todo=_AGAIN,
         )
-    _check_finite(model, folder)
+    if placement.quantised is None:
+        _check_finite(model, folder)
+    else:
+        with_own_products(model)
     whole = placement.device_map is None and placement.quantised is None
     model = (model.to(placement.device) if whole else model).eval()
     _unembed_rows(model)
@@ -176,9 +223,10 @@ def _placed(placement: Placement) -> dict[str, Any]:
         named["device_map"] = placement.device_map
         named["offload_folder"] = None if placement.offload is None else str(placement.offload)
     if placement.quantised is not None:
+        named.setdefault("device_map", {"": str(placement.device)})
+    if placement.quantised is not None and not placement.stored:
         from transformers import BitsAndBytesConfig
 
-        named.setdefault("device_map", {"": str(placement.device)})
         named["quantization_config"] = (
             BitsAndBytesConfig(load_in_8bit=True)
             if placement.quantised == "int8"
@@ -198,11 +246,22 @@ def _check_finite(model: nn.Module, folder: Path) -> None:
         # One sum tells: it is not finite where any of them is not. In the dtype it has: another
         # would be a copy of the whole.
         if not bool(torch.isfinite(parameter.sum())):
-            raise ModelError(
-                f"The weights in {clean(str(folder))} were refused.",
-                why=clean(f"{name} holds numbers that are not finite."),
-                todo=_AGAIN,
-            )
+            raise _not_finite(name, folder)
+
+
+def _not_finite(name: str, folder: Path) -> ModelError:
+    return ModelError(
+        f"The weights in {clean(str(folder))} were refused.",
+        why=clean(f"{name} holds numbers that are not finite."),
+        todo=_AGAIN,
+    )
+
+
+def parameters_of(model: nn.Module) -> int:
+    """Return the number of a model's parameters; two that are quantised into a byte are two."""
+    plain = sum(parameter.numel() for parameter in model.parameters())
+    quantised = (m for m in model.modules() if isinstance(m, QuantisedLinear))
+    return plain + sum(layer.in_features * layer.out_features for layer in quantised)
 
 
 def _unembed_rows(model: Any) -> None:
