@@ -118,7 +118,32 @@ def test_import_export_and_the_directions_stay_the_same(tmp_path: Path) -> None:
     assert set(again) == {1, 2, 3}
     assert np.allclose(again[2], unit, atol=1e-6)
     trace = emotui_here("inspect", "A text.", *model, "--sae", "none", "--json", cache_dir=cache)
-    assert set(json.loads(trace.stdout)["readouts"]["emotion"]) == {"awe"}
+    document = json.loads(trace.stdout)
+    assert set(document["readouts"]["emotion"]) == {"awe"}
+    assert {probe["held_out_accuracy"] for probe in document["probes"]} == {None}
+    for form in ("md", "html"):
+        page = emotui_here("export", document["id"], "--to", form, cache_dir=cache).stdout
+        assert "not measured" in page and "accuracy 0.50" not in page
+
+
+def test_nothing_that_was_not_measured_is_listed_as_a_number(tmp_path: Path) -> None:
+    cache, model = tmp_path / "cache", ("--model", str(tiny_folder("llama")))
+    file = tmp_path / "first.gguf"
+    write_control_vector(file, vectors(), architecture="llama", name="awe")
+    done = emotui_here("probe", "import", str(file), "--name", "awe", *model, cache_dir=cache)
+    assert done.returncode == 0, done.stderr
+    listed = emotui_here("probe", "list", cache_dir=cache).stdout
+    rows = [line for line in listed.splitlines() if "defined-awe" in line]
+    assert len(rows) == 2
+    for row in rows:
+        assert "not measured" in row and "0.50" not in row
+    shown = emotui_here("probe", "show", rows[0].split()[0], cache_dir=cache)
+    assert shown.returncode == 0 and "judged on  nothing" in shown.stdout
+    assert "0.50" not in shown.stdout and "no scores" in shown.stderr
+    emotions = emotui_here("emotion", "list", cache_dir=cache).stdout
+    assert "readout: not measured, untrusted" in emotions and "0.50" not in emotions
+    asked = json.loads(emotui_here("emotion", "list", "--json", cache_dir=cache).stdout)
+    assert asked[0]["accuracy"] is None
 
 
 def test_vectors_of_other_models_and_wrong_names_are_refused(tmp_path: Path) -> None:

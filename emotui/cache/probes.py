@@ -22,6 +22,9 @@ from emotui.core.text import clean
 DEFINED = "defined-"
 """What the label set of an emotion that was defined by the user begins with; its name follows."""
 
+NOT_JUDGED = "nothing: a direction that was imported is never trusted"
+"""What the card of an imported direction says it was judged on; its accuracies are no numbers."""
+
 _CARD = "emotui_probe_card"
 _SUFFIX = ".safetensors"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
@@ -97,6 +100,11 @@ class ProbeCard(msgspec.Struct, frozen=True, kw_only=True):
     """Held-out texts it is judged on: those whose first word occurs in training."""
     scores: tuple[ProbeScore, ...]
     """One for each site and layer that was fitted."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether its accuracies were measured: not those of an imported direction."""
+        return self.judged_on != NOT_JUDGED
 
     def score_at(self, site: Site, layer: int) -> ProbeScore | None:
         """Return the score of one site and layer; None where none was fitted."""

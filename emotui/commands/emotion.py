@@ -41,7 +41,8 @@ class DefinedEmotion(msgspec.Struct, frozen=True):
     probe_ids: tuple[str, ...]
     layer: int
     """The residual layer where leaving texts out tells best, at the readout."""
-    accuracy: float
+    accuracy: float | None
+    """None where it was not measured: of an imported direction."""
     trust: str
 
 
@@ -137,9 +138,10 @@ def list_emotions(as_json: AsJson = False, cache_dir: CacheDir = None) -> None:
         say("No emotion is defined yet. `emotui emotion define NAME --from FILE` defines one.")
     for one in found:
         place = "emb" if one.layer < 0 else f"layer {one.layer}"
+        found_at = f"{one.accuracy:.2f} at {place}" if one.accuracy is not None else "not measured"
         typer.echo(
             f"{one.name} · {clean(one.model)} · {one.template} · {clean(one.data)}\n"
-            f"  readout: {one.accuracy:.2f} at {place}, {one.trust}; {', '.join(one.probe_ids)}"
+            f"  readout: {found_at}, {one.trust}; {', '.join(one.probe_ids)}"
         )
 
 
@@ -168,7 +170,7 @@ def defined_emotions(cache_dir: Path | None) -> list[DefinedEmotion]:
                 created=readout.created,
                 probe_ids=tuple(card.id for card in members),
                 layer=best.layer,
-                accuracy=best.dev_accuracy or 0.0,
+                accuracy=(best.dev_accuracy or 0.0) if readout.judged else None,
                 trust=best.trust,
             )
         )

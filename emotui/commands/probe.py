@@ -34,6 +34,7 @@ CacheDir = Annotated[
     typer.Option("--cache-dir", help="Where probes are kept.", envvar="EMOTUI_CACHE_DIR"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+NOT_MEASURED = "not measured"
 _WIDEST = 1000  # columns of a table that no terminal bounds: as many as it takes
 _BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -157,6 +158,10 @@ def show(
     }
     for name, value in facts.items():
         typer.echo(f"{name:<10} {clean(value)}")
+    if not card.judged:
+        # Its scores hold places and no measurement.
+        say("Nothing was measured of these directions: there are no scores to show.")
+        return
     first = card.scores[0]
     typer.echo(
         f"{'to beat':<10} bag of embeddings {first.bag_accuracy:.2f}; shuffled labels "
@@ -260,18 +265,26 @@ def _print_cards(cards: list[ProbeCard], *, as_json: bool) -> None:
         return
     table = _table("id", "kind", "model", "fitted on", "texts:", "layer:", "held out:", "bag:")
     for card in cards:
-        best = _best(card)
         table.add_row(
             card.id,
             card.kind,
             clean(card.model.rstrip("/").rsplit("/", 1)[-1])[:24],
             clean(card.data)[:40],
             f"{card.n_texts:,}",
-            "" if best is None else f"{_layer_name(best.layer)} {best.trust}",
-            "" if best is None else f"{best.balanced_accuracy:.2f}",
-            "" if best is None else f"{best.bag_accuracy:.2f}",
+            *_best_cells(card),
         )
     _print_table(table)
+
+
+def _best_cells(card: ProbeCard) -> tuple[str, str, str]:
+    """Return place and trust, accuracy, and that of the bag of embeddings, of the best layer."""
+    if not card.judged:
+        return NOT_MEASURED, "-", "-"
+    best = _best(card)
+    if best is None:
+        return "", "", ""
+    place = f"{_layer_name(best.layer)} {best.trust}"
+    return place, f"{best.balanced_accuracy:.2f}", f"{best.bag_accuracy:.2f}"
 
 
 def _best(card: ProbeCard) -> ProbeScore | None:

@@ -84,9 +84,10 @@ class ProbeSummary(msgspec.Struct, frozen=True):
     template: str
     data: str
     sites: tuple[Site, ...]
-    held_out_accuracy: float
-    """Best-layer (chosen on dev) balanced accuracy on held-out texts, residual stream."""
-    bag_accuracy: float
+    held_out_accuracy: float | None
+    """Best-layer (chosen on dev) balanced accuracy on held-out texts, residual stream; None where
+    it was not measured, as of an imported direction."""
+    bag_accuracy: float | None
     """Balanced accuracy of the bag-of-embeddings probe on the same held-out texts."""
     marked_above: dict[Site, float]
     """By site, z above which a cell is marked for a text of this length; empty where no neutral

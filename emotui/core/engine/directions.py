@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from emotui.cache.control_vector import read_control_vector
-from emotui.cache.probes import ProbeScore
+from emotui.cache.probes import NOT_JUDGED, ProbeScore
 from emotui.core.corpus import load_situations
 from emotui.core.engine.collect import collect
 from emotui.core.engine.define import checked_name
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from emotui.cache.store import Store
     from emotui.core.engine.capture import Job
     from emotui.core.engine.model import LoadedModel
-
-_NOT_JUDGED = "nothing: a direction that was imported is never trusted"
 
 
 def import_direction(
@@ -61,7 +59,7 @@ def import_direction(
         dev=rows,
         judged=rows,
         subsets={},
-        judged_on=_NOT_JUDGED,
+        judged_on=NOT_JUDGED,
         folds=folds,
         neutral=rows,
     )
@@ -95,7 +93,7 @@ def import_direction(
             digest=_digest(request, model, name, kind, weight),
             data=data,
             n_texts=0,
-            judged_on=_NOT_JUDGED,
+            judged_on=NOT_JUDGED,
             scores=scores,
         )
         probe = defined_probe(fits, card, inputs, design, records, collected.places, model, job)
@@ -108,7 +106,7 @@ def import_direction(
         best=((first, 0.5, "untrusted"), (first, 0.5, "untrusted")),
         texts=0,
         data=data,
-        judged_on=_NOT_JUDGED,
+        judged_on=NOT_JUDGED,
         forwards=model.forwards - before,
         seconds=time.monotonic() - started,
     )

@@ -127,8 +127,8 @@ class Probe:
             template=card.template,
             data=card.data,
             sites=card.sites,
-            held_out_accuracy=best.balanced_accuracy,
-            bag_accuracy=best.bag_accuracy,
+            held_out_accuracy=best.balanced_accuracy if card.judged else None,
+            bag_accuracy=best.bag_accuracy if card.judged else None,
             marked_above=above,
         )
 

@@ -242,10 +242,15 @@ def _by_emotion(trace: Trace, cells: _Cells, probe: ProbeSummary) -> str:
         ]
         for layer in layers
     )
+    scores = "its accuracy not measured"
+    if probe.held_out_accuracy is not None and probe.bag_accuracy is not None:
+        scores = (
+            f"held-out balanced accuracy {probe.held_out_accuracy:.2f}, bag of embeddings "
+            f"{probe.bag_accuracy:.2f}"
+        )
     caption = (
         f"every emotion at the readout, z; probe {_said(probe.id)}, fitted on "
-        f"{_said(probe.data)}, held-out balanced accuracy {probe.held_out_accuracy:.2f}, bag of "
-        f"embeddings {probe.bag_accuracy:.2f}"
+        f"{_said(probe.data)}, {scores}"
     )
     return f"<figure><figcaption>{caption}</figcaption>{_table(head, rows)}</figure>"
 

@@ -116,12 +116,16 @@ def _methods(trace: Trace, ancestors: Sequence[Trace]) -> Iterable[str]:
 
 def _probe(probe: ProbeSummary) -> str:
     at = "the readout" if probe.kind == "readout" else "tokens of the text"
+    scores = "its accuracy was not measured"
+    if probe.held_out_accuracy is not None and probe.bag_accuracy is not None:
+        scores = (
+            f"held-out balanced accuracy {probe.held_out_accuracy:.3f} at its best layer, bag of "
+            f"embeddings {probe.bag_accuracy:.3f}"
+        )
     return (
         f"Linear probe {_code(probe.id)}, fitted at {at} under template "
         f"{_code(probe.template)} on {_said(probe.data)}: {len(probe.emotions)} emotions of "
-        f"{_said(probe.label_set)}, held-out balanced accuracy {probe.held_out_accuracy:.3f} at "
-        f"its best layer, bag of embeddings {probe.bag_accuracy:.3f}; z is in standard deviations "
-        f"of neutral texts."
+        f"{_said(probe.label_set)}, {scores}; z is in standard deviations of neutral texts."
     )
 
 

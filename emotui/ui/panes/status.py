@@ -129,7 +129,9 @@ def _joined_width(facts: list[str]) -> int:
 
 
 def _probe(probe: ProbeSummary) -> tuple[str, str]:
-    scores = f"{probe.held_out_accuracy:.2f} held out, {probe.bag_accuracy:.2f} bag"
+    scores = "not measured"
+    if probe.held_out_accuracy is not None and probe.bag_accuracy is not None:
+        scores = f"{probe.held_out_accuracy:.2f} held out, {probe.bag_accuracy:.2f} bag"
     return f"{probe.kind} probe on {probe.data}: {scores}", f"probe {scores}"
 
 
