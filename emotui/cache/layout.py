@@ -78,7 +78,7 @@ def scan(root: Path, kind: str, *, starting: str = "") -> tuple[set[str], list[P
     for shard in listed(root / kind):
         if not shard.startswith(starting[:_SHARD_DIGITS]):
             continue
-        for name in listed(root / kind / shard):
+        for name in listed(files.joined(root, kind, shard)):
             stem = name.removesuffix(SUFFIX)
             if stem != name and stem.startswith(starting) and is_hex(stem):
                 found.add(stem)

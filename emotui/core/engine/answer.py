@@ -18,12 +18,12 @@ from itertools import takewhile
 
 import torch
 from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from emotui.core.emotions import LABEL_SETS
 from emotui.core.engine.capture import Activations, Job, capture, hooked
 from emotui.core.engine.model import LoadedModel
+from emotui.core.engine.packed import tensors_to_bytes
 from emotui.core.engine.tokens import TokenReader
 from emotui.core.errors import CacheError
 from emotui.core.records import Answer, AnswerRule

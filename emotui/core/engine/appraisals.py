@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from emotui.core.corpus import APPRAISALS, Situation, load_situations
 from emotui.core.edits import STAYED
 from emotui.core.engine.collect import places_of, visit
+from emotui.core.engine.packed import tensors_to_bytes
 from emotui.core.engine.statistics import statistics_key
 from emotui.core.errors import EditError
 from emotui.core.text import Template, clean

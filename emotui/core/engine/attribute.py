@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from emotui.core.engine.capture import Hook, Job, hooked
+from emotui.core.engine.packed import tensors_to_bytes
 from emotui.core.errors import CacheError
 from emotui.core.records import EMBEDDING_LAYER, Features, Site, Writes
 

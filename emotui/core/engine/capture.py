@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
+from emotui.core.engine.packed import tensors_to_bytes
 from emotui.core.engine.sites import HookSite
 from emotui.core.errors import CacheError
 from emotui.core.records import EMBEDDING_LAYER, Site, Written

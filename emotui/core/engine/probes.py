@@ -16,11 +16,11 @@ import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from emotui.cache.probes import ProbeCard
 from emotui.core.engine.collect import Place, places_of
+from emotui.core.engine.packed import tensors_to_bytes
 from emotui.core.errors import ProbeError
 from emotui.core.records import Mark, ProbeKind, ProbeSummary, Readouts, Site, TextRecord, Trust
 

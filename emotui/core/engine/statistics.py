@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from emotui.cache import statistics as cache_statistics
 from emotui.cache.statistics import STATISTICS_TEXTS
 from emotui.core.corpus import Situation, load_situations
 from emotui.core.engine.capture import Job, capture
+from emotui.core.engine.packed import tensors_to_bytes
 from emotui.core.engine.sites import HookSite
 from emotui.core.records import EMBEDDING_LAYER
 from emotui.core.text import Template

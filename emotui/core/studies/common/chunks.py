@@ -14,10 +14,10 @@ import msgspec
 import torch
 from safetensors import safe_open
 from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from emotui.cache import sealed
+from emotui.core.engine.packed import tensors_to_bytes
 from emotui.core.studies.common import folder as folders
 
 _Record = TypeVar("_Record")
