@@ -270,10 +270,10 @@ def doctor(model: ModelOptions, cache_dir: CacheDir = None) -> None:
 
 def _add_groups() -> None:
     """Add the commands of modules of their own; the others start quicker without them."""
-    import emotui.commands.directions  # noqa: F401  adds its commands to those of the probes
     from emotui.commands.asked import consistency, terms
     from emotui.commands.cache import app as cache_app
     from emotui.commands.compare import compare
+    from emotui.commands.directions import add_directions
     from emotui.commands.emotion import app as emotion_app
     from emotui.commands.feature import feature
     from emotui.commands.labels import app as labels_app
@@ -283,6 +283,7 @@ def _add_groups() -> None:
     from emotui.commands.study import app as study_app
     from emotui.commands.without import without
 
+    add_directions(probe_app)
     app.add_typer(cache_app, name="cache")
     app.add_typer(emotion_app, name="emotion")
     app.add_typer(labels_app, name="labels")

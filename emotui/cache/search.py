@@ -56,19 +56,27 @@ def parse_search(line: str) -> Search:
     Raises UsageError that names a filter that does not exist or a day that is none.
     """
     words: list[str] = []
-    fields: dict[str, object] = {}
+    names = {"model": "", "edits": ""}
+    days: dict[str, float] = {}
     kinds: set[Kind] = set()
     for word in line.split():
         name, colon, value = word.partition(":")
         if not colon or name not in _FILTERS:
             words.append(word)
         elif name in ("since", "until"):
-            fields[name] = _day(value, name)
+            days[name] = _day(value, name)
         elif name == "is":
             kinds.add(_kind(value))
         else:
-            fields[name] = value
-    return Search(text=" ".join(words), kinds=frozenset(kinds), **fields)  # type: ignore[arg-type]
+            names[name] = value
+    return Search(
+        text=" ".join(words),
+        model=names["model"],
+        edits=names["edits"],
+        since=days.get("since"),
+        until=days.get("until"),
+        kinds=frozenset(kinds),
+    )
 
 
 def _day(value: str, name: str) -> float:

@@ -12,10 +12,16 @@ from emotui.cache.demo import is_demo
 from emotui.commands.common import cache_for, say, wait_for
 from emotui.commands.emotion import page_of
 from emotui.commands.options import ModelOptions, in_groups
-from emotui.commands.probe import AsJson, CacheDir, app, cards_in, named, print_json
+from emotui.commands.probe import AsJson, CacheDir, cards_in, named, print_json
 from emotui.core.errors import ExportError, ProbeError
 from emotui.core.protocol import Defined, ImportDirectionRequest
 from emotui.core.text import DEFAULT_TEMPLATE, clean
+
+
+def add_directions(app: typer.Typer) -> None:
+    """Add the two commands to those of the probes."""
+    app.command("export")(export_directions)
+    app.command("import")(import_directions)
 
 
 class ExportedDirections(msgspec.Struct, frozen=True):
@@ -27,7 +33,6 @@ class ExportedDirections(msgspec.Struct, frozen=True):
     layers: tuple[int, ...]
 
 
-@app.command("export")
 def export_directions(
     probe: Annotated[str, typer.Argument(help="The probe's id, or the start of it.")],
     emotion: Annotated[str, typer.Argument(help="One of its emotions.")],
@@ -45,13 +50,13 @@ def export_directions(
         raise ProbeError(
             f"The probe {card.id} does not tell {clean(emotion)!r}.",
             todo=f"It tells: {', '.join(card.emotions)}.",
-        )
+        ).of_input()
     target = out.expanduser().absolute()
     if target.exists() and not force:
         raise ExportError(
             f"{target} exists already; nothing was written.",
             todo="Name another file, or allow overwriting with --force.",
-        )
+        ).of_input()
     with cache_for(cache_dir, private=False) as root, Store.open(root) as store:
         payload = store.get_probe(card.id)
     import numpy
@@ -74,7 +79,7 @@ def export_directions(
             f"{target} could not be written.",
             why=error.strerror or str(error),
             todo="Name a file in a folder that exists and that you may write to.",
-        ) from error
+        ).of_input(not target.parent.is_dir()) from error
     if as_json:
         print_json(ExportedDirections(card.id, emotion, str(target), layers))
     untrusted = [
@@ -87,7 +92,6 @@ def export_directions(
         say(f"Not trusted at layers: {', '.join(map(str, untrusted))}.")
 
 
-@app.command("import")
 @in_groups
 def import_directions(
     file: Annotated[Path, typer.Argument(help="A control vector in GGUF.")],

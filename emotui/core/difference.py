@@ -127,8 +127,8 @@ def at_readout(difference: Difference) -> Difference:
     """Return the same with the rows of the readout alone."""
     place = difference.pairs.index((difference.first.readout, difference.second.readout))
 
-    def kept(columns: msgspec.Struct) -> dict[str, tuple[object, ...]]:
-        rows = [row for row, pair in enumerate(columns.pair) if pair == place]  # type: ignore[attr-defined]
+    def kept(columns: ReadoutDifferences | FeatureDifferences) -> dict[str, tuple[object, ...]]:
+        rows = [row for row, pair in enumerate(columns.pair) if pair == place]
         return {
             name: tuple(getattr(columns, name)[row] for row in rows)
             for name in columns.__struct_fields__
@@ -272,7 +272,8 @@ _Active = dict[tuple[str, int], dict[int, tuple[float, str, Site, int]]]
 
 def _active(trace: Trace, shared: set[str]) -> _Active:
     """Return activation, label, site and layer of the features by SAE and token, then index."""
-    columns, found = trace.features, {}  # type: ignore[var-annotated]
+    columns = trace.features
+    found: _Active = {}
     for row, sae in enumerate(columns.sae):
         if sae in shared:
             found.setdefault((sae, columns.position[row]), {})[columns.index[row]] = (

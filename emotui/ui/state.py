@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from textual.theme import Theme
 
@@ -21,6 +21,7 @@ from emotui.ui.readings import FeatureRow, Readings
 MapView = Literal["emotions", "tokens"]
 NoticeKind = Literal["hint", "good", "error"]
 Sorting = Literal["activation", "attribution", "number"]
+_Word = TypeVar("_Word", bound=str)
 SORTINGS: tuple[Sorting, ...] = ("activation", "attribution", "number")
 
 
@@ -124,7 +125,7 @@ def _clamped(index: int, count: int) -> int:
     return max(0, min(index, count - 1))
 
 
-def _stepped(values: Sequence[str], now: str, by: int, *, around: bool) -> str:
+def _stepped(values: Sequence[_Word], now: _Word, by: int, *, around: bool) -> _Word:
     if not values:
         return now
     place = values.index(now) if now in values else 0
@@ -336,8 +337,8 @@ def next_view(state: ScreenState) -> ScreenState:
 def next_sorting(state: ScreenState) -> ScreenState:
     """Return the state with the features in another order."""
     has_attribution = any(row.attribution is not None for row in state.features)
-    choices = SORTINGS if has_attribution else ("activation", "number")
-    return _settled(replace(state, sorting=_stepped(choices, state.sorting, 1, around=True)))  # type: ignore[arg-type]
+    choices: tuple[Sorting, ...] = SORTINGS if has_attribution else ("activation", "number")
+    return _settled(replace(state, sorting=_stepped(choices, state.sorting, 1, around=True)))
 
 
 def phases(state: ScreenState) -> tuple[str, ...]:

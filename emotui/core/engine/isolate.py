@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import io
 import logging
 import os
 import signal
@@ -45,8 +46,9 @@ def detach(log: Path) -> tuple[BinaryIO, BinaryIO]:
 
 def _rewire_python() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError):
-            stream.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(ValueError):
+                stream.reconfigure(errors="backslashreplace", line_buffering=True)
     logging.raiseExceptions = False  # a full disk must not turn a log line into an error
     logging.basicConfig(
         stream=sys.stderr,

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+TOLERANCE = 1e-4
+"""Of the gradient, where the caller names none."""
 _CONJUGATE_STEPS = 60
 _HALVINGS = 20
 _SUFFICIENT = 1e-4  # Armijo's constant
@@ -378,7 +380,7 @@ def fit_logistic(
     classes: int,
     strength: Tensor,
     weights: Tensor | None = None,
-    tolerance: float = 1e-4,
+    tolerance: float = TOLERANCE,
     max_steps: int = 40,
     check: Callable[[], None] = lambda: None,
 ) -> LogisticFit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from emotui.core.engine import controls
 from emotui.core.engine.capture import Job
 from emotui.core.engine.collect import Place
 from emotui.core.engine.design import FOLDS, Design
-from emotui.core.engine.logistic import LogisticFit, balanced_weights, fit_logistic
+from emotui.core.engine.logistic import TOLERANCE, LogisticFit, balanced_weights, fit_logistic
 from emotui.core.engine.probe_controls import DRAWS, Beside, ControlTask, along_random
 from emotui.core.engine.ridge import fit_ridge
 from emotui.core.records import Site
@@ -155,20 +156,26 @@ class _Fitting:
         )
 
     def _fit(
-        self, inputs: Tensor, replicates: Tensor, strength: Tensor, **options: object
+        self,
+        inputs: Tensor,
+        replicates: Tensor,
+        strength: Tensor,
+        *,
+        weights: Tensor | None = None,
+        tolerance: float = TOLERANCE,
     ) -> LogisticFit:
         classes = self.design.classes
         if self.preview:
-            weights = options.get("weights")
-            keep = weights > 0 if isinstance(weights, Tensor) else None
+            keep = None if weights is None else weights > 0
             return fit_ridge(inputs, replicates, classes=classes, keep=keep)
         return fit_logistic(
             inputs,
             replicates,
             classes=classes,
             strength=strength,
+            weights=weights,
+            tolerance=tolerance,
             check=self.job.check,
-            **options,  # type: ignore[arg-type]
         )
 
     def _choose(self, standard: Tensor) -> _Chosen:
@@ -287,11 +294,16 @@ def scores_of(
     margins, errors = controls.margin(
         fits.predicted[:, design.judged], rival, labels, classes=classes
     )
-    chance = {
-        site: controls.chance_level(
-            fits.shuffled[[index for index, place in enumerate(places) if place[0] == site]]
-        )
+    layers = {
+        site: [index for index, place in enumerate(places) if place[0] == site]
         for site in {site for site, _ in places}
+    }
+    chance = {site: controls.chance_level(fits.shuffled[rows]) for site, rows in layers.items()}
+    needed = {
+        site: controls.margin_needed(
+            fits.predicted[rows][:, design.judged], rival, labels, classes=classes
+        )
+        for site, rows in layers.items()
     }
 
     def score(index: int, site: Site, layer: int) -> ProbeScore:
@@ -311,11 +323,13 @@ def scores_of(
             shuffled_mean=mean,
             bag_accuracy=bag_accuracy,
             bag_error=float(errors[index]),
+            bag_errors_needed=needed[site] if needed[site] < math.inf else None,
             trust=controls.verdict(
                 accuracy=judged,
                 shuffled_95=high,
                 bag_margin=float(margins[index]),
                 bag_error=float(errors[index]),
+                needed=needed[site],
             ),
             **apart,
         )

@@ -222,12 +222,13 @@ def _patched(
             items = study.dataset.items([int(found.index[row]) for row in rows])
             prompts = [[token.id for token in study.read(item.text).tokens] for item in items]
             vectors: dict[Source, Tensor] = {}
-            for source, prompt in (("other", prompts[0]), ("same", prompts[2])):
+            by_source: dict[Source, list[int]] = {"other": prompts[0], "same": prompts[2]}
+            for source, prompt in by_source.items():
                 if source in sources:
                     batch = run_batch(
                         study.model, [prompt], study.tokens, places=places, job=study.job
                     )
-                    vectors[source] = batch.h[:, 0]  # type: ignore[index]
+                    vectors[source] = batch.h[:, 0]
                     if source == "other":
                         kept["source"].append(batch.scores[0])
             if "random" in sources:

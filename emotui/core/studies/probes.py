@@ -155,8 +155,9 @@ def _counts(target: _Target) -> str:
 
 def _splits(items: Sequence[Item], labels: Sequence[str], seed: int) -> list[Split]:
     """Return the split of each text: the corpus's own, else by group (METHODS 3)."""
-    if all(item.split for item in items):
-        return [item.split for item in items]  # type: ignore[misc]
+    own: list[Split] = [item.split for item in items if item.split]
+    if len(own) == len(items):
+        return own
     rows = [Row("", labels[item.label], item.group, item.named, None) for item in items]
     return [row.split or "train" for row in split_rows(rows, seed)]
 

@@ -146,7 +146,7 @@ def fit_bias(clean: Tensor, gold: Tensor) -> Tensor:
     def closure() -> Tensor:
         optimiser.zero_grad()
         loss = cross_entropy(scores + bias, gold) + _BIAS_PENALTY * bias.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         return loss
 
     with torch.enable_grad():

@@ -34,7 +34,7 @@ class FeaturesPane(LinePane):
     BINDINGS: ClassVar[list[BindingType]] = bindings_of("features")
 
     def __init__(self) -> None:
-        super().__init__(id="features", title="3 Features")
+        super().__init__(name="features", title="3 Features")
         self._attributed = False
         """Whether any feature of the list has an attribution."""
         self._coming: ScreenState | None = None

@@ -51,7 +51,7 @@ class InterventionsPane(LinePane):
     BINDINGS: ClassVar[list[BindingType]] = bindings_of("interventions")
 
     def __init__(self) -> None:
-        super().__init__(id="interventions", title="4 Interventions")
+        super().__init__(name="interventions", title="4 Interventions")
         self._lines: tuple[Line, ...] = ()
 
     def frame(self, state: ScreenState) -> object:

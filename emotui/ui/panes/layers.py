@@ -62,7 +62,7 @@ class LayersPane(LinePane):
     BINDINGS: ClassVar[list[BindingType]] = bindings_of("layers")
 
     def __init__(self) -> None:
-        super().__init__(id="layers", title="2 Layers")
+        super().__init__(name="layers", title="2 Layers")
         self._width = 6
         self._lens = 0
         """Cells for the lens at the right; 0 where it is not shown."""

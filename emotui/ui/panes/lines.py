@@ -65,8 +65,8 @@ class LinePane(PaintedView):
     GUTTER: ClassVar[int] = 0
     """Cells at the left that do not scroll."""
 
-    def __init__(self, *, id: str, title: str, classes: str = "pane") -> None:  # noqa: A002
-        super().__init__(id=id, classes=classes)
+    def __init__(self, *, name: str, title: str, classes: str = "pane") -> None:
+        super().__init__(id=name, classes=classes)
         self.border_title = title
         self.state: ScreenState | None = None
         self._laid_out_for = 0

@@ -65,7 +65,7 @@ class TokenStrip(LinePane):
     BINDINGS: ClassVar[list[BindingType]] = bindings_of("text")
 
     def __init__(self) -> None:
-        super().__init__(id="strip", title="", classes="")
+        super().__init__(name="strip", title="", classes="")
         self._lines: list[list[Placed]] = []
         self._wrapped_for: tuple[Readings, int] | None = None
         """The trace and the width that the lines are of."""

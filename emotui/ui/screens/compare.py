@@ -179,7 +179,9 @@ class CompareScreen(Screen[None]):
 
     def _place_lines(self) -> list[Content]:
         view, difference = self.view, self.difference
-        lines = [Content.styled(visible(note), "$quiet") for note in difference.notes]
+        lines: list[str | Content] = [
+            Content.styled(visible(note), "$quiet") for note in difference.notes
+        ]
         cell = self.index.cell(view.site, view.layer, view.pair, view.emotion)
         name = f"{view.site} {layer_name(view.layer)}"
         if cell is not None:
@@ -193,14 +195,14 @@ class CompareScreen(Screen[None]):
             rows = changed_features(
                 features, pair=view.pair, change=change, site=view.site, layer=view.layer
             )
-            lines += ["", Content.styled(f"{word} at {name} ({len(rows)})", "bold")]  # type: ignore[list-item]
+            lines += ["", Content.styled(f"{word} at {name} ({len(rows)})", "bold")]
             lines += [safe(line) for line in feature_lines(features, rows[:FEATURES])]
         if difference.answer.labels:
-            lines += ["", Content.styled("Answers: A, B, change", "bold")]  # type: ignore[list-item]
+            lines += ["", Content.styled("Answers: A, B, change", "bold")]
             lines += [safe(line) for line in answer_lines(difference)]
         for name, side in (("A", difference.first), ("B", difference.second)):
             for text in side.written:
-                lines += ["", Content.styled(f"Written by {name}", "bold"), safe(text)]  # type: ignore[list-item]
+                lines += ["", Content.styled(f"Written by {name}", "bold"), safe(text)]
         return [line if isinstance(line, Content) else Content(line) for line in lines]
 
     # Keys.
@@ -235,8 +237,8 @@ class CompareScreen(Screen[None]):
 
     def action_view(self) -> None:
         """Change between emotions at a token and tokens for an emotion."""
-        other = "tokens" if self.view.view == "emotions" else "emotions"
-        self.look(replace(self.view, view=other))  # type: ignore[arg-type]
+        emotions = self.view.view == "emotions"
+        self.look(replace(self.view, view="tokens" if emotions else "emotions"))
 
     def action_site(self) -> None:
         """Look at the next site."""
@@ -266,9 +268,9 @@ def start_at(
     readings: Readings | None, *, position: int, emotion: str, site: str
 ) -> DifferenceView:
     """Return where the explorer looks, as a view of a comparison of the same tokens."""
-    known = readings is not None and site in readings.sites
+    sites = () if readings is None else readings.sites
     return DifferenceView(
-        site=site if known else "resid",  # type: ignore[arg-type]
+        site=next((known for known in sites if known == site), "resid"),
         layer=0,
         pair=position,
         emotion=emotion,

@@ -22,11 +22,20 @@ _KEYS = "a ablate  A everywhere  s steer  y page  j k scroll  esc closes"
 class Keeper(Protocol):
     """What the screen asks to be done."""
 
-    def ablate(self, positions: str) -> None: ...  # noqa: D102
-    def steer(self) -> None: ...  # noqa: D102
-    def copy_page(self) -> None: ...  # noqa: D102
-    def leave(self) -> None: ...  # noqa: D102
-    def working(self) -> str: ...  # noqa: D102
+    def ablate(self, positions: str) -> None:
+        """Close the detail and ablate its feature."""
+
+    def steer(self) -> None:
+        """Close the detail and suggest a steering."""
+
+    def copy_page(self) -> None:
+        """Copy the address of the feature's page, else its name."""
+
+    def leave(self) -> None:
+        """Cancel what runs; without any, close the detail."""
+
+    def working(self) -> str:
+        """Return how far the work is, in a line; "" where none runs."""
 
 
 class FeatureScreen(ReportScreen):

@@ -51,12 +51,23 @@ class Told(Message, bubble=False):
 class Writer(Protocol):
     """What the screen asks to be done."""
 
-    def escape(self) -> None: ...  # noqa: D102
-    def leave(self) -> None: ...  # noqa: D102
-    def more(self) -> None: ...  # noqa: D102
-    def longer(self) -> None: ...  # noqa: D102
-    def export(self) -> None: ...  # noqa: D102
-    def read(self, message: TraceRead) -> None: ...  # noqa: D102
+    def escape(self) -> None:
+        """Cancel; close where nothing is written."""
+
+    def leave(self) -> None:
+        """Close, and cancel what is being written."""
+
+    def more(self) -> None:
+        """Draw more samples."""
+
+    def longer(self) -> None:
+        """Write twice as much."""
+
+    def export(self) -> None:
+        """Write what was generated into a file."""
+
+    def read(self, message: TraceRead) -> None:
+        """Show what one side wrote, then write the other."""
 
 
 class GenerateScreen(Screen[None]):

@@ -12,9 +12,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
+from emotui.core.corpus import Split
 from emotui.core.emotions import emotion_words_in
 from emotui.core.engine.labelled import draw, labels_of
 from emotui.core.errors import UsageError
@@ -50,7 +52,7 @@ class Item(msgspec.Struct, frozen=True):
     """Texts of one group (a topic; else the text itself) are never in two splits or folds."""
     named: bool
     """Whether the text holds an emotion word."""
-    split: str
+    split: Split | Literal[""]
     """The split of the bundled corpus; "" in a file."""
     appraisals: tuple[float, ...]
     """In the order of `Dataset.appraisals`; NaN where there is none."""

@@ -13,11 +13,11 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
-from emotui.core.corpus import APPRAISALS, load_situations
+from emotui.core.corpus import APPRAISALS, Split, load_situations
 from emotui.core.engine.labelled import GROUP_NAMES, LABEL_NAMES, SAME_LABEL, TEXT_NAMES
 from emotui.core.errors import UsageError
 from emotui.core.text import clean
@@ -45,7 +45,7 @@ class Row(msgspec.Struct, frozen=True):
     label: str
     """A label of the set; "" for none and for any other."""
     group: str
-    split: str
+    split: Split | Literal[""]
     appraisals: tuple[float, ...]
     """NaN where the cell holds no number."""
     extra: tuple[str, ...]
