@@ -22,7 +22,7 @@ from torch import Tensor
 from emotui.core.corpus import load_situations
 from emotui.core.engine.answer import label_tokens
 from emotui.core.engine.attribute import answer_metric, estimates, gradients, margin
-from emotui.core.engine.capture import Hook, QuietJob, capture, hooked
+from emotui.core.engine.capture import Hook, HookFunction, QuietJob, capture, hooked
 from emotui.core.engine.model import LoadedModel, load_model
 from emotui.core.engine.saes import SaeSet, load_saes
 from emotui.core.protocol import ModelSpec
@@ -69,7 +69,7 @@ def compared(model: LoadedModel, saes: SaeSet, text: str) -> tuple[Tensor, Tenso
     return torch.cat(given), torch.cat(exact)
 
 
-def ablating(removed: Tensor, position: int):  # type: ignore[no-untyped-def]
+def ablating(removed: Tensor, position: int) -> HookFunction:
     def function(tensor: Tensor) -> Tensor:
         changed = tensor.clone()
         changed[:, position] += removed

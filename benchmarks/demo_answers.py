@@ -21,12 +21,13 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoTokenizer, Gemma2ForCausalLM
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts" / "demo"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "demo"))
 
-import demo_data  # noqa: E402
-from demo_data import EKMAN7, SITUATION13, Example  # noqa: E402
-from demo_model import answers, encode, label_ids  # noqa: E402
+import demo_data
+from demo_data import EKMAN7, SITUATION13, Example
+from demo_model import answers, encode, label_ids
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def texts_to_measure(data: Path, split: str) -> dict[str, list[Example]]:

@@ -18,10 +18,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts" / "demo"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "demo"))
 
-from demo_data import write_comments  # noqa: E402
+from demo_data import write_comments
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def fit(model: Path, cache: Path, *more: str) -> list[dict[str, Any]]:

@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer, Gemma2ForCausalLM
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "demo"))
+
+from demo_data import goemotions, situations
+from demo_model import Encoded, capped, collate, encode
+from demo_residuals import residuals
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts" / "demo"))
-
-from demo_data import goemotions, situations  # noqa: E402
-from demo_model import Encoded, capped, collate, encode  # noqa: E402
-from demo_residuals import residuals  # noqa: E402
-
 _TOKENS_AT_ONCE = 16_384
 
 

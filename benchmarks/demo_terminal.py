@@ -21,12 +21,11 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-from support_terminal import PseudoTerminal  # noqa: E402
-from terminal import KEY_BAR_MS, SHARE_BAR, import_torch, key_times, percentile  # noqa: E402
+from support_terminal import PseudoTerminal
+from terminal import KEY_BAR_MS, SHARE_BAR, import_torch, key_times, percentile
 
 EDIT_BAR_SECONDS = 1.0
 

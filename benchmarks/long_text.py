@@ -22,10 +22,9 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from support_terminal import PseudoTerminal, painted  # noqa: E402
+from support_terminal import PseudoTerminal, painted
 
 BAR_MS = 50.0
 SENTENCE = "Lily was sad because her toy was lost. "

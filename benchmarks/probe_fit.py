@@ -131,7 +131,8 @@ def main() -> None:
     slow = medians["sklearn"]
     quick = min(medians["emotui"], medians["emotui on two threads"])
     reference = results["sklearn"]
-    gaps, accuracies = [], {"emotui": [], "ridge": [], "sklearn": []}  # type: ignore[var-annotated]
+    gaps: list[float] = []
+    accuracies: dict[str, list[float]] = {"emotui": [], "ridge": [], "sklearn": []}
     for cell in range(len(train)):
         weight = results["emotui"].weight[cell, 0].numpy()
         bias = results["emotui"].bias[cell, 0].numpy()

@@ -26,11 +26,11 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from support_terminal import PseudoTerminal, explorer, painted  # noqa: E402
+from support_terminal import PseudoTerminal, explorer, painted
 
+ROOT = Path(__file__).resolve().parents[1]
 TEXT = "Lily was sad because her toy was lost."
 FOCUSED = "\N{BOX DRAWINGS HEAVY DOWN AND RIGHT}".encode()
 SHARE_BAR, KEY_BAR_MS = 0.5, 50.0

@@ -18,18 +18,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import msgspec
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from support_terminal import PseudoTerminal, painted  # noqa: E402
-from support_traces import made_up_trace  # noqa: E402
+from support_terminal import PseudoTerminal, painted
+from support_traces import made_up_trace
 
-from emotui.cache.store import Store  # noqa: E402
+from emotui.cache.store import Store
 
 LIST_BAR_MS, SEARCH_BAR_MS = 200.0, 100.0
 WORDS = ("letter", "fire", "window", "spider", "garden", "promise", "train")
@@ -75,6 +75,10 @@ def typed(screen: PseudoTerminal, word: str, seen: Callable[[str], bool]) -> flo
     return 1000 * (time.monotonic() - started)
 
 
+def _found(wanted: str, text: str) -> bool:
+    return wanted in text and "· 1 found" in text
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--traces", type=int, default=10_000)
@@ -97,10 +101,7 @@ def main() -> int:
             screen.send("/")
             screen.settle(0.2)
             wanted = f"{(options.traces // 2 + 101 * number) % options.traces:05d}"
-            found = lambda text, wanted=wanted: (  # noqa: E731
-                wanted in text and "· 1 found" in text
-            )
-            searches.append(typed(screen, wanted, found))
+            searches.append(typed(screen, wanted, partial(_found, wanted)))
             screen.send("\x1b")
             screen.settle(0.5, 3.0)
             screen.send("\x1b")

@@ -20,10 +20,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from support_terminal import PseudoTerminal, answer_to, painted  # noqa: E402
+from support_terminal import PseudoTerminal, answer_to, painted
 
 COLUMNS, LINES = 160, 45
 BARS = {"layer": (2_000, 8_000), "token": (20_000,), "repaint": (48_000,)}
