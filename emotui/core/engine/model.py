@@ -71,7 +71,7 @@ class LoadedModel:
     vocabulary: int
     context_length: int
     quantised: str | None = None
-    """`int8` or `nf4` where its weights are of that kind; it computes in `dtype`."""
+    """`int8`, `nf4` or `fp4` where its weights are of that kind; it computes in `dtype`."""
     shape: Shape | None = None
     """What sets the memory of a run; None where its configuration does not tell."""
     estimate: Estimate | None = None
@@ -175,7 +175,7 @@ def resolve_device(requested: str) -> torch.device:
             f"The device {clean(requested)} is not available.",
             why=f"PyTorch {torch.__version__} sees {count} CUDA devices here.",
             todo="Use --device cpu, or see `emotui doctor`.",
-        )
+        ).of_input()
     return device
 
 
@@ -279,9 +279,10 @@ def load_model(spec: ModelSpec, job: Job, *, memo: Memo | None = None) -> Loaded
     prepends_bos = None if table is None else table.prepends_bos
     device = resolve_device(spec.device)
     quantised = _quantised(spec, config)
-    dtype = resolve_dtype(
-        quantised or spec.dtype, device, half_checkpoint=bool(config["half_precision"])
-    )
+    half = bool(config["half_precision"])
+    dtype = resolve_dtype(spec.dtype, device, half_checkpoint=half)
+    if quantised is not None:
+        dtype = torch.bfloat16
     fingerprint = _fingerprint(found, memo, job)
     job.progress("reading the tokenizer")
     _quiet_transformers()

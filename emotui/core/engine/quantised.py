@@ -66,7 +66,7 @@ def import_bitsandbytes() -> Any:
 
 
 def stored_kind(config: Mapping[str, Any]) -> str | None:
-    """Return how a checkpoint's weights are stored already: `int8`, `nf4`, or None for neither.
+    """Return what bitsandbytes has made of a checkpoint: `int8`, `nf4`, `fp4`; None where nothing.
 
     Other methods of quantisation are None too: transformers says which package they need.
     """
@@ -75,11 +75,11 @@ def stored_kind(config: Mapping[str, Any]) -> str | None:
         return None
     if told.get("load_in_8bit"):
         return "int8"
-    return "nf4" if told.get("bnb_4bit_quant_type") == "nf4" else None
+    return "nf4" if told.get("bnb_4bit_quant_type") == "nf4" else "fp4"
 
 
 class QuantisedLinear(nn.Module):
-    """A linear layer whose weights are int8 with a scale for each row, or nf4 with one for 64."""
+    """A linear layer of int8 weights with a scale a row, or of 4-bit weights with one a block."""
 
     packed: Tensor
     scales: Tensor

@@ -42,7 +42,7 @@ class Placement:
     device: torch.device
     """Where everything is, or with a device map what texts and results are on."""
     quantised: str | None = None
-    """`int8` or `nf4`."""
+    """`int8` or `nf4`; `fp4` where a checkpoint is stored so."""
     stored: bool = False
     """Whether the checkpoint is of that kind already."""
     device_map: str | dict[str, Any] | None = None
