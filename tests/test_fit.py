@@ -176,15 +176,50 @@ def test_chance_pays_for_looking_at_every_layer() -> None:
     [
         (0.2, 0.5, "untrusted"),
         (0.5, 0.04, "lexical"),
+        (0.5, 0.05, "lexical"),
         (0.5, -0.1, "lexical"),
         (0.5, 0.06, "trusted"),
     ],
 )
 def test_the_verdict(accuracy: float, bag_margin: float, expected: Trust) -> None:
     found = controls.verdict(
-        accuracy=accuracy, shuffled_95=0.3, bag_margin=bag_margin, bag_error=0.05
+        accuracy=accuracy, shuffled_95=0.3, bag_margin=bag_margin, bag_error=0.02, needed=2.5
     )
     assert found == expected
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.9])
+def test_a_site_without_any_advantage_is_seldom_trusted_anywhere(alike: float) -> None:
+    """Probes as good as the bag: at most about one site in twenty has a layer above it."""
+    generator = torch.Generator().manual_seed(3)
+    trials, layers, texts = 300, 8, 140
+    labels = torch.arange(texts) % 7
+    wrong = (labels + 1) % 7
+    above = 0
+    for _ in range(trials):
+        rival = torch.where(torch.rand(texts, generator=generator) < 0.5, labels, wrong)
+        shared = torch.rand(texts, generator=generator)
+        own = torch.rand(layers, texts, generator=generator)
+        same = torch.rand(layers, texts, generator=generator) < alike
+        predicted = torch.where(torch.where(same, shared, own) < 0.5, labels, wrong)
+        margins, errors = controls.margin(predicted, rival, labels, classes=7)
+        needed = controls.margin_needed(predicted, rival, labels, classes=7)
+        above += bool((margins > needed * errors).any())
+        assert 1.0 < needed < 3.5
+    assert above / trials < 0.085  # 5 % and two standard errors of 300 trials
+
+
+def test_a_real_advantage_is_found_and_none_at_all_is_not() -> None:
+    generator = torch.Generator().manual_seed(4)
+    labels = torch.arange(420) % 7
+    rival = torch.where(torch.rand(420, generator=generator) < 0.4, labels, (labels + 1) % 7)
+    predicted = rival.repeat(6, 1)
+    assert controls.margin_needed(predicted, rival, labels, classes=7) == float("inf")
+    better = torch.rand(420, generator=generator) < 0.2
+    predicted[3] = torch.where(better, labels, rival)
+    margins, errors = controls.margin(predicted, rival, labels, classes=7)
+    needed = controls.margin_needed(predicted, rival, labels, classes=7)
+    assert (margins > needed * errors).tolist() == [False] * 3 + [True] + [False] * 2
 
 
 def test_length_bins_cover_every_text_once() -> None:

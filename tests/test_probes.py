@@ -91,7 +91,9 @@ def test_trust_follows_from_the_numbers_of_the_card(probes: tuple[Probe, Probe])
         for score in probe.file.card.scores:
             assert score.bag_error is not None
             above_chance = score.balanced_accuracy > score.shuffled_95
-            above_bag = score.balanced_accuracy - score.bag_accuracy > score.bag_error
+            beyond = score.balanced_accuracy - score.bag_accuracy
+            needed = score.bag_errors_needed
+            above_bag = needed is not None and beyond > needed * score.bag_error
             expected = "untrusted"
             if above_chance:
                 expected = "trusted" if above_bag else "lexical"

@@ -48,6 +48,10 @@ class ProbeScore(msgspec.Struct, frozen=True):
     trust: Trust
     bag_error: float | None = None
     """Standard error of the difference to the bag-of-embeddings probe."""
+    bag_errors_needed: float | None = None
+    """How many of these the difference must exceed: the 95th percentile of the best layer of this
+    site where none is better. None where no layer's answers differ from the bag's, and in files
+    from before it was measured, which asked for one."""
     shuffled_mean: float | None = None
     dev_accuracy: float | None = None
     """On the texts that the penalty, and the best layer, were chosen on."""

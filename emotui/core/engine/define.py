@@ -9,6 +9,7 @@ controls as in any fit: shuffled labels and the same direction in the bag of emb
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import time
 from dataclasses import dataclass
@@ -283,9 +284,14 @@ def _scores(
     judged_elsewhere = "other" in design.subsets
     bag_accuracy = float(controls.balanced_accuracy(bag, labels, classes=2))
     margins, errors = controls.margin(judged.predicted, bag, labels, classes=2)
-    chance = {
-        site: controls.chance_level(shuffled[[i for i, p in enumerate(places) if p[0] == site]])
+    layers = {
+        site: [index for index, place in enumerate(places) if place[0] == site]
         for site in {site for site, _ in places}
+    }
+    chance = {site: controls.chance_level(shuffled[rows]) for site, rows in layers.items()}
+    needed = {
+        site: controls.margin_needed(judged.predicted[rows], bag, labels, classes=2)
+        for site, rows in layers.items()
     }
     other: list[float] | None = None
     if judged_elsewhere:
@@ -305,6 +311,7 @@ def _scores(
             shuffled_95=high,
             bag_margin=float(margins[index]),
             bag_error=float(errors[index]),
+            needed=needed[site],
         )
         # Told from neutral texts of another hand, a direction may be one of style.
         if trust == "trusted" and not judged_elsewhere:
@@ -318,6 +325,7 @@ def _scores(
                 shuffled_mean=mean,
                 bag_accuracy=bag_accuracy,
                 bag_error=float(errors[index]),
+                bag_errors_needed=needed[site] if needed[site] < math.inf else None,
                 dev_accuracy=own,
                 other_accuracy=None if other is None else other[index],
                 trust=trust,
