@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
 from emotui.cache.demo import is_demo
-from emotui.commands.common import cache_for, wait_for
+from emotui.commands.asking import answered, tell
+from emotui.commands.common import cache_for
 from emotui.commands.options import (
     NO_SAES,
     AsJson,
@@ -31,19 +31,13 @@ from emotui.core.model_names import recorded_name
 from emotui.core.protocol import (
     AskedInForms,
     InspectRequest,
-    Loaded,
-    LoadRequest,
-    Operation,
     Outcome,
     TermsScored,
 )
 from emotui.core.text import DEFAULT_TEMPLATE, clean, template_named
 
 if TYPE_CHECKING:
-    from emotui.cache.store import Store
     from emotui.core.export.asked import ConsistencyDocument, TermsDocument
-
-_Found = TypeVar("_Found", TextConsistency, TextTerms)
 
 TemplateName = Annotated[str, typer.Option("--template", help="The prompt around the text.")]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
@@ -68,15 +62,16 @@ def consistency(
         assert isinstance(outcome, AskedInForms)
         return outcome.consistency
 
-    fingerprint, answer = _answered(
-        request,
-        keep,
-        consistency_request,
-        lambda ready, store, weights: known_consistency(
-            consistency_request(ready), store, fingerprint=weights
-        ),
-        found,
-    )
+    with cache_for(keep.cache_dir, private=keep.private, demo=is_demo(request.spec)) as root:
+        fingerprint, answer = answered(
+            msgspec.structs.replace(request, cache_dir=str(root)),
+            root,
+            consistency_request,
+            found,
+            known=lambda ready, store, weights: known_consistency(
+                consistency_request(ready), store, fingerprint=weights
+            ),
+        )
     document = ConsistencyDocument(
         model=recorded_name(request.spec.model),
         fingerprint=fingerprint,
@@ -118,15 +113,16 @@ def terms(
         assert isinstance(outcome, TermsScored)
         return outcome.terms
 
-    fingerprint, answer = _answered(
-        request,
-        keep,
-        lambda ready: terms_request(ready, table),
-        lambda ready, store, weights: known_terms(
-            terms_request(ready, table), store, fingerprint=weights
-        ),
-        found,
-    )
+    with cache_for(keep.cache_dir, private=keep.private, demo=is_demo(request.spec)) as root:
+        fingerprint, answer = answered(
+            msgspec.structs.replace(request, cache_dir=str(root)),
+            root,
+            lambda ready: terms_request(ready, table),
+            found,
+            known=lambda ready, store, weights: known_terms(
+                terms_request(ready, table), store, fingerprint=weights
+            ),
+        )
     document = TermsDocument(
         model=recorded_name(request.spec.model),
         fingerprint=fingerprint,
@@ -153,43 +149,10 @@ def _request(
     return msgspec.structs.replace(request, seed=seed, edits=edits)
 
 
-def _answered(
-    request: InspectRequest,
-    keep: KeepOptions,
-    question: Callable[[InspectRequest], Operation],
-    known: Callable[[InspectRequest, Store, str], _Found | None],
-    found: Callable[[Outcome], _Found],
-) -> tuple[str, _Found]:
-    """Return the model's fingerprint and the answer; no engine where the cache has it."""
-    from emotui.cache.prepare import prepare
-    from emotui.cache.store import Store
-    from emotui.core.client import EngineClient
-
-    with (
-        cache_for(keep.cache_dir, private=keep.private, demo=is_demo(request.spec)) as root,
-        Store.open(root) as store,
-    ):
-        request = msgspec.structs.replace(request, cache_dir=str(root))
-        prepared = prepare(request, store)
-        if prepared.fingerprint is not None:
-            kept = known(prepared.request, store, prepared.fingerprint)
-            if kept is not None:
-                return prepared.fingerprint, kept
-        with EngineClient(root, offline=request.spec.offline) as client:
-            loaded = wait_for(client.submit(LoadRequest(request.spec, request.cache_dir)))
-            assert isinstance(loaded, Loaded)
-            ready = prepare(request, store, fingerprint=loaded.fingerprint).request
-            return loaded.fingerprint, found(wait_for(client.submit(question(ready))))
-
-
 def _tell(
     document: ConsistencyDocument | TermsDocument, lines: Sequence[str], *, as_json: bool
 ) -> None:
-    """Print an answer: as JSON, or as the text and the lines about it."""
     from emotui.core.export.asked import document_bytes
 
-    if as_json:
-        sys.stdout.buffer.write(document_bytes(document))
-    else:
-        sys.stdout.write("\n".join([clean(document.text), *lines]) + "\n")
-    sys.stdout.flush()
+    page = "\n".join([clean(document.text), *lines]) + "\n"
+    tell(page, document_bytes(document), as_json=as_json)
