@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -144,9 +145,9 @@ class Clock:
         return self.now
 
 
-def put(store: Store, name: str, **parts: str) -> str:
+def put(store: Store, name: str, **parts: Any) -> str:
     """Put a small trace under the key of a name and return its id."""
     key = key_of(name)
-    trace = make_trace(key, **parts)  # type: ignore[arg-type]
+    trace = make_trace(key, **parts)
     store.put_trace(trace, key)
     return trace.id

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from emotui.core.client import EngineClient
 from emotui.core.engine.__main__ import main
@@ -29,9 +30,9 @@ def ask(text: str, cache_dir: Path | str = "none") -> InspectRequest:
     return InspectRequest(spec=SPEC, text=text, cache_dir=str(cache_dir))
 
 
-def fake_client(cache_dir: Path, mode: str = "", **options: object) -> EngineClient:
+def fake_client(cache_dir: Path, mode: str = "", **options: Any) -> EngineClient:
     command = (sys.executable, __file__, *([mode] if mode else []))
-    return EngineClient(cache_dir, command=command, **options)  # type: ignore[arg-type]
+    return EngineClient(cache_dir, command=command, **options)
 
 
 def runs(pid: int) -> bool:

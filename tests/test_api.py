@@ -127,7 +127,8 @@ def test_bfloat16_is_read_exactly(tmp_path: Path) -> None:
 def test_a_record_is_what_the_cache_holds(session: emotui.Session) -> None:
     first, second = session.inspect(TEXT), session.inspect(TEXT)
     assert isinstance(first.record, Trace) and first.record == second.record
-    assert first.answer == pytest.approx(dict(first.record.answer.labels))  # type: ignore[union-attr]
+    assert first.record.answer is not None
+    assert first.answer == pytest.approx(dict(first.record.answer.labels))
     assert {len(column) for column in first.readouts.values()} == {len(first.record.readouts.z)}
     assert TEXT not in repr(first)
     assert json.loads(first.to_json())["id"] == first.record.id
@@ -141,9 +142,10 @@ def test_errors_say_what_is_wrong(session: emotui.Session) -> None:
     with pytest.raises(emotui.UsageError, match="a single string"):
         session.inspect(TEXT, edits="ablate L1/2")
     trace = session.inspect(TEXT)
-    for site, layer in (("resid", 8), ("attn", -1), ("head", 0)):
+    absent: list[tuple[Any, int]] = [("resid", 8), ("attn", -1), ("head", 0)]
+    for site, layer in absent:
         with pytest.raises(emotui.UsageError, match=rf"no activations {site}\.{layer}"):
-            trace.activations(site, layer)  # type: ignore[arg-type]
+            trace.activations(site, layer)
     with pytest.raises(emotui.ModelError):
         emotui.open("/nowhere/at/all", sae="none", offline=True, private=True).inspect(TEXT)
 
@@ -162,5 +164,6 @@ def test_importing_emotui_costs_nothing() -> None:
     assert set(emotui.__all__) <= set(dir(emotui))
     for name in emotui.__all__:
         assert getattr(emotui, name) is not None
+    misspelt = "opne"
     with pytest.raises(AttributeError, match="no attribute 'opne'"):
-        emotui.opne  # noqa: B018
+        getattr(emotui, misspelt)

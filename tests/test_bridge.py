@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,10 @@ def _twin(family: str) -> LoadedModel:
     return dataclasses.replace(model, sites=bridged_sites(model.hf, model.folder))
 
 
+def _half_and(noise: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    return h * 0.5 + noise
+
+
 @pytest.mark.parametrize("family", sorted(set(SITE_TABLES) - {"gemma3"}))
 def test_the_two_backends_agree_on_sites_edits_and_writing(family: str) -> None:
     ours, theirs = tiny_model(family), _twin(family)
@@ -51,7 +56,7 @@ def test_the_two_backends_agree_on_sites_edits_and_writing(family: str) -> None:
         hooks = []
         if site is not None:
             noise = torch.randn(1, generator=generator)
-            hooks = [Hook(site, 2, lambda h, noise=noise: h * 0.5 + noise)]  # type: ignore[misc]
+            hooks = [Hook(site, 2, partial(_half_and, noise))]
         one = capture(ours, ids, all_sites=True, z=True, hooks=hooks)
         other = capture(theirs, ids, all_sites=True, z=True, hooks=hooks)
         for name in ("resid", "attn", "mlp", "z", "logits"):
@@ -113,7 +118,7 @@ def test_resuming_works_through_the_bridge(stranger: LoadedModel, site: HookSite
     deltas = torch.randn(2, len(ids), WIDTH, generator=torch.Generator().manual_seed(5))
     rows = rerun(stranger, clean.at("resid", 0), start=1, n_rows=2, hooks=adding(deltas, site, 1))
     for row, delta in enumerate(deltas):
-        one = Hook(site, 1, lambda h, delta=delta: h + delta)  # type: ignore[misc]
+        one = Hook(site, 1, partial(torch.add, delta))
         full = capture(stranger, ids, hooks=[one])
         torch.testing.assert_close(rows.logits[row], full.logits, rtol=0, atol=1e-4)
         assert not torch.allclose(full.logits, clean.logits, atol=1e-2)

@@ -19,6 +19,7 @@ from support_cache import Clock, key_of, make_trace, payload_of, put
 
 from emotui.cache import files, layout, upkeep
 from emotui.cache.index import Index
+from emotui.cache.layout import EntryKind
 from emotui.cache.store import Store
 from emotui.core.errors import CacheError
 
@@ -70,8 +71,9 @@ def test_entries_of_three_kinds_are_apart(cache_dir: Path) -> None:
         store.put_entry("activations", key, payload_of(1))
         store.put_entry("features", key, payload_of(2))
         assert store.get_entry("readouts", key) is None
-        for kind, seed in (("activations", 1), ("features", 2)):
-            content = store.get_entry(kind, key)  # type: ignore[arg-type]
+        kinds: tuple[tuple[EntryKind, int], ...] = (("activations", 1), ("features", 2))
+        for kind, seed in kinds:
+            content = store.get_entry(kind, key)
             assert content is not None
             assert np.array_equal(load(content)["resid"], load(payload_of(seed))["resid"])
         with pytest.raises(ValueError, match="64 hex"):

@@ -289,7 +289,8 @@ def test_modulation_says_what_is_left_and_how_much_it_added(probed: Bench) -> No
         untrusted = note.partition("not to be trusted: ")[2]
         for name, score in scores:
             assert float(score) >= 0 or name in untrusted
-    assert probed.trace("knock mlp L2 zero").intervention.notes == ()  # type: ignore[union-attr]
+    plain = probed.trace("knock mlp L2 zero").intervention
+    assert plain is not None and plain.notes == ()
 
 
 def test_a_patch_from_a_trace_is_that_from_its_text(probed: Bench) -> None:

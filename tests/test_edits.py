@@ -27,8 +27,9 @@ from emotui.core.edits import (
     positions_in,
     recipe_named,
 )
+from emotui.core.edits.kinds import FeatureOperation
 from emotui.core.errors import EditError
-from emotui.core.records import TextRecord, Token
+from emotui.core.records import Site, TextRecord, Token, TokenPart
 
 finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
 positions = st.one_of(
@@ -73,16 +74,21 @@ def modulations(draw: st.DrawFn) -> ModulateEdit:
 
 @st.composite
 def joints(draw: st.DrawFn) -> JointEdit:
-    operation = draw(st.sampled_from(["ablate", "scale", "clamp", "steer"]))
+    kinds: tuple[FeatureOperation, ...] = ("ablate", "scale", "clamp", "steer")
+    operation = draw(st.sampled_from(kinds))
     value = None if operation == "ablate" else draw(finite)
     where = draw(positions)
-    sites = st.sampled_from(["resid", "attn", "mlp"])
+    every: tuple[Site, ...] = ("resid", "attn", "mlp")
+    sites = st.sampled_from(every)
     places = draw(
         st.lists(
             st.tuples(sites, layers, st.integers(0, 9999)), min_size=2, max_size=5, unique=True
         )
     )
-    return JointEdit(tuple(FeatureEdit(operation, *place, value, where) for place in places))  # type: ignore[arg-type]
+    features = (
+        FeatureEdit(operation, site, layer, index, value, where) for site, layer, index in places
+    )
+    return JointEdit(tuple(features))
 
 
 edits = st.one_of(
@@ -271,9 +277,9 @@ def test_any_line_parses_or_is_refused(line: str) -> None:
 
 
 def record() -> TextRecord:
-    def token(string: str, start: int | None, part: str) -> Token:
+    def token(string: str, start: int | None, part: TokenPart) -> Token:
         end = None if start is None else start + len(string)
-        return Token(0, string, start, end, part == "special", part)  # type: ignore[arg-type]
+        return Token(0, string, start, end, part == "special", part)
 
     tokens = (
         token("<s>", None, "special"),

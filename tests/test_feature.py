@@ -180,12 +180,13 @@ def test_a_feature_that_is_not_active_here_has_nothing_to_remove(bench: Bench) -
     index, position = active_feature(bench)
     detail = bench.ask(f"L1/{index}", corpus=False)
     assert detail.here is not None
-    silent = next(
-        other
-        for other in range(bench.sae.width)
-        if bench.ask(f"L1/{other}", position=str(position), corpus=False).here.activation[position]  # type: ignore[union-attr]
-        == 0
-    )
+
+    def fires(other: int) -> bool:
+        here = bench.ask(f"L1/{other}", position=str(position), corpus=False).here
+        assert here is not None
+        return here.activation[position] > 0
+
+    silent = next(other for other in range(bench.sae.width) if not fires(other))
     here = bench.ask(f"L1/{silent}", position=str(position), corpus=False).here
     assert here is not None and here.removed is None and "not active here" in here.note
 
@@ -351,7 +352,7 @@ def test_the_command_prints_one_document_and_refuses_what_is_not_there(
     shown = run("L1/5", *options, cache=tmp_path)
     assert shown.returncode == 0 and "Promotes" in shown.stdout
     wrong = run("L1/99999", *options, cache=tmp_path)
-    assert wrong.returncode == 1 and wrong.stdout == ""
+    assert wrong.returncode == 2 and wrong.stdout == ""
     assert "has features 0 to 63" in wrong.stderr
     assert run("nonsense", *options, cache=tmp_path).returncode == 2
 

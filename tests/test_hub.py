@@ -67,7 +67,7 @@ def gemma_repository() -> Repository:
     files = files_of(tiny_folder(GEMMA_OF_26_LAYERS))
     whole = tiny_folder(GEMMA_OF_26_LAYERS) / "model.safetensors"
     with safe_open(str(whole), framework="pt") as opened:
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
     del files["model.safetensors"]
     names = sorted(tensors)
     index: dict[str, str] = {}

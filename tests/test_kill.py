@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -119,6 +120,10 @@ class Program:
         assert gone, f"{self.name}: an engine outlived its program by {GONE_SECONDS} s"
 
 
+def _is_gone(pid: int) -> bool:
+    return not runs(pid)
+
+
 def _kill_again_and_again(program: Program, moments: random.Random) -> Tally:
     try:
         for _ in range(ENGINE_KILLS):
@@ -127,7 +132,7 @@ def _kill_again_and_again(program: Program, moments: random.Random) -> Tally:
             (engine,) = program.engines()
             os.kill(engine, signal.SIGKILL)
             program.tally.killed += 1
-            assert wait_until(lambda pid=engine: not runs(pid), GONE_SECONDS)  # type: ignore[misc]
+            assert wait_until(partial(_is_gone, engine), GONE_SECONDS)
         program.wait_for_another_line()
         time.sleep(moments.uniform(0, MOST_SECONDS))
         assert program.process.poll() is None, f"ended by itself: {program.errors.read_text()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,9 +68,9 @@ def test_converted_once_and_the_same_to_the_bit(
     read: list[Path] = []
     original = sae_formats.read_tensors
 
-    def noted(path: Path, **named: object) -> dict[str, torch.Tensor]:
+    def noted(path: Path, **named: Any) -> dict[str, torch.Tensor]:
         read.append(path)
-        return original(path, **named)  # type: ignore[arg-type]
+        return original(path, **named)
 
     monkeypatch.setattr(sae_formats, "read_tensors", noted)
     again = _weights(load_saes(str(folder), narrow, root=cache))

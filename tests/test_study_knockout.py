@@ -23,6 +23,7 @@ from support_studies import files_of, result_of, run_here
 from emotui.core.engine.answer import LabelTokens, label_tokens
 from emotui.core.engine.capture import QuietJob
 from emotui.core.errors import Cancelled, UsageError
+from emotui.core.records import AnswerRule
 from emotui.core.studies.common.chunks import Chunks
 from emotui.core.studies.knockout import KnockoutCurve, KnockoutResult, margins
 from emotui.core.studies.variants import Change, run_variants, windows_of
@@ -123,14 +124,14 @@ def test_one_text_is_knocked_out_as_ordinary_hooks_do(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("rule", ["after_shared_prefix", "whole_label"])
-def test_labels_of_several_tokens_are_read_under_the_same_changes(rule: str) -> None:
+def test_labels_of_several_tokens_are_read_under_the_same_changes(rule: AnswerRule) -> None:
     """The change stays at the readout while the prompt grows; held against ordinary hooks."""
     model, template = planted_model(), template_named("ask")
     ids = [token.id for token in model.reader.read("nine spider would 001", template).tokens]
     first = label_tokens(model.reader, "ekman7", template)
     sequences = tuple((70, one) for one in first.deciding)
     prefix = (70,) if rule == "after_shared_prefix" else ()
-    tokens = LabelTokens("made", first.labels, sequences, prefix, rule)  # type: ignore[arg-type]
+    tokens = LabelTokens("made", first.labels, sequences, prefix, rule)
     vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))
     outcome = run_variants(
         model, ids, tokens, [[Change(("mlp", 1), "add", vector)], []], reading=[2, 2]

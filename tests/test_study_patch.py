@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -91,8 +92,8 @@ def test_one_pair_is_patched_as_ordinary_hooks_do(folder: Path, result: PatchRes
     model, kept = planted_model(), Chunks(folder / "run", "pairs", 6)
     found = Chunks(folder / "run", "texts", 1)
     answers = found.joined("scores").argmax(dim=1)
-    seeded = SimpleNamespace(run=SimpleNamespace(seed=0))
-    generator = Running.generator(seeded, "pairs")  # type: ignore[arg-type]
+    seeded: Any = SimpleNamespace(run=SimpleNamespace(seed=0))
+    generator = Running.generator(seeded, "pairs")
     pair = draw_pairs(answers, range(len(answers)), 24, generator)[0]
     texts = texts_of(folder)
     ids = [ids_of(texts[row]) for row in (pair.source, pair.target)]

@@ -15,7 +15,7 @@ from support_studies import files_of, result_of
 from emotui.core.errors import UsageError
 from emotui.core.studies.common.chunks import Chunks
 from emotui.core.studies.label_mix import written_under
-from emotui.core.studies.promote_results import PromoteCurve, PromoteResult
+from emotui.core.studies.promote_results import Kind, PromoteCurve, PromoteResult
 from emotui.core.studies.promote_score import Plan, Promotion, measure, promotion_score
 from emotui.core.studies.variants import windows_of
 
@@ -124,11 +124,11 @@ def test_the_score_is_that_of_the_paper() -> None:
 def test_the_measure_on_numbers_that_are_known() -> None:
     """Two texts, two labels of three are emotions; one direction each, and one random one."""
     clean = torch.tensor([[2.0, 0, 0], [0, 2.0, 0]])
-    rows = (("means", 0), ("means", 1), ("isotropic", 0))
+    rows: tuple[tuple[Kind, int], ...] = (("means", 0), ("means", 1), ("isotropic", 0))
     scores = torch.stack([clean, clean, clean], dim=1)
     scores[:, 0, 0] += 4  # promotes the first
     scores[:, 2, 2] += 9  # random: whatever it was, now the third
-    plan = Plan(rows, (1.0,), windows_of(1, (1,), ("resid",)))  # type: ignore[arg-type]
+    plan = Plan(rows, (1.0,), windows_of(1, (1,), ("resid",)))
     found = measure(
         Promotion(clean, scores), plan, ("a", "b"), [0, 1], torch.Generator().manual_seed(0)
     )

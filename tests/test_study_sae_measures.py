@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from emotui.core.studies.phase_curves import onset, segmented, token_hits
 from emotui.core.studies.steer_fit import GRID, fit_bias, fit_global, fit_targeted, nearest_mean
 from emotui.core.studies.steer_prompts import with_examples
 from emotui.core.studies.steer_results import Evaluated, Trained, macro_f1, mcnemar, measure
+from emotui.core.studies.steer_runs import Scales
 from emotui.core.studies.trace_measures import Effects, judged, listed, phase_of, sign_flip_p
 from emotui.core.text import template_named
 
@@ -179,9 +181,9 @@ def test_a_label_that_is_written_too_weakly_is_scaled_up_and_noise_is_not() -> N
     evidence = torch.nn.functional.one_hot(gold, 3).float() * torch.tensor([4.0, 4.0, 1.0])
     base = torch.randn(30, 3, generator=generator) * 0.3 + torch.tensor([0.6, 0.6, 0.0])
 
-    def score(settings: object) -> torch.Tensor:
+    def score(settings: Sequence[Scales]) -> torch.Tensor:
         rows = []
-        for one in settings:  # type: ignore[attr-defined]
+        for one in settings:
             scale = torch.tensor([one.get((0, k), 1.0) for k in range(3)])
             rows.append(base + evidence * scale)
         return torch.stack(rows, dim=1)

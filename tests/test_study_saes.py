@@ -195,24 +195,31 @@ class Standing(SimpleNamespace):
         return [*(token.id for token in self.read(text).tokens), *self.tokens.prefix]
 
 
+def _putting(h: Any, at: int) -> Any:
+    """Return the plain hook that puts `h` at token `at` of a block's output."""
+
+    def put(_module: Any, _inputs: Any, output: Any) -> Any:
+        changed = (output[0] if isinstance(output, tuple) else output).clone()
+        changed[0, at] = h
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    return put
+
+
 @torch.no_grad()
 def test_patched_answers_are_those_of_plain_hooks() -> None:
-    study, plain = Standing(), plain_model(tiny_folder("llama"))
-    items = [SimpleNamespace(text=text) for text in CORPUS[:4]]
+    study: Any = Standing()
+    plain = plain_model(tiny_folder("llama"))
+    items: list[Any] = [SimpleNamespace(text=text) for text in CORPUS[:4]]
     deciding = list(study.tokens.deciding)
     for pair in ((0, 1), (2, 3), (3, 0)):
-        found = _patch(study, items, pair, range(4))  # type: ignore[arg-type]
+        found = _patch(study, items, pair, range(4))
         source, target = (study.ids(CORPUS[row]) for row in pair)
         readouts = [study.read(CORPUS[row]).readout for row in pair]
         states = plain(torch.tensor([source]), output_hidden_states=True).hidden_states
         for layer in range(3):  # the last entry of these has the final norm applied
             h = states[layer + 1][0, readouts[0]]
-
-            def put(_module: Any, _inputs: Any, output: Any, h: Any = h) -> Any:
-                changed = (output[0] if isinstance(output, tuple) else output).clone()
-                changed[0, readouts[1]] = h  # noqa: B023
-                return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
+            put = _putting(h, readouts[1])
             handle = plain.model.layers[layer].register_forward_hook(put)
             answer = plain(torch.tensor([target])).logits[0, -1, deciding].argmax()
             handle.remove()
@@ -222,17 +229,18 @@ def test_patched_answers_are_those_of_plain_hooks() -> None:
 @torch.no_grad()
 def test_scaled_scores_are_those_of_plain_hooks(tmp_path: Path) -> None:
     """Two layers at once: the second is encoded from what the first left."""
-    study, plain = Standing(), plain_model(tiny_folder("llama"))
+    study: Any = Standing()
+    plain = plain_model(tiny_folder("llama"))
     root = write_residual_saes(tmp_path / "saes", d_in=WIDTH, layers=4)
     saes = sorted(load_saes(str(root), study.model), key=lambda sae: sae.layer)
     text = study.read(CORPUS[0])
-    run = captured(study, text)  # type: ignore[arg-type]
+    run = captured(study, text)
     active = {
         n: saes[n].encode(run.resid[n + 1, text.readout]).topk(2).indices.tolist() for n in (1, 3)
     }
     scales = {(n, j): 2.5 if n == 1 else 0.0 for n in active for j in active[n]}
     scaler = Scaler(saes, [{}, scales, dict.fromkeys(scales, 1.0)])
-    scores = scaled_scores(study, run, scaler, position=text.readout)  # type: ignore[arg-type]
+    scores = scaled_scores(study, run, scaler, position=text.readout)
     handles = []
     for n in active:
         files = load_file(root / f"layer_{n}" / "sae_weights.safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 from support_terminal import painted
@@ -102,6 +103,11 @@ def test_escape_and_a_letter_within_the_time_tmux_waits(tmp_path: Path) -> None:
         tmux.wait_for(lambda text: "ended with 0" in text)
 
 
+def _left_for(pane: str, text: str) -> bool:
+    """Whether the editor was left, and a pane is there."""
+    return "enter run" not in text and pane in text
+
+
 def test_escape_and_a_number_or_a_letter_that_textual_knows_otherwise(tmp_path: Path) -> None:
     with Tmux(tmp_path) as tmux:
         tmux.send(command(tmp_path))
@@ -110,7 +116,7 @@ def test_escape_and_a_number_or_a_letter_that_textual_knows_otherwise(tmp_path: 
             tmux.send("i")
             tmux.wait_for(lambda text: "enter run" in text)
             tmux.send(f"\x1b{key}")
-            shown = tmux.wait_for(lambda text: "enter run" not in text and pane in text)  # noqa: B023
+            shown = tmux.wait_for(partial(_left_for, pane))
             assert "£" not in shown
             assert "edited, not run" not in shown
         tmux.send("1")

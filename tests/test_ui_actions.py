@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from emotui.ui.actions import ACTIONS, PANES, Action, actions_of, clashes
+import pytest
+from textual.binding import Binding
+
+from emotui.ui.actions import ACTIONS, PANES, Action, PaneName, actions_of, clashes
 from emotui.ui.handlers import Handlers
 from emotui.ui.panes.features import FeaturesPane
 from emotui.ui.panes.layers import LayersPane
+from emotui.ui.panes.lines import LinePane
 from emotui.ui.panes.text import TokenStrip
 from emotui.ui.screens.help import help_lines
 
-HANDLERS = Handlers(None)  # type: ignore[arg-type]  # only asked what there is
+NO_SCREEN: Any = None
+HANDLERS = Handlers(NO_SCREEN)  # only asked what there is
 
 
 def test_no_key_has_two_meanings_in_one_pane() -> None:
@@ -36,22 +41,24 @@ def test_actions_have_a_handler(action: Action) -> None:
 
 
 @pytest.mark.parametrize("pane", PANES)
-def test_help_says_every_key_of_the_pane(pane: str) -> None:
-    shown = " ".join(" ".join(help_lines(pane)).split())  # type: ignore[arg-type]
-    for action in actions_of(pane):  # type: ignore[arg-type]
+def test_help_says_every_key_of_the_pane(pane: PaneName) -> None:
+    shown = " ".join(" ".join(help_lines(pane)).split())
+    for action in actions_of(pane):
         assert action.help in shown
 
 
 def test_panes_bind_what_the_table_says() -> None:
-    for widget, pane in ((TokenStrip, "text"), (LayersPane, "layers"), (FeaturesPane, "features")):
+    panes: tuple[tuple[type[LinePane], PaneName], ...] = (
+        *((TokenStrip, "text"), (LayersPane, "layers"), (FeaturesPane, "features")),
+    )
+    for widget, pane in panes:
         bound = {
-            (key, binding.action)  # type: ignore[union-attr]
+            (key, binding.action)
             for binding in widget.BINDINGS
-            for key in binding.key.split(",")  # type: ignore[union-attr]
+            if isinstance(binding, Binding)
+            for key in binding.key.split(",")
         }
         table = {
-            (key, f"screen.do('{action.id}')")
-            for action in actions_of(pane)  # type: ignore[arg-type]
-            for key in action.keys
+            (key, f"screen.do('{action.id}')") for action in actions_of(pane) for key in action.keys
         }
         assert bound == table

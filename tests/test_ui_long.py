@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support_screen import Scene, lines_of, until
 
+from emotui.core.records import Site
 from emotui.ui import state as states
 from emotui.ui.panes.layers import cell_text
 from emotui.ui.readings import Readings
@@ -34,9 +35,9 @@ async def test_tokens_far_to_the_right_are_drawn_where_they_are(
         asked = []
         cell = Readings.cell
 
-        def counted(self: Readings, site: str, position: int, *place: object) -> object:
+        def counted(self: Readings, site: Site, position: int, *place: Any) -> object:
             asked.append(position)
-            return cell(self, site, position, *place)  # type: ignore[arg-type]
+            return cell(self, site, position, *place)
 
         monkeypatch.setattr(Readings, "cell", counted)
         await pilot.press("right")
