@@ -71,9 +71,9 @@ def test_path_prints_the_folder_and_makes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_an_unknown_trace_is_exit_code_1_and_one_message(filled: Path) -> None:
+def test_an_unknown_trace_is_exit_code_2_and_one_message(filled: Path) -> None:
     done = run(filled, "show", "ffffffff")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stdout == ""
     assert "no trace" in done.stderr
     assert "Traceback" not in done.stderr

@@ -153,6 +153,6 @@ def test_vectors_of_other_models_and_wrong_names_are_refused(tmp_path: Path) -> 
     write_control_vector(deep, vectors(layers=LAYERS + 3), architecture="", name="x")
     for path, words in ((narrow, f"{WIDTH - 1} wide"), (deep, f"layer {LAYERS + 2}")):
         done = emotui_here("probe", "import", str(path), "--name", "awe", *model, cache_dir=cache)
-        assert done.returncode == 1 and words in done.stderr
+        assert done.returncode == 2 and words in done.stderr
     done = emotui_here("probe", "import", str(narrow), "--name", "joy", *model, cache_dir=cache)
     assert done.returncode == 2 and "already" in done.stderr

@@ -236,6 +236,6 @@ def test_wrong_usage_of_the_commands(tmp_path: Path) -> None:
     )
     assert offline.returncode == 2 and "--offline forbids" in offline.stderr
     absent = emotui_here("labels", "show", "nothing", cache_dir=tmp_path)
-    assert absent.returncode == 1 and "0 files" in absent.stderr
+    assert absent.returncode == 2 and "0 files" in absent.stderr
     gone = emotui_here("labels", "remove", "../x.sqlite", cache_dir=tmp_path)
-    assert gone.returncode == 1 and "no feature labels" in gone.stderr
+    assert gone.returncode == 2 and "no feature labels" in gone.stderr

@@ -73,16 +73,20 @@ def write_control_vector(
 
 def read_control_vector(path: Path) -> ControlVector:
     """Return the directions of a file; ProbeError where it is no control vector."""
-    what = f"{clean(path.name)} could not be read as a control vector."
+
+    def refused(why: str, todo: str = "") -> ProbeError:
+        what = f"{clean(path.name)} could not be read as a control vector."
+        return ProbeError(what, why=why, todo=todo).of_input()
+
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as error:
-        raise ProbeError(what, why=f"{error.strerror}.") from error
+        raise refused(f"{error.strerror}.") from error
     if magic != _MAGIC or size > _MOST_BYTES:
         why = "It is no GGUF file." if magic != _MAGIC else "It is larger than a gigabyte."
-        raise ProbeError(what, why=why, todo="Give a control vector in llama.cpp's GGUF.")
+        raise refused(why, "Give a control vector in llama.cpp's GGUF.")
     package = _package()
     try:
         reader = package.GGUFReader(str(path), "r")
@@ -92,28 +96,20 @@ def read_control_vector(path: Path) -> ControlVector:
         kinds = {name: tensor.tensor_type.name for name, tensor in found.items()}
     # The package raises what numpy and struct do, and IndexError, on a damaged file.
     except Exception as error:
-        raise ProbeError(
-            what, why=f"It is damaged ({type(error).__name__}).", todo="Copy it again."
-        ) from error
+        raise refused(f"It is damaged ({type(error).__name__}).", "Copy it again.") from error
     if fields["general.architecture"] != ARCHITECTURE:
-        raise ProbeError(
-            what,
-            why=f"It is a GGUF of {clean(fields['general.architecture'] or 'no architecture')!r}.",
-            todo="Give a control vector, not a model.",
-        )
+        kind = clean(fields["general.architecture"] or "no architecture")
+        raise refused(f"It is a GGUF of {kind!r}.", "Give a control vector, not a model.")
     directions = {}
     for name, array in arrays.items():
         layer = _NAME.fullmatch(name)
         if layer is None or array.ndim != 1 or kinds[name] not in ("F32", "F16"):
-            raise ProbeError(
-                what,
-                why=f"Its tensor {clean(name)!r} is no float vector called direction.LAYER.",
-            )
+            raise refused(f"Its tensor {clean(name)!r} is no float vector called direction.LAYER.")
         if not np.isfinite(array).all():
-            raise ProbeError(what, why=f"{clean(name)} holds numbers that are not finite.")
+            raise refused(f"{clean(name)} holds numbers that are not finite.")
         directions[int(layer[1])] = array.astype(np.float32)
     if not directions:
-        raise ProbeError(what, why="It holds no direction.")
+        raise refused("It holds no direction.")
     return ControlVector(fields[_HINT], directions)
 
 

@@ -121,7 +121,7 @@ def _model_paths(folder: Path) -> list[Path]:
             f"There are no weights in {clean(str(folder))}.",
             why="No file there ends in .safetensors.",
             todo="Give the folder that save_pretrained wrote, or a hub id.",
-        )
+        ).of_input(not (folder / "config.json").is_file())
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"The model folder {clean(str(folder))} is incomplete.",
@@ -144,7 +144,7 @@ def model_fingerprint_of_folder(
         raise ModelError(
             f"There is no model folder {clean(str(folder))}.",
             todo="Check the path, or give a hub id.",
-        )
+        ).of_input()
     try:
         return _digest_of_files(folder, _model_paths(folder), memo, progress)
     except OSError as error:

@@ -221,7 +221,7 @@ def remove(root: Path, name: str) -> None:
         raise SaeError(
             f"There are no feature labels called {clean(name)!r}.",
             todo="`emotui labels list` shows those there are.",
-        )
+        ).of_input()
     path.unlink()
     path.with_suffix(_STATE).unlink(missing_ok=True)
 

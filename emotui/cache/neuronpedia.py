@@ -99,7 +99,7 @@ def _nothing(path: Path) -> SaeError:
         f"{clean(path.name)} holds no explanation.",
         why="No line of it is a JSON object with modelId, layer, index and description.",
         todo="Give a batch-N.jsonl.gz of Neuronpedia's `explanations` folder.",
-    )
+    ).of_input()
 
 
 def _write(
@@ -138,7 +138,7 @@ def own_name(name: str) -> str:
             f"{clean(name)} does not say which site and layer it is of.",
             why="Its id is not like 20-gemmascope-res-16k.",
             todo="Import it without --sae; it goes by its id then.",
-        )
+        ).of_input()
     return f"{'resid_pre' if rest == 'res-jb' else site}.{int(layer)}"
 
 
@@ -163,11 +163,11 @@ def _rows(path: Path, skipped: Counter[str]) -> Iterator[_Row]:
             f"{clean(path.name)} could not be read.",
             why="It is damaged or cut short.",
             todo="Download it again.",
-        ) from error
+        ).of_input() from error
     except OSError as error:
         raise SaeError(
             f"{clean(str(path))} could not be read.", why=f"{error.strerror or error}."
-        ) from error
+        ).of_input() from error
 
 
 def _lines(stream: BinaryIO, skipped: Counter[str]) -> Iterator[bytes]:
@@ -202,7 +202,7 @@ def download(name: str, folder: Path, *, progress: Callable[[str], None]) -> lis
         raise SaeError(
             f"{clean(name)!r} is no id of an SAE at Neuronpedia.",
             todo="Ids are like gemma-2-2b/20-gemmascope-res-16k.",
-        )
+        ).of_input()
     base = os.environ.get("EMOTUI_NEURONPEDIA", ENDPOINT).rstrip("/")
     found: list[Path] = []
     for number in range(_MAX_BATCHES):
@@ -219,7 +219,7 @@ def download(name: str, folder: Path, *, progress: Callable[[str], None]) -> lis
                     f"Neuronpedia has no explanations of {clean(name)}.",
                     why=f"{clean(url)} answered {error.code}.",
                     todo="Look the id up at neuronpedia.org; not every SAE has explanations.",
-                ) from error
+                ).of_input() from error
             raise _broken(name, f"The server answered {error.code}.") from error
         except (OSError, ValueError) as error:
             raise _broken(name, f"{type(error).__name__}: {error}") from error

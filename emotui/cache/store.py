@@ -418,9 +418,9 @@ class Store:
             raise CacheError(
                 f"There is no trace {clean(id_or_prefix)[:80]!r} in the cache.",
                 todo="`emotui cache list` shows the ids there are.",
-            )
+            ).of_input()
         raise CacheError(
             f"{len(found)} traces start with {prefix}.",
             why=f"Among them {', '.join(sorted(found)[:3])}.",
             todo="Give more digits of the id.",
-        )
+        ).of_input()

@@ -127,4 +127,4 @@ def _no_vectors(trace: Trace) -> ExportError:
         "A trace cannot be written as GGUF.",
         why="GGUF control vectors are directions; those are of a probe, and a trace holds numbers.",
         todo=f"emotui probe export {name} {emotion} -o FILE.gguf",
-    )
+    ).of_input()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -21,14 +22,20 @@ from emotui.commands.options import (
 )
 from emotui.commands.texts import text_of_argument
 from emotui.core.details import FeatureDetail
+from emotui.core.emotions import LABEL_SETS
+from emotui.core.errors import UsageError
 from emotui.core.model_names import recorded_name
 from emotui.core.protocol import (
     Featured,
     FeatureRequest,
+    InspectRequest,
     Loaded,
     LoadRequest,
 )
-from emotui.core.text import template_named
+from emotui.core.text import clean, template_named
+
+if TYPE_CHECKING:
+    from emotui.cache.probes import ProbeCard
 
 
 @in_groups
@@ -63,7 +70,7 @@ def feature(
     with cache_for(keep.cache_dir, private=keep.private, demo=is_demo(spec)) as root:
         request = msgspec.structs.replace(request, cache_dir=str(root), edits=tuple(do or ()))
         fingerprint, detail = _detail(
-            FeatureRequest(request, feature=name, position=at, corpus=corpus), root
+            FeatureRequest(request, feature=name, position=at, corpus=corpus), root, emotion
         )
     if as_json:
         data = document_bytes(detail, model=recorded_name(spec.model), fingerprint=fingerprint)
@@ -73,7 +80,8 @@ def feature(
     sys.stdout.flush()
 
 
-def _detail(request: FeatureRequest, root: Path) -> tuple[str, FeatureDetail]:
+def _detail(request: FeatureRequest, root: Path, emotion: str) -> tuple[str, FeatureDetail]:
+    """Return the model's fingerprint and the detail; UsageError for an emotion no row is of."""
     from emotui.cache.prepare import prepare
     from emotui.cache.store import Store
     from emotui.core.client import EngineClient
@@ -83,6 +91,8 @@ def _detail(request: FeatureRequest, root: Path) -> tuple[str, FeatureDetail]:
         loaded = wait_for(client.submit(LoadRequest(asked.spec, asked.cache_dir)))
         assert isinstance(loaded, Loaded)
         ready = prepare(asked, store, fingerprint=loaded.fingerprint).request
+        if emotion:
+            _check_emotion(emotion, ready, store.probes(loaded.fingerprint))
         if asked.text and not ready.probes:
             say(
                 "No probes are fitted for this model and template, so only the answer is read; "
@@ -91,3 +101,16 @@ def _detail(request: FeatureRequest, root: Path) -> tuple[str, FeatureDetail]:
         done = wait_for(client.submit(msgspec.structs.replace(request, inspect=ready)))
     assert isinstance(done, Featured)
     return loaded.fingerprint, done.detail
+
+
+def _check_emotion(emotion: str, request: InspectRequest, cards: Sequence[ProbeCard]) -> None:
+    """Raise UsageError unless it is a label, or an emotion of a probe that is in force."""
+    known = dict.fromkeys(LABEL_SETS.get(request.label_set, ()))
+    for card in cards:
+        if card.id in request.probes:
+            known |= dict.fromkeys(card.emotions)
+    if emotion not in known:
+        raise UsageError(
+            f"{clean(emotion)!r} is no emotion that is read here.",
+            todo=f"Use one of: {', '.join(map(clean, known))}.",
+        )

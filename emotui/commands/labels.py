@@ -155,7 +155,7 @@ def import_labels(
                 raise SaeError(
                     f"There is no SAE folder {clean(sae)}.",
                     why="SAEs of a release go by their ids at Neuronpedia, without --sae.",
-                )
+                ).of_input()
             identity = sae_identity(sae, store) or ""
         with fetched(names, progress=say) as downloaded:
             done = import_files(root, [*paths, *downloaded], identity=identity)
@@ -232,7 +232,7 @@ def _rows(root: Path, name: str) -> list[Row]:
         raise SaeError(
             f"{len(found)} files of measured labels begin with {clean(name)!r}.",
             todo="`emotui labels list` shows those there are; `emotui labels fit` makes them.",
-        )
+        ).of_input()
     path = root / shelf.FOLDER / found[0]
     explained = shelf.explained_of(path.with_name("explained.sqlite"))
     rows = []

@@ -98,7 +98,7 @@ def list_models(query: str, *, as_json: bool) -> None:
             f"No model or SAE release that is known has {clean(query)!r} in its name.",
             why="Other models of the hub can be used too, by their hub id.",
             todo=f"Near it: {', '.join(near)}." if near else "`emotui models` lists all.",
-        )
+        ).of_input()
     if as_json:
         _write(msgspec.json.encode(ModelList(tuple(rows))).decode())
         return

@@ -243,11 +243,11 @@ def named(cards: list[ProbeCard], name: str) -> ProbeCard:
         raise ProbeError(
             f"{clean(name)!r} begins the ids of {len(found)} probes.",
             todo=f"Say which: {', '.join(card.id for card in found[:8])}.",
-        )
+        ).of_input()
     raise ProbeError(
         f"There is no probe {clean(name)!r} in the cache.",
         todo="`emotui probe list` shows those there are; `emotui probe fit` makes them.",
-    )
+    ).of_input()
 
 
 def print_json(value: Any) -> None:

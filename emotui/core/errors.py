@@ -1,6 +1,6 @@
 """The one tree of errors: each says what happened, why, and what to do.
 
-EmotuiError            exit code 1
+EmotuiError            exit code 1: what was asked failed, or was done in part
 ├── UsageError         exit code 2: an option, an edit or a text that cannot be meant
 │   ├── TextError      empty, too long for the context, not decodable
 │   └── EditError      an edit that names something unknown
@@ -11,11 +11,14 @@ EmotuiError            exit code 1
 ├── ExportError        a file that cannot be written, or a document that is not a trace
 ├── EngineError        the engine did not start, broke the protocol, or ended
 └── Cancelled          exit code 130
+
+Of the others, too, one has exit code 2 where what was asked names what is not there, or is of the
+wrong kind: `raise CacheError(...).of_input()`.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Self
 
 
 class EmotuiError(Exception):
@@ -25,7 +28,7 @@ class EmotuiError(Exception):
     step for the user. All three are plain text, never markup.
     """
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
     def __init__(self, what: str, *, why: str = "", todo: str = "") -> None:
         super().__init__(what, why, todo)
@@ -36,14 +39,26 @@ class EmotuiError(Exception):
     def __str__(self) -> str:
         return "\n".join(part for part in (self.what, self.why, self.todo) if part)
 
+    def of_input(self, yes: bool = True, /) -> Self:
+        """Say that the user's words are at fault, not the work: exit code 2. Returns the error."""
+        if yes:
+            self.exit_code = UsageError.exit_code
+        return self
+
+    @property
+    def is_of_input(self) -> bool:
+        """Whether the user's words are at fault."""
+        return self.exit_code == UsageError.exit_code
+
     def to_wire(self) -> dict[str, str]:
         """Return the error as a flat mapping for the engine protocol."""
-        return {
+        fields = {
             "kind": type(self).__name__,
             "what": self.what,
             "why": self.why,
             "todo": self.todo,
         }
+        return fields | ({_OF_INPUT: "yes"} if self.is_of_input else {})
 
 
 class UsageError(EmotuiError):
@@ -97,6 +112,7 @@ class Cancelled(EmotuiError):
     exit_code = 130
 
 
+_OF_INPUT = "of_input"
 _KINDS: dict[str, type[EmotuiError]] = {
     kind.__name__: kind
     for kind in (
@@ -109,4 +125,5 @@ _KINDS: dict[str, type[EmotuiError]] = {
 def error_from_wire(fields: dict[str, str]) -> EmotuiError:
     """Rebuild an error from `EmotuiError.to_wire`; an unknown kind becomes an EngineError."""
     kind = _KINDS.get(fields.get("kind", ""), EngineError)
-    return kind(fields.get("what", ""), why=fields.get("why", ""), todo=fields.get("todo", ""))
+    error = kind(fields.get("what", ""), why=fields.get("why", ""), todo=fields.get("todo", ""))
+    return error.of_input(_OF_INPUT in fields)

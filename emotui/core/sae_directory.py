@@ -203,7 +203,7 @@ def chosen(source: str) -> tuple[Release, tuple[PretrainedSae, ...]]:
             f"The release {clean(name)} has no SAE called {clean(wanted)!r}.",
             why=f"It has {len(ids):,}, such as {clean(', '.join(near))}.",
             todo=f"Give one of its ids, or a pattern such as {clean(name)}:*.",
-        )
+        ).of_input()
     return release, found
 
 
@@ -244,4 +244,4 @@ def _unknown_release(name: str) -> SaeError:
         why="It is neither a folder here nor a release in SAELens's directory.",
         todo=(f"Did you mean {', '.join(near)}? " if near else "")
         + "`emotui models QUERY` lists the releases of a model.",
-    )
+    ).of_input()

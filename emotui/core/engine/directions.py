@@ -122,14 +122,14 @@ def _fitting(path: Path, model: LoadedModel) -> dict[int, Tensor]:
             why=f"Its directions are {', '.join(map(str, sorted(widths)))} wide; the model's "
             f"residual stream is {model.d_model} wide.",
             todo="Give a control vector that was made for this model.",
-        )
+        ).of_input()
     if max(found) >= model.n_layers:
         raise ProbeError(
             f"{clean(path.name)} is for another model.",
             why=f"It has a direction for layer {max(found)}; the last layer is "
             f"{model.n_layers - 1}.",
             todo="Give a control vector that was made for this model.",
-        )
+        ).of_input()
     return found
 
 

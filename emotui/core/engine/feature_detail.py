@@ -135,19 +135,19 @@ def _found(request: FeatureRequest, instruments: Instruments, job: Job) -> tuple
             f"There is no SAE for {named.site}.{named.layer}.",
             why=f"SAEs are loaded for: {known}." if known else "No SAE is loaded.",
             todo="Name one with --sae, or a feature of a layer that has one.",
-        )
+        ).of_input()
     if len(there) > 1:
         raise SaeError(
             f"{named.feature} could be a feature of several SAEs.",
             why=f"{named.site}.{named.layer} is read by {', '.join(sae.id for sae in there)}.",
             todo="Name one of them with --sae.",
-        )
+        ).of_input()
     if named.index >= there[0].width:
         raise SaeError(
             f"There is no feature {named.feature}.",
             why=f"The SAE of {named.site}.{named.layer} has features 0 to {there[0].width - 1}.",
             todo="Name one of them.",
-        )
+        ).of_input()
     return there[0], named.index
 
 

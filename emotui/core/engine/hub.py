@@ -194,7 +194,7 @@ def _told(repo: str, revision: str | None) -> Iterator[Meter]:
     except hub.RevisionNotFoundError as error:
         raise _error(
             f"The model {repo} has no revision {revision or 'main'!r}.", "", "Check --revision."
-        ) from error
+        ).of_input() from error
     except hub.RepositoryNotFoundError as error:
         raise unknown_model(repo, f"The hub has no such model, tried with {token_source()}.") from (
             error
@@ -246,4 +246,4 @@ def unknown_model(name: str, why: str) -> ModelError:
         f"There is no model called {name!r}.",
         why,
         f"{meant} `emotui models` lists what is known; a folder is given by its path.",
-    )
+    ).of_input()

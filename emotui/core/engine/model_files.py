@@ -159,7 +159,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
             f"There is no model folder at {folder}.",
             "The path does not exist." if not folder.exists() else "It is a file.",
             "Give the folder that holds config.json, or a Hugging Face model id.",
-        )
+        ).of_input()
     config = _read_json(folder / "config.json")
     if not isinstance(config.get("model_type"), str):
         raise _model_error(
@@ -217,7 +217,7 @@ def wanted_files(repository: str, names: Sequence[str]) -> list[str]:
             f"The repository {repository} holds no model that can be read.",
             f"It has no {WEIGHTS} among its {len(names):,} files.",
             "Name another repository, or give a local folder.",
-        )
+        ).of_input()
     others = [
         name
         for name in top
@@ -248,7 +248,7 @@ def find_model(spec: ModelSpec, job: Job | None = None) -> FoundModel:
             f"The model {hub_id} is not on this machine.",
             "It is not in the Hugging Face cache, and --offline forbids fetching it.",
             "Run once without --offline, or give a local folder.",
-        )
+        ).of_input()
     choose = partial(wanted_files, hub_id)
     fetched = fetch(hub_id, revision=spec.revision, choose=choose, job=job or QuietJob())
     return FoundModel(fetched, hub_id, fetched.name)

@@ -128,7 +128,7 @@ def sae_folders(source: Path) -> list[Path]:
             f"There is no SAE folder at {source}.",
             "The path does not exist." if not source.exists() else "It is a file.",
             f"Give a folder with {CONFIG} and {WEIGHTS}, or a folder of such folders.",
-        )
+        ).of_input()
     folders = sorted(path.parent for path in source.glob(f"*/{CONFIG}"))
     if folders:
         return folders
@@ -139,7 +139,7 @@ def sae_folders(source: Path) -> list[Path]:
         f"{source} holds no SAE.",
         f"Neither it nor a folder in it has a {CONFIG}.",
         "Save the SAE with SAELens (save_model or save_inference_model) and give that folder.",
-    )
+    ).of_input()
 
 
 def _refuse_pickle(path: Path) -> SaeError:

@@ -180,7 +180,7 @@ def _fetched(release: Release, saes: Sequence[PretrainedSae], *, offline: bool, 
         return fetch(release.repository, revision=None, choose=choose, job=job)
     except ModelError as error:
         what = error.what.replace("The model ", "The repository ")
-        raise SaeError(what, why=error.why, todo=error.todo) from error
+        raise SaeError(what, why=error.why, todo=error.todo).of_input(error.is_of_input) from error
 
 
 def converted_place(weights: Path, *, dtype: torch.dtype, root: Path) -> Path:

@@ -227,7 +227,7 @@ class SaeSet:
             raise refuse(
                 f"{self.source} has no SAE for {site}.{layer}.",
                 todo=f"It has: {', '.join(f'{s}.{n}' for s, n in self.places)}.",
-            )
+            ).of_input()
         return sae
 
     def weights_of(self, sae: Sae) -> SaeWeights:
@@ -316,7 +316,7 @@ def _check_fit(config: SaeConfig, model: LoadedModel) -> None:
             f"{where} does not fit the model.",
             f"It was trained on {trained_on}; the model is {model.hub_id}.",
             "Use the SAEs that were trained on this model.",
-        )
+        ).of_input()
     width = head_size(model) * head_count(model) if config.site == "z" else model.d_model
     if config.d_in != width:
         raise refuse(
@@ -324,20 +324,20 @@ def _check_fit(config: SaeConfig, model: LoadedModel) -> None:
             f"It reads vectors of width {config.d_in}; the model's have {width}"
             + (" (all heads together)." if config.site == "z" else "."),
             "Use the SAEs that were trained on this model.",
-        )
+        ).of_input()
     if config.layer >= model.n_layers:
         raise refuse(
             f"{where} does not fit the model.",
             f"It reads {config.own_name}; the model's last layer is {model.n_layers - 1}.",
             "Use the SAEs that were trained on this model.",
-        )
+        ).of_input()
     # The other way round does no harm: the BOS token itself is never ranked or counted.
     if config.prepend_bos and not model.reader.begins_with_bos:
         raise refuse(
             f"{where} does not fit the way this model is run.",
             "It was trained on texts that begin with BOS, and this model's tokenizer adds none.",
             "Use SAEs trained without BOS (prepend_bos false).",
-        )
+        ).of_input()
 
 
 def _load(

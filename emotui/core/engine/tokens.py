@@ -273,7 +273,7 @@ class TokenReader:
                 "This model has no chat template.",
                 why="Its tokenizer does not define one.",
                 todo="Use --template ask, or an instruction-tuned model.",
-            )
+            ).of_input()
         rendered = self._tokenizer.apply_chat_template(
             [{"role": "user", "content": _PLACEHOLDER}],
             tokenize=False,
@@ -285,7 +285,7 @@ class TokenReader:
                 "The chat template of this model cannot be used.",
                 why="It does not hand on the user's message as it is.",
                 todo="Use --template ask.",
-            )
+            ).of_input()
         return opening, closing
 
     def is_special(self, token_id: int) -> bool:

@@ -117,7 +117,7 @@ def read_document(data: bytes, *, name: str = "the document") -> TraceDocument:
             f"{name} is not an emotui document.",
             why=str(error),
             todo="Export it again with `emotui export TRACE --to json`.",
-        ) from error
+        ).of_input() from error
     for trace in (document, *document.ancestors):
         for field in ("readouts", "features"):
             check_columns(getattr(trace, field), f"{name}: {field}")
@@ -142,7 +142,7 @@ def check_columns(columns: Readouts | Features | Writes, name: str) -> None:
                 f"{name}.{field} holds {len(getattr(columns, field))} rows.",
                 why=f"The other columns hold {length}.",
                 todo="Export it again with `emotui export TRACE --to json`.",
-            )
+            ).of_input()
 
 
 def _check_words(words: LensWords, layers: int, name: str) -> None:
@@ -155,7 +155,7 @@ def _check_words(words: LensWords, layers: int, name: str) -> None:
                 why=f"{len(words.position)} positions, {layers} layers and {len(words.labels)} "
                 f"labels make {wanted}.",
                 todo="Export it again with `emotui export TRACE --to json`.",
-            )
+            ).of_input()
 
 
 def write_file(path: Path, data: bytes, *, overwrite: bool = False) -> Path:
@@ -165,12 +165,12 @@ def write_file(path: Path, data: bytes, *, overwrite: bool = False) -> Path:
     """
     target = path.expanduser().absolute()
     if target.is_dir():
-        raise ExportError(f"{target} is a folder.", todo="Name a file.")
+        raise ExportError(f"{target} is a folder.", todo="Name a file.").of_input()
     if target.exists() and not overwrite:
         raise ExportError(
             f"{target} exists already; nothing was written.",
             todo="Name another file, or allow overwriting with --force.",
-        )
+        ).of_input()
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".emotui-")
         try:
@@ -187,7 +187,7 @@ def write_file(path: Path, data: bytes, *, overwrite: bool = False) -> Path:
             f"{target} could not be written.",
             why=error.strerror or str(error),
             todo="Name a file in a folder that exists and that you may write to.",
-        ) from error
+        ).of_input(not target.parent.is_dir()) from error
     return target
 
 
