@@ -168,16 +168,7 @@ def palette_of(variables: Mapping[str, str], *, coloured: bool) -> Palette:
     steps = range(-STEPS, STEPS + 1)
     if not coloured:
         plain = {step: Style(bold=abs(step) >= STEPS - 1 or None) for step in steps}
-        return Palette(
-            coloured=False,
-            base=Style(),
-            quiet=Style(dim=True),
-            strong=Style(bold=True),
-            cursor=Style(reverse=True, bold=True),
-            fills=plain,
-            inks=plain,
-            glyphs=plain,
-        )
+        return _on_any_ground(plain, coloured=False)
     surface = Color.parse(variables["surface"])
     if Color.parse(variables["background"]).ansi is not None:
         return _palette_of_the_terminal(variables)
@@ -225,13 +216,18 @@ def _palette_of_the_terminal(variables: Mapping[str, str]) -> Palette:
         )
 
     styles = {step: style(step) for step in range(-STEPS, STEPS + 1)}
+    return _on_any_ground(styles, coloured=True)
+
+
+def _on_any_ground(steps: Mapping[int, Style], *, coloured: bool) -> Palette:
+    """Return a palette that takes the terminal's own ground and ink; a style for each step."""
     return Palette(
-        coloured=True,
+        coloured=coloured,
         base=Style(),
         quiet=Style(dim=True),
         strong=Style(bold=True),
         cursor=Style(reverse=True, bold=True),
-        fills=styles,
-        inks=styles,
-        glyphs=styles,
+        fills=steps,
+        inks=steps,
+        glyphs=steps,
     )

@@ -225,23 +225,14 @@ def _slopes_part(
         ("resid", layer) for layer in range(max(start - 1, 0), model.n_layers)
     ]
     rows = resid.detach().expand(n_rows, -1, -1).clone().requires_grad_()
-    own = None if past is None else copy.deepcopy(past)
-    if own is not None:
-        own.batch_repeat_interleave(n_rows)
-    model.forwards += 1
     keeping = [keep(place) for place in dict.fromkeys((*stream, *places))]
     with torch.enable_grad():
         # A copy goes on: a leaf must not be written to, and a block may do that.
-        entering = rows.clone()
-        with hooked(model, (*hooks, *keeping), job=job), resumed(model, start, entering):
-            output = model.hf(
-                inputs_embeds=entering,
-                past_key_values=own,
-                use_cache=own is not None,
-                logits_to_keep=1,
-            )
+        logits = _last_logits(
+            model, rows.clone(), start=start, hooks=(*hooks, *keeping), past=past, job=job
+        )
         last = {layer: kept["resid", layer][:, -1] for _, layer in stream}
-        values = value(output.logits[:, -1], last)
+        values = value(logits, last)
         mine = range(begin, min(begin + n_rows, values.shape[1]))
         wanted = torch.stack([values[row - begin, row] for row in mine]).sum()
         found = torch.autograd.grad(wanted, [kept[place] for place in places], allow_unused=True)
@@ -296,16 +287,41 @@ def _rerun_part(
         return Hook("resid", at, function)
 
     keeping = [keep(at) for at in range(max(start - 1, 0), model.n_layers)]
-    rows = resid.expand(n_rows, -1, -1)
+    logits = _last_logits(
+        model,
+        resid.expand(n_rows, -1, -1),
+        start=start,
+        hooks=(*hooks, *keeping),
+        past=past,
+        job=job,
+    )
+    return Rows(kept, logits)
+
+
+def _last_logits(
+    model: LoadedModel,
+    entering: Tensor,
+    *,
+    start: int,
+    hooks: Sequence[Hook],
+    past: Any,
+    job: Job | None,
+) -> Tensor:
+    """Run the blocks from `start` on and return the last token's logits [rows, vocabulary].
+
+    `entering` [rows, tokens, d_model]; `past` is the cache of one row, None without one, and is
+    left as it is: each row goes on from a copy.
+    """
     own = None if past is None else copy.deepcopy(past)
     if own is not None:
-        own.batch_repeat_interleave(n_rows)
+        own.batch_repeat_interleave(len(entering))
     model.forwards += 1
-    with hooked(model, (*hooks, *keeping), job=job), resumed(model, start, rows):
+    with hooked(model, hooks, job=job), resumed(model, start, entering):
         output = model.hf(
-            inputs_embeds=rows,
+            inputs_embeds=entering,
             past_key_values=own,
             use_cache=own is not None,
             logits_to_keep=1,
         )
-    return Rows(kept, output.logits[:, -1])
+    logits: Tensor = output.logits
+    return logits[:, -1]
