@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -21,7 +22,7 @@ from support_models import tiny_folder, tiny_model
 from emotui.cache.store import Store
 from emotui.cache.without import known_without, plain
 from emotui.commands.schemas import document_schema
-from emotui.core.emotions import LABEL_SETS
+from emotui.core.emotions import EMOTION_WORDS, LABEL_SETS
 from emotui.core.engine.answer import label_tokens
 from emotui.core.engine.capture import QuietJob, capture
 from emotui.core.engine.instruments import Instruments
@@ -29,6 +30,7 @@ from emotui.core.engine.model import LoadedModel, load_model
 from emotui.core.engine.without import best_row, without_words
 from emotui.core.errors import TextError, UsageError
 from emotui.core.findings import Lost, WithoutWords
+from emotui.core.inflections import INFLECTED, verb_forms
 from emotui.core.protocol import InspectRequest, MaskedWords, ModelSpec, WithoutRequest
 from emotui.core.text import template_named
 from emotui.core.wording import (
@@ -47,7 +49,7 @@ TEXT = "My dog was sad because the bus came at nine and the door was old."
 
 
 def test_emotion_words_are_found_whole_in_any_case_with_where_they_stand() -> None:
-    text = "Sad? She was HEART-BROKEN, unhappily grieving; sadistic Joyce wept. Joy's annoying."
+    text = "Sad? She was HEART-BROKEN, unhappily grieving; sadistic Joyce slept. Joy's annoying."
     found = emotion_words(text)
     assert [word.text for word in found] == [
         "Sad",
@@ -71,6 +73,49 @@ def test_the_labels_of_every_set_are_emotion_words(name: str) -> None:
 )
 def test_inflected_forms_are_found(words: str) -> None:
     assert [word.text for word in emotion_words(words)] == words.split()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("cry cries cried crying", "weep weeps wept weeping", "sob sobs sobbed sobbing"),
+        *("regret regrets regretted regretting", "panic panics panicked panicking"),
+        *("envy envies envied envying", "enjoy enjoys enjoyed enjoying", "hate hates hated hating"),
+        *("anger angers angered angering", "stun stuns stunned stunning", "hurt hurts hurting"),
+        *("upset upsets upsetting", "appalled appalling", "abhorred abhorring", "mourned mourning"),
+        *("sadder saddest gladder gladdest", "angrier angriest", "prouder proudest", "scarier"),
+        *("angrily anxiously horribly optimistically gratefully", "uneasiness tearfulness"),
+        *("anxieties miseries joys fears", "laughed laughing smiled", "tears tearful teary"),
+    ],
+)
+def test_inflected_forms_by_rule_and_irregular_ones_are_found(words: str) -> None:
+    assert [word.text for word in emotion_words(words)] == words.split()
+
+
+def test_forms_are_spelt_as_in_english() -> None:
+    assert verb_forms("cry") == ("cries", "crying", ("cried",))
+    assert verb_forms("weep") == ("weeps", "weeping", ("wept",))
+    assert verb_forms("hurt") == ("hurts", "hurting", ("hurt",))
+    assert verb_forms("embarrass") == ("embarrasses", "embarrassing", ("embarrassed",))
+    misspelt = "cryed weeped sobed regreting panicing envyed enjoied angerred stuning hurted "
+    misspelt += "upseted appaled sader glader angryly horriblely optimisticly anxietys sickenning"
+    assert not INFLECTED & set(misspelt.split())
+
+
+def test_words_that_only_look_alike_are_content() -> None:
+    """What an inflected form is made from may mean something else; what rhymes with one does."""
+    text = "please puzzle bore long alarm tear crystal slept swept hopper sobering scarf priced"
+    assert emotion_words(text) == []
+
+
+def test_what_says_which_texts_of_a_corpus_name_their_emotion_is_as_it_was() -> None:
+    """Probes are judged apart on texts that name it: that lexicon is no part of the masked words.
+
+    The hash is of the lexicon when the shipped probes were fitted.
+    """
+    digest = hashlib.sha256(" ".join(sorted(EMOTION_WORDS)).encode()).hexdigest()
+    assert digest.startswith("66ac140f2806315c")
+    assert not {"cried", "wept", "crying"} & EMOTION_WORDS
 
 
 def test_content_words_are_neither_emotion_nor_function_words() -> None:

@@ -10,6 +10,7 @@ from emotui.cache.findings import find, keep
 from emotui.cache.keys import known_request_key, request_key, trace_id
 from emotui.core.errors import UsageError
 from emotui.core.findings import WithoutWords
+from emotui.core.wording import emotion_words
 
 if TYPE_CHECKING:
     from emotui.cache.store import Store
@@ -68,4 +69,7 @@ def _trace(request: WithoutRequest, fingerprint: str) -> str:
 
 
 def _what(request: WithoutRequest) -> str:
-    return msgspec.json.encode(["without", request.emotion, request.placeholder]).decode()
+    """Return the question's name; the words are part of it, as the list of them grows."""
+    words = [word.text for word in emotion_words(request.inspect.text)]
+    question = ["without", request.emotion, request.placeholder, words]
+    return msgspec.json.encode(question).decode()

@@ -10,6 +10,7 @@ from math import comb
 import msgspec
 
 from emotui.core.emotions import LABEL_SETS, WORD, names_emotion
+from emotui.core.inflections import INFLECTED
 
 DEFAULT_PLACEHOLDER = "something"
 """An ordinary word that says nothing: it keeps the sentence a sentence, most tokenizers have it
@@ -17,32 +18,17 @@ as one token, and it fits where a noun, and nearly where an adjective or a verb,
 (`___`) reads as a cloze test, which asks the model to fill in the very word."""
 
 _FURTHER_SOURCE = (
-    "annoy annoys annoyingly irritate irritates irritable irritability infuriate infuriates "
-    "enrage enrages frustrate frustrates resents resentfully exasperate exasperates indignantly "
-    "bitterly hating loathes despise despised despises despising detest detested detests scorn "
-    "scornful sicken sickens revolt revolts revulsed repulse repulses terrify terrifies frightens "
-    "frightful frighteningly fearfully dreadfully dreads worries worriedly panics horrify "
-    "horrifies horrific horrible horribly nervy anguish anguished agony torment tormented distress "
-    "distressed distressing elate jubilation delights pleasing pleasant pleasantly "
-    "rejoice rejoiced rejoicing thrill thrills excite excites amuse amuses adores adoring "
-    "lovingly affection affectionate fond fondly fondness sadden saddens grieves grievous mourn "
-    "mourns sorrowfully miserably heartbreakingly depress depresses despair despairs hopelessly "
-    "lonesome lonelier loneliest disappoint disappoints dismay dismayed devastate devastates "
-    "devastatingly surprise surprised astonish astonishes amaze amazes amazingly stun stuns shock "
-    "shocks startle startles astound astounds bewilder bewildering baffled confused confusing "
-    "perplexed puzzled curious curiously eagerness yearn yearned yearning longed longing crave "
-    "craved craving desired desires desiring distrust distrusted mistrust remorsefully regretting "
-    "embarrass embarrasses embarrassingly humiliate humiliates ashamedly mortify mortifies "
-    "reassures relieves thankfulness hope hoped hopes hoping hopefulness optimistic "
-    "pessimistic envy envied envies envious enviously jealous jealously jealousy pity pitied "
-    "sympathy sympathetic compassion compassionate admire admired admires admiring bored boring "
-    "nostalgic nostalgia homesick offended insulted awe awed awestruck"
+    "annoyingly irritability horrific pleasant pleasantly affection grievous heartbreakingly "
+    "devastatingly jealousy"
 )
-FURTHER_EMOTION_WORDS = frozenset(_FURTHER_SOURCE.split()) | frozenset(
-    label for labels in LABEL_SETS.values() for label in labels
+FURTHER_EMOTION_WORDS = (
+    INFLECTED
+    | frozenset(_FURTHER_SOURCE.split())
+    | frozenset(label for labels in LABEL_SETS.values() for label in labels)
 )
-"""Masked beside those of the lexicon: more inflected forms, and the labels of every set. Apart from
-it because the lexicon says which half of the corpus, and of a user's data, names its emotion."""
+"""Masked beside those of the lexicon: inflected forms, words for the outward signs of an emotion
+(cried, laughing, tears), and the labels of every set. Apart from it because the lexicon says which
+half of the corpus, and of a user's data, names its emotion."""
 
 _FUNCTION_SOURCE = (
     "a an the this that these those some any each every either neither no none all both half "
