@@ -225,6 +225,39 @@ async def test_export_is_the_document_of_the_command_line(scene: Scene, tmp_path
         assert document["after"]["samples"][0]["text"] == " two."
 
 
+async def test_export_while_writing_is_done_at_the_end(scene: Scene, tmp_path: Path) -> None:
+    async with scene.open() as (app, pilot):
+        await edited(app, pilot)
+        await pilot.press("g")
+        await until(pilot, lambda: scene.engine.asked)
+        await pilot.press("x")
+        await until(pilot, lambda: "exported as soon as it is finished" in words(app))
+        finish(scene, scene.engine.asked[0], written(" one.", 0.2))
+        await until(pilot, lambda: len(scene.engine.asked) == 2)
+        assert not list(tmp_path.glob("emotui-generation-*")), "one side of two is no result"
+        after = finish(scene, scene.engine.asked[1], written(" two.", 0.7, fired=9))
+        path = tmp_path / f"emotui-generation-{after.id}.json"
+        await until(pilot, path.exists)
+        await until(pilot, lambda: "Wrote" in text_on(app))
+        assert json.loads(path.read_bytes())["after"]["samples"][0]["text"] == " two."
+
+
+async def test_export_that_was_waiting_falls_with_a_cancel(scene: Scene, tmp_path: Path) -> None:
+    async with scene.open() as (app, pilot):
+        await edited(app, pilot)
+        await pilot.press("g")
+        await until(pilot, lambda: scene.engine.asked)
+        before = finish(scene, scene.engine.asked[0], written(" one.", 0.2))
+        await until(pilot, lambda: len(scene.engine.asked) == 2)
+        await pilot.press("x", "escape")
+        await until(pilot, lambda: "Nothing was exported; x exports" in words(app))
+        assert not list(tmp_path.glob("emotui-generation-*"))
+        await pilot.press("x")
+        path = tmp_path / f"emotui-generation-{before.id}.json"
+        await until(pilot, path.exists)
+        assert json.loads(path.read_bytes())["after"] is None
+
+
 async def test_hostile_text_is_painted_as_text(scene: Scene) -> None:
     async with scene.open() as (app, pilot):
         await until(pilot, lambda: app.explorer.state.features)

@@ -31,6 +31,8 @@ class GenerateHandlers(Area):
         """Which side is being written."""
         self._traces: dict[bool, Trace] = {}
         """The finished ones, by side."""
+        self._export_due = False
+        """Whether it is to be exported as soon as it is finished."""
 
     def answers(self) -> dict[type[Outcome], Answer]:
         """Take the traces that were asked for."""
@@ -52,6 +54,7 @@ class GenerateHandlers(Area):
         doubts = writing.doubts_of(trace)
         fresh = writing.Writing(trace.text.raw, trace.edits, self._state.emotion, spec, doubts)
         self._traces.clear()
+        self._export_due = False
         # A paste closes every screen over the panes, this one too.
         if self._shown is None or self._shown not in self._screen.app.screen_stack:
             self._shown = GenerateScreen(fresh, self)
@@ -103,6 +106,9 @@ class GenerateHandlers(Area):
         lines = [line for line in (error.what, error.why, error.todo) if line]
         if isinstance(error, Cancelled):
             lines = ["Cancelled. The texts that were finished are kept; n or g goes on from them."]
+        if self._export_due:
+            lines.append("Nothing was exported; x exports what was finished.")
+        self._export_due = False
         self._shown.show(writing.stopped(self._shown.writing, *lines))
 
     # For the screen.
@@ -117,6 +123,8 @@ class GenerateHandlers(Area):
         shown.show(now)
         if now.running:
             self._ask(edited=True)
+        elif self._export_due:
+            self.export()
 
     def escape(self) -> None:
         """Cancel; close where nothing is written."""
@@ -145,7 +153,10 @@ class GenerateHandlers(Area):
             self.start(writing.longer(self._shown.writing.spec))
 
     def export(self) -> None:
-        """Write the document of `emotui generate --json` into the current folder."""
+        """Write the document of `emotui generate --json` into the current folder.
+
+        While it is being written, that is done at its end.
+        """
         from emotui.core.export.json import write_numbered
         from emotui.core.export.written import document_bytes, document_of
         from emotui.ui.screens.generate import Told
@@ -154,8 +165,12 @@ class GenerateHandlers(Area):
         if shown is None:
             return
         after = self._traces.get(True)
-        if before is None or shown.writing.running:
-            shown.post_message(Told("There is nothing finished to export yet."))
+        self._export_due = shown.writing.running
+        if self._export_due:
+            shown.post_message(Told("It is exported as soon as it is finished."))
+            return
+        if before is None:
+            shown.post_message(Told("There is nothing finished to export."))
             return
 
         def write(_store: Store) -> None:
