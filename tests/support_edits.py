@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -120,9 +121,10 @@ def materials_of(
     def none(_source: Source) -> Other:
         raise AssertionError("nothing is patched here")
 
+    no_store: Any = None
     materials = Materials(
         model,
-        store=None,  # type: ignore[arg-type]
+        store=no_store,
         text=read(model),
         template=template_named("ask"),
         saes=saes,

@@ -19,7 +19,7 @@ from emotui.cache.keys import request_key, trace_id
 from emotui.cache.prepare import prepare
 from emotui.cache.probes import ProbeCard
 from emotui.cache.store import Store
-from emotui.core.errors import Cancelled, EmotuiError
+from emotui.core.errors import Cancelled
 from emotui.core.protocol import (
     Inspected,
     InspectRequest,
@@ -42,7 +42,7 @@ class FakeAsked:
         self.operation: Any = operation
         self.cancelled = False
         self.outcome: Outcome | None = None
-        self.error: EmotuiError | None = None
+        self.error: Exception | None = None
         self._done: list[Callable[[Any], None]] = []
         self._progress: list[Callable[[Progress], None]] = []
 
@@ -76,7 +76,7 @@ class FakeAsked:
         for callback in self._done:
             callback(self)
 
-    def fail(self, error: EmotuiError) -> None:
+    def fail(self, error: Exception) -> None:
         self.error = error
         for callback in self._done:
             callback(self)

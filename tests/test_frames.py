@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any, BinaryIO, cast
 
 import pytest
 from hypothesis import given
@@ -29,8 +30,8 @@ class Trickle(io.RawIOBase):
     def __init__(self, content: bytes = b"") -> None:
         self.content = bytearray(content)
 
-    def write(self, data: object) -> int:
-        self.content += memoryview(data)[:1]  # type: ignore[arg-type]
+    def write(self, data: Any) -> int:
+        self.content += memoryview(data)[:1]
         return 1
 
     def read(self, size: int = -1) -> bytes:
@@ -41,12 +42,12 @@ class Trickle(io.RawIOBase):
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 2**31))
 def test_a_message_survives_a_pipe_of_single_bytes(text: str, number: int) -> None:
-    pipe = Trickle()
-    messages = [Request(number, ask(text)), CancelRequest(number)]
+    pipe = cast(BinaryIO, Trickle())
+    messages: list[Request | CancelRequest] = [Request(number, ask(text)), CancelRequest(number)]
     for message in messages:
-        write_frame(pipe, message)  # type: ignore[arg-type]
-    assert [read_incoming(pipe), read_incoming(pipe)] == messages  # type: ignore[arg-type]
-    assert read_incoming(pipe) is None  # type: ignore[arg-type]
+        write_frame(pipe, message)
+    assert [read_incoming(pipe), read_incoming(pipe)] == messages
+    assert read_incoming(pipe) is None
 
 
 def test_a_frame_is_a_big_endian_length_and_messagepack() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support_edits import materials_of, read
 from support_hooks import arriving, plain_run
 from support_models import LAYERS, SLIDING_WINDOW, WIDTH, tiny_folder, tiny_model
 from support_saes import write_residual_saes, write_sae
@@ -26,7 +27,7 @@ from emotui.core.engine.intervene import (
     place_edits,
     places_of,
 )
-from emotui.core.engine.materials import Materials, Other
+from emotui.core.engine.materials import Materials
 from emotui.core.engine.model import LoadedModel, load_model
 from emotui.core.engine.probes import Probe
 from emotui.core.engine.rerun import adding, rerun
@@ -36,11 +37,8 @@ from emotui.core.engine.statistics import Kind, Statistics
 from emotui.core.engine.steps import AddStep
 from emotui.core.errors import Cancelled, EditError
 from emotui.core.protocol import ModelSpec
-from emotui.core.records import TextRecord
-from emotui.core.text import template_named
 
 FAMILIES = ("llama", "gemma2", "gpt2")
-TEXT = "He shouted at me for no reason and I could not answer. The house is very quiet now."
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 
 
@@ -62,10 +60,6 @@ def sae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_sae(root / "mlp_1", d_in=WIDTH, hook="blocks.1.hook_mlp_out", seed=11, k=None)
     write_sae(root / "attn_2", d_in=WIDTH, hook="blocks.2.hook_attn_out", seed=12, k=None)
     return root
-
-
-def read(model: LoadedModel) -> TextRecord:
-    return model.reader.read(TEXT, template_named("ask"), context_length=model.context_length)
 
 
 def saes_of(folder: Path, model: LoadedModel) -> list[Sae]:
@@ -91,20 +85,7 @@ def bench_of(
 ) -> Materials:
     """Return materials that read no corpus: every mean norm is `unit`."""
 
-    def no_source(_source: object) -> Other:
-        raise AssertionError("nothing is patched here")
-
-    materials = Materials(
-        model,
-        store=None,  # type: ignore[arg-type]
-        text=read(model),
-        template=template_named("ask"),
-        saes=saes_of(folder, model),
-        probes=probes,
-        other=no_source,
-        seed=seed,
-        job=QuietJob(),
-    )
+    materials = materials_of(model, saes=saes_of(folder, model), probes=probes, seed=seed)
     materials.statistics = statistics or Flat({}, {}, {}, unit)
     return materials
 

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from support_screen import TEXT, Scene, lines_of, text_on, until
 from textual import events
+from textual.strip import Strip
 
 from emotui.app import EmotuiApp
 from emotui.core.errors import EngineError, ExportError, ModelError
@@ -140,7 +141,7 @@ async def test_an_unexpected_problem_is_told_without_the_text(scene: Scene) -> N
     async with scene.open("A very private text.") as (app, pilot):
         await until(pilot, lambda: scene.engine.asked)
         asked = scene.engine.asked[0]
-        asked.fail(ValueError("private"))  # type: ignore[arg-type]
+        asked.fail(ValueError("private"))
         await until(pilot, lambda: app.explorer.state.notice)
         notice = app.explorer.state.notice
         assert notice is not None
@@ -457,7 +458,9 @@ async def test_no_colour_leaves_nothing_to_colour(cached: Scene) -> None:
         assert "[" in text_on(app)  # the cursor's cell
 
 
-async def test_only_the_cursors_lines_are_painted_again(cached: Scene) -> None:
+async def test_only_the_cursors_lines_are_painted_again(
+    cached: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with cached.open() as (app, pilot):
         await until(pilot, lambda: app.explorer.state.readings)
         await pilot.press("2")
@@ -465,7 +468,12 @@ async def test_only_the_cursors_lines_are_painted_again(cached: Scene) -> None:
         painted: list[int] = []
         pane = app.explorer.layers_pane
         original = pane.body_line
-        pane.body_line = lambda row: painted.append(row) or original(row)  # type: ignore[func-returns-value, method-assign]
+
+        def counted(row: int) -> Strip | None:
+            painted.append(row)
+            return original(row)
+
+        monkeypatch.setattr(pane, "body_line", counted)
         await pilot.press("down")
         await pilot.pause()
         assert painted

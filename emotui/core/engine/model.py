@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -148,7 +149,7 @@ def _package_versions() -> Mapping[str, str]:
     for name in _PACKAGES:
         try:
             versions[name] = version(name)
-        except PackageNotFoundError:  # pragma: no cover - an incomplete installation
+        except PackageNotFoundError:  # an incomplete installation
             continue
     return versions
 
@@ -222,7 +223,7 @@ def _quantised(spec: ModelSpec, config: dict[str, Any]) -> str | None:
 
 def _quiet_transformers() -> None:
     # What loading imports is held before anything is estimated.
-    import transformers.modeling_utils  # noqa: F401
+    importlib.import_module("transformers.modeling_utils")
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
