@@ -13,7 +13,7 @@ from emotui.commands.common import cache_for, say, wait_for
 from emotui.commands.emotion import page_of
 from emotui.commands.options import ModelOptions, in_groups
 from emotui.commands.probe import AsJson, CacheDir, cards_in, named, print_json
-from emotui.core.errors import ExportError, ProbeError
+from emotui.core.errors import ProbeError
 from emotui.core.protocol import Defined, ImportDirectionRequest
 from emotui.core.text import DEFAULT_TEMPLATE, clean
 
@@ -44,6 +44,7 @@ def export_directions(
     """Write an emotion's residual directions as a control vector, each of length 1."""
     from emotui.cache.control_vector import write_control_vector
     from emotui.cache.store import Store
+    from emotui.core.export.json import exists_already, not_written
 
     card = named(cards_in(cache_dir), probe)
     if emotion not in card.emotions:
@@ -53,10 +54,7 @@ def export_directions(
         ).of_input()
     target = out.expanduser().absolute()
     if target.exists() and not force:
-        raise ExportError(
-            f"{target} exists already; nothing was written.",
-            todo="Name another file, or allow overwriting with --force.",
-        ).of_input()
+        raise exists_already(target)
     with cache_for(cache_dir, private=False) as root, Store.open(root) as store:
         payload = store.get_probe(card.id)
     import numpy
@@ -75,11 +73,7 @@ def export_directions(
             target, directions, architecture="", name=f"emotui {emotion} ({card.id})"
         )
     except OSError as error:
-        raise ExportError(
-            f"{target} could not be written.",
-            why=error.strerror or str(error),
-            todo="Name a file in a folder that exists and that you may write to.",
-        ).of_input(not target.parent.is_dir()) from error
+        raise not_written(target, error) from error
     if as_json:
         print_json(ExportedDirections(card.id, emotion, str(target), layers))
     untrusted = [

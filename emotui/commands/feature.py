@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ import msgspec
 import typer
 
 from emotui.cache.demo import is_demo
+from emotui.commands.asking import WITHOUT_PROBES, tell
 from emotui.commands.common import cache_for, say, wait_for
 from emotui.commands.options import (
     KeepOptions,
@@ -72,12 +72,9 @@ def feature(
         fingerprint, detail = _detail(
             FeatureRequest(request, feature=name, position=at, corpus=corpus), root, emotion
         )
-    if as_json:
-        data = document_bytes(detail, model=recorded_name(spec.model), fingerprint=fingerprint)
-        sys.stdout.buffer.write(data)
-    else:
-        sys.stdout.write("\n".join(lines_of(detail, emotion=emotion)) + "\n")
-    sys.stdout.flush()
+    document = document_bytes(detail, model=recorded_name(spec.model), fingerprint=fingerprint)
+    page = "\n".join(lines_of(detail, emotion=emotion)) + "\n"
+    tell(page, document, as_json=as_json)
 
 
 def _detail(request: FeatureRequest, root: Path, emotion: str) -> tuple[str, FeatureDetail]:
@@ -94,10 +91,7 @@ def _detail(request: FeatureRequest, root: Path, emotion: str) -> tuple[str, Fea
         if emotion:
             _check_emotion(emotion, ready, store.probes(loaded.fingerprint))
         if asked.text and not ready.probes:
-            say(
-                "No probes are fitted for this model and template, so only the answer is read; "
-                "`emotui probe fit` fits them."
-            )
+            say(WITHOUT_PROBES)
         done = wait_for(client.submit(msgspec.structs.replace(request, inspect=ready)))
     assert isinstance(done, Featured)
     return loaded.fingerprint, done.detail

@@ -167,10 +167,7 @@ def write_file(path: Path, data: bytes, *, overwrite: bool = False) -> Path:
     if target.is_dir():
         raise ExportError(f"{target} is a folder.", todo="Name a file.").of_input()
     if target.exists() and not overwrite:
-        raise ExportError(
-            f"{target} exists already; nothing was written.",
-            todo="Name another file, or allow overwriting with --force.",
-        ).of_input()
+        raise exists_already(target)
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".emotui-")
         try:
@@ -183,12 +180,25 @@ def write_file(path: Path, data: bytes, *, overwrite: bool = False) -> Path:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise ExportError(
-            f"{target} could not be written.",
-            why=error.strerror or str(error),
-            todo="Name a file in a folder that exists and that you may write to.",
-        ).of_input(not target.parent.is_dir()) from error
+        raise not_written(target, error) from error
     return target
+
+
+def exists_already(target: Path) -> ExportError:
+    """Return the error for a file that may not be overwritten."""
+    return ExportError(
+        f"{target} exists already; nothing was written.",
+        todo="Name another file, or allow overwriting with --force.",
+    ).of_input()
+
+
+def not_written(target: Path, error: OSError) -> ExportError:
+    """Return the error for a file that could not be written."""
+    return ExportError(
+        f"{target} could not be written.",
+        why=error.strerror or str(error),
+        todo="Name a file in a folder that exists and that you may write to.",
+    ).of_input(not target.parent.is_dir())
 
 
 def write_numbered(
