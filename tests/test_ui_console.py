@@ -118,6 +118,39 @@ async def test_a_wrong_word_is_pointed_at_and_the_line_stays(scene: Scene) -> No
         assert "^^^^" not in text_on(app)
 
 
+async def test_what_was_wrong_goes_with_the_line(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        await shown(app, pilot)
+        for leave in (
+            ["escape"],
+            ["home", *["delete"] * 6, "enter"],
+            [*["backspace"] * 6, "enter"],
+        ):
+            await pilot.press("colon")
+            await typed(pilot, "wobble", "enter")
+            await until(pilot, lambda: app.explorer.state.notice is not None)
+            assert "'wobble'" in text_on(app)
+            await pilot.press(*leave)
+            await until(pilot, lambda: app.explorer.state.notice is None)
+            assert "'wobble'" not in text_on(app) and app.explorer.pane != "console"
+        await pilot.press("colon")
+        await typed(pilot, "wobble", "enter", *["backspace"] * 6)
+        await typed(pilot, "layer 2", "enter")
+        await until(pilot, lambda: app.explorer.state.layer == 2)
+        assert app.explorer.state.notice is None, "the next command succeeded"
+
+
+async def test_what_another_part_said_stays_when_the_console_closes(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        await shown(app, pilot)
+        await pilot.press("colon")
+        await typed(pilot, "wobble", "enter")
+        app.explorer.handlers.console.say("hint", "Something else was said.")
+        await pilot.press("escape")
+        await pilot.pause()
+        assert "Something else was said." in text_on(app)
+
+
 async def test_keys_of_completion_do_nothing_where_nothing_fits(scene: Scene) -> None:
     async with scene.open() as (app, pilot):
         await shown(app, pilot)

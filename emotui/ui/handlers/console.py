@@ -48,6 +48,8 @@ class ConsoleHandlers(Area):
         self._draft = ""
         self._recipes: Mapping[str, str] = {}
         self._context: ConsoleContext | None = None
+        self._refusal: Notice | None = None
+        """What was said to be wrong with a line last."""
 
     # Opening, leaving, history
 
@@ -78,6 +80,12 @@ class ConsoleHandlers(Area):
     @property
     def _commands(self) -> Mapping[str, Command]:
         return command_table(self._screen.options.actions)
+
+    def closed(self) -> None:
+        """Take back what was said of a line that is gone; called when the console closes."""
+        if self._refusal is not None and self._state.notice is self._refusal:
+            self._update(replace(self._state, notice=None))
+        self._refusal = None
 
     def do_leave(self) -> None:
         """Close the console."""
@@ -141,7 +149,8 @@ class ConsoleHandlers(Area):
 
     def _refuse(self, line: str, error: EmotuiError) -> None:
         """Say what is wrong, and point at it while the line is still there."""
-        self._update(replace(self._state, notice=Notice.of_error(error)))
+        self._refusal = Notice.of_error(error)
+        self._update(replace(self._state, notice=self._refusal))
         console = self._screen.console
         if console.has_focus and console.value == line and isinstance(error, EditError):
             console.point_at(*wrong_span(line, error))

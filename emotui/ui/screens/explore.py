@@ -272,6 +272,7 @@ class ExploreScreen(Screen[None]):
     def close_console(self) -> None:
         """Close it, and give the keys back to the pane that had them."""
         self.console.close()
+        self.handlers.console.closed()
         self.focus_pane(self._before_console)
 
     def focus_by(self, by: int) -> None:
