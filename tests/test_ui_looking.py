@@ -270,11 +270,16 @@ async def test_a_long_text_goes_to_a_private_file(scene: Scene) -> None:
 # Template.
 
 
-async def test_the_next_template_reads_the_text_again_and_fits_nothing(scene: Scene) -> None:
+@pytest.mark.parametrize("by", ["key", "console"])
+async def test_another_template_reads_the_text_again_and_fits_nothing(
+    scene: Scene, by: str
+) -> None:
     scene.put_trace(probes=scene.put_probes())
     async with scene.open(size=(160, 45)) as (app, pilot):
         await ready(app, pilot)
-        await pilot.press("T")
+        await pilot.press(*(["T"] if by == "key" else ["colon", *"template", "space", *"raw"]))
+        if by == "console":
+            await pilot.press("enter")
         await until(pilot, lambda: scene.engine.asked)
         asked = scene.engine.asked[0]
         assert (asked.operation.template, asked.operation.probes) == ("raw", ())

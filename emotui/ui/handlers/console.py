@@ -360,8 +360,12 @@ class ConsoleHandlers(Area):
         self._read_again(metric=word)
 
     def read_under(self, name: str) -> None:
-        """Read the text in another prompt; UsageError where there is none of that name."""
+        """Read the text in another prompt; UsageError where there is none of that name.
+
+        The probes at hand are used; where none are fitted for it, the Layers pane says that F does.
+        """
         template_named(name)
+        self._screen.workbench.leave_unfitted()
         kept, left = edits.carried_over(self._trace().edits)
         self._read_again(template=name, lines=kept)
         if left:

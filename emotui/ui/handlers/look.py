@@ -122,7 +122,6 @@ class LookHandlers(Area):
         name = names[place % len(names)]
         self._tried = (now, name)
         try:
-            self._screen.workbench.leave_unfitted()
             self._screen.handlers.console.read_under(name)
         except EmotuiError as error:
             self._update(replace(self._state, notice=Notice.of_error(error)))
