@@ -32,6 +32,7 @@ from emotui.core.studies.terms_measures import (
     Vectors,
     against_first,
     confusions,
+    controls,
     divergence,
     scored,
     true_words,
@@ -79,7 +80,48 @@ def test_an_unknown_word_is_wrong_and_empty() -> None:
     found = scored(["qwerty", "joyful"], ["joyful", "joyful"], VECTORS)
     assert found.same.tolist() == [False, True] and found.f1.tolist() == [0, 1]
     nothing = scored(["qwerty"], ["asdf"], VECTORS)
-    assert (float(nothing.f1[0]), bool(nothing.same_set[0])) == (0, True)  # METHODS 5
+    assert (float(nothing.f1[0]), bool(nothing.same_set[0])) == (0, False)
+
+
+def test_an_invalid_answer_has_no_set_to_be_right_with() -> None:
+    """Many words of the table stand for no basic emotion; what is no word is not one of them."""
+    empty = [term.term for term in TERMS if max(term.weights) < HALF]
+    assert empty
+    assert not scored(["qqqq"] * len(empty), empty, VECTORS).same_set.any()
+    assert bool(scored(empty, empty, VECTORS).same_set.all())
+    assert bool(scored(["qqqq"], ["qqqq"], VECTORS).same_set.all())  # it is the very word
+
+
+def test_controls_are_measured_as_the_condition_is() -> None:
+    """Compositions that know nothing of the text must not seem nearer than those of others."""
+    draw = torch.Generator().manual_seed(0)
+    names = [term.term for term in TERMS]
+    true = [names[n] for n in torch.randint(len(names), (150,), generator=draw).tolist()]
+    mixed = torch.rand(150, 8, generator=draw).double() + 1  # every one nearly the same
+    predicted = [names[n] for n in torch.randint(len(names), (150,), generator=draw).tolist()]
+    found = scored(predicted, true, VECTORS, composition=mixed)
+    rows = controls(
+        predicted, true, VECTORS, condition="c", readout="r", generator=draw, composition=mixed
+    )
+    assert len(rows) == 2 and all(row.control for row in rows)
+    gold = VECTORS.rows(true)
+    own = float(found.js.nanmean())
+    for row in rows:
+        assert row.js == pytest.approx(own, abs=0.01)
+    of_others = np.nanmean(
+        [
+            jensenshannon(mixed[a] / mixed[a].sum(), gold[b] / gold[b].sum()) ** 2
+            for a in range(150)
+            for b in range(150)
+            if float(gold[b].sum()) > 0
+        ]
+    )
+    assert rows[0].js == pytest.approx(of_others, abs=0.003)
+    shares = mixed / mixed.sum(dim=1, keepdim=True)
+    constant = [
+        jensenshannon(shares.mean(dim=0), one / one.sum()) ** 2 for one in gold if one.sum() > 0
+    ]
+    assert rows[1].js == pytest.approx(float(np.mean(constant)), abs=1e-9)
 
 
 def test_confusions_are_shares_of_the_true_word() -> None:

@@ -17,7 +17,8 @@ from torch import Tensor
 from emotui.core.emotion_terms import Term
 from emotui.core.emotions import PLUTCHIK
 from emotui.core.studies.common.paired import cohen_d, holm, wilcoxon
-from emotui.core.studies.common.statistics import bootstrap, jensen_shannon
+from emotui.core.studies.common.resampling import mean_interval
+from emotui.core.studies.common.statistics import jensen_shannon
 from emotui.core.studies.terms_results import Confusion, TermsRow
 
 HALF = 0.5
@@ -48,9 +49,9 @@ class Scored:
     """Of each example, how near the prediction is."""
 
     same: Tensor
-    """[n], bool: the very word."""
+    """[n], bool: the very word. In a control a share of several draws."""
     same_set: Tensor
-    """[n], bool."""
+    """[n], likewise."""
     f1: Tensor
     """[n], float64."""
     js: Tensor
@@ -64,15 +65,25 @@ def scored(
     *,
     composition: Tensor | None = None,
 ) -> Scored:
-    """Compare words; `composition` [n, 8] is the prediction's where it is not the word's own."""
+    """Compare words; `composition` [n, 8] is the prediction's where it is not the word's own.
+
+    A word that is not in the table has no set, so it is never the same set as another word.
+    """
     guess, gold = vectors.rows(predicted), vectors.rows(true)
     first, second = guess >= HALF, gold >= HALF
     both = (first & second).sum(dim=1).double()
     sizes = (first.sum(dim=1) + second.sum(dim=1)).double()
     made = guess if composition is None else composition.double()
+    same = torch.tensor([a == b for a, b in zip(predicted, true, strict=True)])
+    known = torch.tensor(
+        [
+            a in vectors.weights and b in vectors.weights
+            for a, b in zip(predicted, true, strict=True)
+        ]
+    )
     return Scored(
-        same=torch.tensor([a == b for a, b in zip(predicted, true, strict=True)]),
-        same_set=(first == second).all(dim=1),
+        same=same,
+        same_set=same | (known & (first == second).all(dim=1)),
         f1=torch.where(sizes > 0, 2 * both / sizes.clamp_min(1), torch.zeros_like(sizes)),
         js=divergence(made, gold),
     )
@@ -80,10 +91,14 @@ def scored(
 
 def divergence(first: Tensor, second: Tensor) -> Tensor:
     """Return Jensen-Shannon of two compositions [n, 8], normalised; NaN where one is empty."""
-    totals = first.sum(dim=-1, keepdim=True), second.sum(dim=-1, keepdim=True)
-    defined = ((totals[0] > 0) & (totals[1] > 0)).squeeze(-1)
-    p, q = first / totals[0].clamp_min(1e-300), second / totals[1].clamp_min(1e-300)
+    defined = (first.sum(dim=-1) > 0) & (second.sum(dim=-1) > 0)
+    p, q = _shares(first), _shares(second)
     return torch.where(defined, jensen_shannon(p, q), torch.full_like(p[..., 0], torch.nan))
+
+
+def _shares(made: Tensor) -> Tensor:
+    """Return compositions [n, 8] that sum to 1; an empty one stays empty."""
+    return made / made.sum(dim=-1, keepdim=True).clamp_min(1e-300)
 
 
 def terms_row(
@@ -95,10 +110,16 @@ def terms_row(
     invalid: Tensor | None = None,
     p_true: float | None = None,
     control: bool = False,
+    texts: Tensor | None = None,
 ) -> TermsRow:
-    """Return the means of one condition."""
-    low, high = bootstrap(lambda rows: found.f1[rows].mean(), len(found.f1), generator)
-    known = found.js[~found.js.isnan()]
+    """Return the means of one condition; `texts` [n] says which text each example is a mask of."""
+    low, high = mean_interval(found.f1, generator, texts=texts)
+    defined = ~found.js.isnan()
+    known = found.js[defined]
+    js_low, js_high = None, None
+    if len(known):
+        of = None if texts is None else texts[defined]
+        js_low, js_high = (float(one) for one in mean_interval(known, generator, texts=of))
     return TermsRow(
         condition=condition,
         readout=readout,
@@ -111,6 +132,8 @@ def terms_row(
         f1_low=float(low),
         f1_high=float(high),
         js=float(known.mean()) if len(known) else None,
+        js_low=js_low,
+        js_high=js_high,
         js_examples=len(known),
         p_true=p_true,
         d=None,
@@ -126,22 +149,33 @@ def controls(
     condition: str,
     readout: str,
     generator: torch.Generator,
+    composition: Tensor | None = None,
+    texts: Tensor | None = None,
 ) -> tuple[TermsRow, ...]:
-    """Return what predictions of other texts give, and the commonest true word for every text."""
-    draws = [
-        scored(
-            [predicted[i] for i in torch.randperm(len(true), generator=generator)], true, vectors
+    """Return two controls, measured as the condition is.
+
+    The predictions of other texts, their `composition` [n, 8] with them where the condition has
+    one; and one prediction for every text: the commonest true word, with the mean of the
+    compositions (of the commonest true word where the condition has none).
+    """
+    shares = None if composition is None else _shares(composition.double())
+    draws = []
+    for _ in range(_SHUFFLES):
+        order = torch.randperm(len(true), generator=generator)
+        moved = None if shares is None else shares[order]
+        draws.append(
+            scored([predicted[n] for n in order.tolist()], true, vectors, composition=moved)
         )
-        for _ in range(_SHUFFLES)
-    ]
     shuffled = Scored(
-        same=torch.cat([one.same for one in draws]),
-        same_set=torch.cat([one.same_set for one in draws]),
+        same=torch.stack([one.same.double() for one in draws]).mean(dim=0),
+        same_set=torch.stack([one.same_set.double() for one in draws]).mean(dim=0),
         f1=torch.stack([one.f1 for one in draws]).mean(dim=0),
         js=torch.stack([one.js for one in draws]).nanmean(dim=0),
     )
     commonest = Counter(true).most_common(1)[0][0]
-    constant = scored([commonest] * len(true), true, vectors)
+    middle = None if shares is None else shares.mean(dim=0).expand_as(shares)
+    constant = scored([commonest] * len(true), true, vectors, composition=middle)
+    mean = "" if middle is None else ", the mean composition"
     return (
         terms_row(
             shuffled,
@@ -149,13 +183,15 @@ def controls(
             readout=readout,
             generator=generator,
             control=True,
+            texts=texts,
         ),
         terms_row(
             constant,
-            condition=f"always {commonest!r}",
+            condition=f"always {commonest!r}{mean}",
             readout=readout,
             generator=generator,
             control=True,
+            texts=texts,
         ),
     )
 

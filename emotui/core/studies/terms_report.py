@@ -45,20 +45,23 @@ def report(result: TermsResult) -> Report:
 
 def _said(result: TermsResult, row: TermsRow) -> str:
     beside = [
-        one
-        for one in result.rows
-        if one.control and one.readout == row.readout and row.p is None
+        one for one in result.rows if one.control and one.readout == row.readout and row.p is None
     ]
-    held = "; ".join(f"{one.condition}: F1V {one.f1_v:.2f}" for one in beside)
-    js = "" if row.js is None else f", JS {row.js:.2f}"
+    held = "; ".join(f"{one.condition}: F1V {one.f1_v:.2f}{_divergence(one)}" for one in beside)
     invalid = "" if row.invalid is None else f", {row.invalid:.0%} no word of the table"
     against = "" if row.p is None else f"; against the first condition p {row.p:.2g}"
     return (
         f"{row.condition}, {row.readout}: the very word {row.acc_l:.2f} (AccL), the same basic "
         f"emotions {row.acc_v:.2f} (AccV), F1V {row.f1_v:.2f} [{row.f1_low or 0:.2f}, "
-        f"{row.f1_high or 0:.2f}]{js}{invalid}{against}"
+        f"{row.f1_high or 0:.2f}]{_divergence(row)}{invalid}{against}"
         + (f". To be held against {held}." if held else ".")
     )
+
+
+def _divergence(row: TermsRow) -> str:
+    if row.js is None or row.js_low is None or row.js_high is None:
+        return ""
+    return f", JS {row.js:.3f} [{row.js_low:.3f}, {row.js_high:.3f}]"
 
 
 def _said_moved(result: TermsResult) -> str:
@@ -75,13 +78,23 @@ def _said_moved(result: TermsResult) -> str:
 
 def _rows_table(result: TermsResult) -> Table:
     columns = (
-        *("condition", "readout", "examples", "AccL", "AccV", "F1V", "low", "high", "JS"),
-        *("p true", "invalid", "d", "p", "control"),
+        *("condition", "readout", "examples", "AccL", "AccV", "F1V", "F1V low", "F1V high"),
+        *("JS", "JS low", "JS high", "p true", "invalid", "d", "p", "control"),
     )
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
             *(row.condition, row.readout, row.examples, row.acc_l, row.acc_v, row.f1_v),
-            *(row.f1_low, row.f1_high, row.js, row.p_true, row.invalid, row.d, row.p),
+            *(
+                row.f1_low,
+                row.f1_high,
+                row.js,
+                row.js_low,
+                row.js_high,
+                row.p_true,
+                row.invalid,
+                row.d,
+                row.p,
+            ),
             "control" if row.control else "",
         )
         for row in result.rows

@@ -19,13 +19,17 @@ class TermsRow(msgspec.Struct, frozen=True, kw_only=True):
     acc_l: float
     """Share with the very word."""
     acc_v: float
-    """Share with the same set of basic emotions."""
+    """Share with the same set of basic emotions; a word outside the table has none."""
     f1_v: float
     """Mean over examples of F1 of the two sets; 0 where both are empty."""
     f1_low: float | None
+    """95 % bootstrap interval over texts."""
     f1_high: float | None
     js: float | None
     """Mean Jensen-Shannon divergence in nats of the two compositions, where both are defined."""
+    js_low: float | None = None
+    """95 % bootstrap interval of it over texts, as that of F1."""
+    js_high: float | None = None
     js_examples: int
     p_true: float | None
     """Mean probability of the true word over the list; None where words are written."""

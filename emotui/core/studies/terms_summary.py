@@ -142,7 +142,8 @@ def summary(
         first = read.readout not in of_readout
         f1 = {read.keys[n]: float(f) for n, f in zip(places, found.f1.tolist(), strict=True)}
         of_readout.setdefault(read.readout, []).append((len(rows), f1))
-        rows.append(_row(read, found, places, predicted, true, generator))
+        texts_of = torch.tensor([examples[read.keys[n]].item.index for n in places])
+        rows.append(_row(read, found, places, predicted, true, generator, texts_of))
         if first:
             rows += controls(
                 predicted,
@@ -151,6 +152,8 @@ def summary(
                 condition=read.condition,
                 readout=read.readout,
                 generator=generator,
+                composition=made,
+                texts=texts_of,
             )
             wrong += confusions(
                 predicted,
@@ -192,6 +195,7 @@ def _row(
     predicted: list[str],
     true: list[str],
     generator: torch.Generator,
+    texts: Tensor,
 ) -> TermsRow:
     p_true = None
     if read.p is not None:
@@ -210,6 +214,7 @@ def _row(
         generator=generator,
         invalid=invalid,
         p_true=p_true,
+        texts=texts,
     )
 
 
