@@ -52,7 +52,7 @@ from emotui.core.studies.label_mix import NEW_TOKENS, LabelMix, label_mixes
 from emotui.core.studies.label_mix import Condition as Writing
 from emotui.core.studies.promote import layer_of, norms_of, random_directions, strengths_of
 from emotui.core.studies.promote_results import CONTROLS
-from emotui.core.studies.variants import Change, choice, run_variants, windows_of
+from emotui.core.studies.variants import adding, choice, run_variants, windows_of
 from emotui.core.text import clean
 
 LEAST_RATED = 40
@@ -333,14 +333,7 @@ def _changed(
     directions = {kind: fitted.joined(kind) for kind in {kind for kind, _, _ in plan.rows}}
     last = study.model.n_layers - 1
     variants = [
-        [
-            Change(
-                place,
-                "add",
-                sign * strength * norms[place[1]] * directions[kind][place[1], number],
-            )
-            for place in window.places
-        ]
+        adding(window, directions[kind][:, number], [sign * strength * norm for norm in norms])
         for kind, number, sign in plan.rows
         for strength in plan.strengths
         for window in plan.windows

@@ -46,7 +46,7 @@ from emotui.core.studies.promote_results import (
     report,
 )
 from emotui.core.studies.promote_score import Plan, Promotion, measure
-from emotui.core.studies.variants import Change, choice, run_variants, windows_of
+from emotui.core.studies.variants import adding, choice, run_variants, windows_of
 from emotui.core.text import clean
 
 _BLOCK = 4  # texts of a chunk
@@ -217,10 +217,7 @@ def _promoted(
     """
     directions = {kind: fitted.joined(kind) for kind in {kind for kind, _ in plan.rows}}
     variants = [
-        [
-            Change(place, "add", strength * norms[place[1]] * directions[kind][place[1], number])
-            for place in window.places
-        ]
+        adding(window, directions[kind][:, number], [strength * norm for norm in norms])
         for kind, number in plan.rows
         for strength in plan.strengths
         for window in plan.windows

@@ -230,6 +230,14 @@ def windows_of(
     )
 
 
+def adding(window: Window, directions: Tensor, sizes: Sequence[float]) -> Variant:
+    """Return the variant that adds a direction at every place of a window.
+
+    `directions` [layers, d_model] and `sizes` have one of each layer.
+    """
+    return [Change(place, "add", sizes[place[1]] * directions[place[1]]) for place in window.places]
+
+
 def sites_of(given: str) -> tuple[Site, ...]:
     """Return the sites named in an option; UsageError for another word."""
     words = [word.strip() for word in given.split(",") if word.strip()]
