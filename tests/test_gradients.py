@@ -332,10 +332,10 @@ def test_gradients_leave_nothing_behind_and_can_be_cancelled() -> None:
 def test_gradients_come_back_from_their_bytes() -> None:
     model = tiny_model("llama")
     found = gradients(model, ids_of(model), joy_metric(model), all_sites=True)
-    again = Gradients.from_bytes(found.to_bytes(), device=model.device)
+    again = Gradients.from_bytes(found.to_bytes(), devices=model.devices)
     assert again.value == found.value
     for name in ("resid", "attn", "mlp", "writes"):
         assert torch.equal(getattr(again, name), getattr(found, name))
     narrow = gradients(model, ids_of(model), joy_metric(model))
     with pytest.raises(KeyError, match=r"mlp\.0"):
-        Gradients.from_bytes(narrow.to_bytes(), device=model.device).at("mlp", 0)
+        Gradients.from_bytes(narrow.to_bytes(), devices=model.devices).at("mlp", 0)

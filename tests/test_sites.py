@@ -109,7 +109,7 @@ def test_readout_capture_is_the_last_row_of_the_full_one() -> None:
 def test_activations_survive_their_bytes() -> None:
     model = tiny_model("llama")
     kept = capture(model, _ids(model), all_sites=True, z=True)
-    back = Activations.from_bytes(kept.to_bytes(), key="0" * 64, device=model.device)
+    back = Activations.from_bytes(kept.to_bytes(), key="0" * 64, devices=model.devices)
     assert back.token_ids == kept.token_ids
     assert back.site_positions == kept.site_positions
     for name in ("resid", "attn", "mlp", "logits", "z"):

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from emotui.core.emotions import LABEL_SETS
 from emotui.core.engine.capture import Activations, Job, capture, hooked
+from emotui.core.engine.layered import Layered
 from emotui.core.engine.model import LoadedModel
 from emotui.core.engine.packed import tensors_to_bytes
 from emotui.core.engine.tokens import TokenReader
@@ -63,7 +64,7 @@ class AnswerReading:
     label_tokens: LabelTokens
     scores: Tensor
     """[labels]: logits, or log-probabilities under `whole_label`."""
-    resid: Tensor | None
+    resid: Layered | None
     """[layers, d_model]: the residuals at the deciding position; None under `whole_label`."""
 
 
@@ -106,13 +107,13 @@ def read_answer(
     """
     if tokens.rule == "first_token":
         scores = activations.logits[list(tokens.deciding)]
-        resid: Tensor | None = activations.resid[1:, -1]
+        resid: Layered | None = _deciding(activations)
     elif stored is not None:
-        scores, resid = _from_bytes(stored, model.device)
+        scores, resid = _from_bytes(stored, model.devices)
     elif tokens.rule == "after_shared_prefix":
         prompt = [*activations.token_ids, *tokens.prefix]
         after = capture(model, prompt, job=job)
-        scores, resid = after.logits[list(tokens.deciding)], after.resid[1:, -1]
+        scores, resid = after.logits[list(tokens.deciding)], _deciding(after)
     else:
         with hooked(model, (), job=job):
             scores = whole_label_scores(model, activations.token_ids, tokens.sequences)
@@ -128,6 +129,11 @@ def read_answer(
     return AnswerReading(answer, tokens, scores, resid)
 
 
+def _deciding(activations: Activations) -> Layered:
+    """Return the residual after each block at the last token, [layers, d_model]."""
+    return activations.kept["resid"].since(1).each(lambda part: part[:, -1])
+
+
 def _mass(activations: Activations, tokens: LabelTokens) -> float | None:
     if tokens.rule != "first_token":
         return None
@@ -141,23 +147,24 @@ def to_bytes(reading: AnswerReading) -> bytes | None:
         return None
     tensors = {"scores": reading.scores.detach().contiguous()}
     if reading.resid is not None:
-        tensors["resid"] = reading.resid.detach().contiguous()
+        tensors["resid"] = reading.resid.whole().detach().contiguous()
     payload: bytes = tensors_to_bytes(tensors)
     return payload
 
 
-def _from_bytes(payload: bytes, device: torch.device) -> tuple[Tensor, Tensor | None]:
+def _from_bytes(payload: bytes, devices: Sequence[torch.device]) -> tuple[Tensor, Layered | None]:
     # safetensors raises a type of its own that derives from Exception alone.
     try:
         tensors = tensors_from_bytes(payload)
-        scores = tensors["scores"].to(device)
+        scores = tensors["scores"].to(devices[0])
+        resid = Layered.placed(tensors["resid"], devices[1:]) if "resid" in tensors else None
     except Exception as error:
         raise CacheError(
             "A cache entry does not hold an answer.",
             why=f"{type(error).__name__} while reading it.",
             todo="Run `emotui cache verify`.",
         ) from error
-    return scores, tensors["resid"].to(device) if "resid" in tensors else None
+    return scores, resid
 
 
 def whole_label_scores(

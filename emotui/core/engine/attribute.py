@@ -26,6 +26,7 @@ from safetensors.torch import load as tensors_from_bytes
 from torch import Tensor
 
 from emotui.core.engine.capture import Hook, Job, hooked
+from emotui.core.engine.layered import Layered
 from emotui.core.engine.packed import tensors_to_bytes
 from emotui.core.errors import CacheError
 from emotui.core.records import EMBEDDING_LAYER, Features, Site, Writes
@@ -99,55 +100,68 @@ class Gradients:
 
     value: float
     """The metric itself."""
-    resid: Tensor
-    """[layers + 1, tokens, d_model]; row 0 is layer -1."""
-    attn: Tensor | None
-    """[layers, tokens, d_model]; None where it was not kept."""
-    mlp: Tensor | None
-    """[layers, tokens, d_model]; None where it was not kept."""
+    kept: Mapping[Site, Layered]
+    """By site, a row a layer, each on its device: `resid` [layers + 1, tokens, d_model], row 0 is
+    layer -1; `attn`, `mlp` and `z` (heads * d_head wide), where they were kept, [layers, tokens,
+    width]."""
     writes: Tensor
-    """[2 * layers + 1, tokens], float32: the embedding, attention by layer, MLP by layer."""
-    z: Tensor | None = None
-    """[layers, tokens, heads * d_head]; None where it was not kept."""
+    """[2 * layers + 1, tokens], float32, on the CPU: the embedding, attention by layer, MLP by
+    layer."""
+
+    @property
+    def resid(self) -> Tensor:
+        """Of all layers in one, [layers + 1, tokens, d_model]; of several devices on the CPU."""
+        return self.kept["resid"].whole()
+
+    @property
+    def attn(self) -> Tensor | None:
+        """Of all layers in one, as `resid`; None where it was not kept."""
+        return self.kept["attn"].whole() if "attn" in self.kept else None
+
+    @property
+    def mlp(self) -> Tensor | None:
+        """Of all layers in one, as `resid`; None where it was not kept."""
+        return self.kept["mlp"].whole() if "mlp" in self.kept else None
+
+    @property
+    def z(self) -> Tensor | None:
+        """Of all layers in one, as `resid`; None where it was not kept."""
+        return self.kept["z"].whole() if "z" in self.kept else None
 
     def at(self, site: Site, layer: int) -> Tensor:
         """Return dm / dh of one site and layer as [tokens, width]; KeyError if not kept."""
-        if site == "resid":
-            return self.resid[layer - EMBEDDING_LAYER]
-        kept = {"attn": self.attn, "mlp": self.mlp, "z": self.z}[site]
-        if kept is None:
+        if site not in self.kept:
             raise KeyError(f"{site}.{layer}")
-        return kept[layer]
+        return self.kept[site][layer - EMBEDDING_LAYER if site == "resid" else layer]
 
     def to_bytes(self) -> bytes:
         """Return the tensors as one safetensors document."""
         tensors = {
             "value": torch.tensor(self.value, dtype=torch.float64),
-            "resid": self.resid,
             "writes": self.writes,
-            **{
-                name: tensor
-                for name, tensor in (("attn", self.attn), ("mlp", self.mlp), ("z", self.z))
-                if tensor is not None
-            },
         }
+        for site, rows in self.kept.items():
+            tensors[site] = rows.whole()
         payload: bytes = tensors_to_bytes({n: t.contiguous() for n, t in tensors.items()})
         return payload
 
     @classmethod
-    def from_bytes(cls, payload: bytes, *, device: torch.device) -> Gradients:
-        """Rebuild what `to_bytes` gave; CacheError where the document is another one."""
+    def from_bytes(cls, payload: bytes, *, devices: Sequence[torch.device]) -> Gradients:
+        """Rebuild what `to_bytes` gave; CacheError where the document is another one.
+
+        `devices` are those of the layers from -1 on.
+        """
         # safetensors raises a type of its own that derives from Exception alone.
         try:
-            tensors = {n: t.to(device) for n, t in tensors_from_bytes(payload).items()}
-            return cls(
-                value=float(tensors["value"]),
-                resid=tensors["resid"],
-                attn=tensors.get("attn"),
-                mlp=tensors.get("mlp"),
-                writes=tensors["writes"],
-                z=tensors.get("z"),
-            )
+            tensors = tensors_from_bytes(payload)
+            kept: dict[Site, Layered] = {"resid": Layered.placed(tensors["resid"], devices)}
+            sites: tuple[Site, ...] = ("attn", "mlp", "z")
+            kept |= {
+                site: Layered.placed(tensors[site], devices[1:])
+                for site in sites
+                if site in tensors
+            }
+            return cls(float(tensors["value"]), kept, tensors["writes"])
         except Exception as error:
             raise CacheError(
                 "A cache entry does not hold gradients.",
@@ -216,7 +230,9 @@ def gradients_of_rows(
         ]
         places = list(kept)
         found = torch.autograd.grad(
-            torch.stack(values).sum(), [kept[place] for place in places], allow_unused=True
+            torch.stack([value.to(model.device) for value in values]).sum(),
+            [kept[place] for place in places],
+            allow_unused=True,
         )
     n_tokens = len(rows[0])
     slopes = {
@@ -224,31 +240,30 @@ def gradients_of_rows(
         for place, slope in zip(places, found, strict=True)
     }
 
-    def stacked(site: Site, *, from_layer: int = 0) -> Tensor:
-        return torch.stack([slopes[site, layer] for layer in range(from_layer, model.n_layers)])
-
     written: list[tuple[Site, int]] = [("resid", EMBEDDING_LAYER)]
     written += [("attn", layer) for layer in layers] + [("mlp", layer) for layer in layers]
     writes = torch.stack(
         [
-            torch.linalg.vecdot(_wide(kept[place].detach()[:, :n_tokens]), _wide(slopes[place]))
+            torch.linalg.vecdot(
+                _wide(kept[place].detach()[:, :n_tokens]), _wide(slopes[place])
+            ).cpu()
             for place in written
         ]
     ).float()
-    along = stacked("resid", from_layer=EMBEDDING_LAYER)
-    attn, mlp = (stacked("attn"), stacked("mlp")) if all_sites else (None, None)
-    heads = stacked("z") if all_sites else None
-    return [
-        Gradients(
-            value=float(value.detach()),
-            resid=along[:, row],
-            attn=None if attn is None else attn[:, row],
-            mlp=None if mlp is None else mlp[:, row],
+    by_site: dict[Site, Layered] = {
+        "resid": Layered.of([slopes["resid", layer] for layer in (EMBEDDING_LAYER, *layers)])
+    }
+    for site in sites[1:] if all_sites else ():
+        by_site[site] = Layered.of([slopes[site, layer] for layer in layers])
+
+    def of_row(row: int) -> Gradients:
+        return Gradients(
+            value=float(values[row].detach()),
+            kept={site: every.each(lambda part: part[:, row]) for site, every in by_site.items()},
             writes=writes[:, row],
-            z=None if heads is None else heads[:, row],
         )
-        for row, value in enumerate(values)
-    ]
+
+    return [of_row(row) for row in range(len(rows))]
 
 
 def _keeping(

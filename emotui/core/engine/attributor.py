@@ -165,7 +165,7 @@ class Attributor:
             if payload is None:
                 continue
             try:
-                return Gradients.from_bytes(payload, device=self._model.device)
+                return Gradients.from_bytes(payload, devices=self._model.devices)
             except CacheError:
                 continue  # whole, but not what this version writes: computed again
         return None
@@ -200,7 +200,7 @@ class Attributor:
             return True
         tokens = len(self._activations.token_ids)
         needed = shape.backward_bytes(tokens, all_sites=self._all_sites)
-        return needed <= free_bytes(self._model.device)
+        return needed <= self._model.over_devices(free_bytes)
 
     def _gradient_key(self, all_sites: bool) -> str:
         return self.key(f"gradients:{'all and z' if all_sites else 'resid'}")

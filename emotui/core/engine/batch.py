@@ -27,11 +27,11 @@ class Batch:
     """One forward pass of prompts of equal length."""
 
     h: Tensor
-    """[places, rows, d_model], at the readout, in the run's dtype on its device."""
+    """[places, rows, d_model], at the readout, in the run's dtype, on the CPU."""
     scores: Tensor
     """[rows, labels], float32 on the CPU: logits, or log-probabilities of whole labels."""
     logits: Tensor
-    """[rows, vocabulary], at the readout."""
+    """[rows, vocabulary], at the readout, on the model's device."""
 
 
 def _no_hooks(_rows: range) -> Sequence[Hook]:
@@ -61,7 +61,7 @@ def run_batch(
 
     def keeping(number: int) -> Callable[[Tensor], None]:
         def function(tensor: Tensor) -> None:
-            kept[number] = tensor[:, -1].detach().clone()
+            kept[number] = tensor[:, -1].detach().cpu().clone()
 
         return function
 
@@ -81,6 +81,6 @@ def run_batch(
             with hooked(model, edits(range(number, number + 1)), job=job):
                 rows.append(whole_label_scores(model, prompt, tokens.sequences))
         scores = torch.stack(rows)
-    none = logits.new_zeros(0, len(prompts), model.d_model)
+    none = torch.zeros(0, len(prompts), model.d_model, dtype=model.dtype)
     h = torch.stack([kept[number] for number in range(len(places))]) if places else none
     return Batch(h, scores.float().cpu(), logits)

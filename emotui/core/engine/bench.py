@@ -96,7 +96,7 @@ def any_way(bench: Bench, place: Place, count: int) -> Tensor:
     inside = drawn[:, columns]
     inside.copy_(torch.randn(inside.shape, generator=generator))
     unit: Tensor = drawn / drawn.norm(dim=-1, keepdim=True)
-    return unit.to(model.device)
+    return unit.to(model.device_at(place[1]))
 
 
 def shaped(bench: Bench, place: Place, count: int) -> Tensor:
@@ -160,8 +160,8 @@ def measured(
         )
         for row in range(count)
     ]
-    rows = run_variants(model, parent.resid[at.start], variants, at, bench.job)
+    rows = run_variants(model, parent.at("resid", at.start - 1), variants, at, bench.job)
     found = bench.gauge.measure(rows, parent.logits)
-    values = torch.stack(list(found.values()), dim=-1).float().cpu().numpy()
+    values = torch.stack(list(found.values()), dim=-1).float().numpy()
     deltas = np.concatenate([values[:1], values[2:]]) - values[1]
     return Measured(tuple(found), deltas, acted=recorded.changed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load as tensors_from_bytes
 from torch import Tensor, nn
 
+from emotui.core.engine.layered import Layered
 from emotui.core.engine.packed import tensors_to_bytes
 from emotui.core.engine.sites import HookSite
 from emotui.core.errors import CacheError
@@ -74,21 +75,17 @@ class Hook:
 
 @dataclass(frozen=True)
 class Activations:
-    """What one forward of one prompt kept, in the run's dtype, on the run's device."""
+    """What one forward of one prompt kept, in the run's dtype, each layer's on its device."""
 
     token_ids: tuple[int, ...]
-    resid: Tensor
-    """[layers + 1, tokens, d_model]; row 0 is layer -1, row L + 1 is layer L."""
-    attn: Tensor
-    """[layers, len(site_positions), d_model]."""
-    mlp: Tensor
-    """[layers, len(site_positions), d_model]."""
+    kept: Mapping[HookSite, Layered]
+    """By site, a row a layer: `resid` [layers + 1, tokens, d_model], row 0 is layer -1; `attn`,
+    `mlp` and `z` (heads * d_head wide; where asked for, or with all sites) [layers,
+    len(site_positions), width]."""
     site_positions: tuple[int, ...]
     """The token positions that `attn`, `mlp` and `z` were kept at."""
     logits: Tensor
-    """[vocabulary], at the readout."""
-    z: Tensor | None = None
-    """[layers, len(site_positions), heads * d_head], where asked for or with all sites."""
+    """[vocabulary], at the readout, on the model's device."""
     key: str = ""
     """The content key it is stored under; "" before that is known."""
 
@@ -100,23 +97,42 @@ class Activations:
     @property
     def n_layers(self) -> int:
         """Number of blocks."""
-        return self.attn.shape[0]
+        return len(self.kept["attn"])
+
+    @property
+    def resid(self) -> Tensor:
+        """The residuals of all layers in one; of a model on several devices a copy on the CPU."""
+        return self.kept["resid"].whole()
+
+    @property
+    def attn(self) -> Tensor:
+        """The attention outputs of all layers in one, as `resid`."""
+        return self.kept["attn"].whole()
+
+    @property
+    def mlp(self) -> Tensor:
+        """The MLP outputs of all layers in one, as `resid`."""
+        return self.kept["mlp"].whole()
+
+    @property
+    def z(self) -> Tensor | None:
+        """The mixed heads of all layers in one, as `resid`; None where they were not kept."""
+        return self.kept["z"].whole() if "z" in self.kept else None
 
     def positions(self, site: HookSite) -> tuple[int, ...]:
         """Return the positions at which `site` was kept, ascending."""
         return tuple(range(len(self.token_ids))) if site == "resid" else self.site_positions
 
     def at(self, site: Site, layer: int) -> Tensor:
-        """Return one site and layer as [len(positions(site)), d_model].
+        """Return one site and layer as [len(positions(site)), d_model], on the layer's device.
 
         Layer -1 is the embedding for `resid` and a KeyError for the others.
         """
         if site == "resid":
-            return self.resid[layer - EMBEDDING_LAYER]
-        kept = {"attn": self.attn, "mlp": self.mlp, "z": self.z}[site]
-        if layer == EMBEDDING_LAYER or kept is None:
+            return self.kept["resid"][layer - EMBEDDING_LAYER]
+        if layer == EMBEDDING_LAYER or site not in self.kept:
             raise KeyError(f"{site}.{layer}")
-        return kept[layer]
+        return self.kept[site][layer]
 
     def narrowed(self, *, all_sites: bool) -> Activations:
         """Return the same; without `all_sites`, attention and MLP outputs at the readout alone."""
@@ -124,9 +140,10 @@ class Activations:
             return self
         return replace(
             self,
-            attn=self.attn[:, -1:],
-            mlp=self.mlp[:, -1:],
-            z=None if self.z is None else self.z[:, -1:],
+            kept={
+                site: rows if site == "resid" else rows.each(lambda part: part[:, -1:])
+                for site, rows in self.kept.items()
+            },
             site_positions=(self.readout,),
         )
 
@@ -135,31 +152,33 @@ class Activations:
         tensors = {
             "token_ids": torch.tensor(self.token_ids, dtype=torch.int32),
             "site_positions": torch.tensor(self.site_positions, dtype=torch.int32),
-            "resid": self.resid,
-            "attn": self.attn,
-            "mlp": self.mlp,
             "logits": self.logits,
         }
-        if self.z is not None:
-            tensors["z"] = self.z
+        for site, rows in self.kept.items():
+            tensors[site] = rows.whole()
         payload: bytes = tensors_to_bytes(
             {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         )
         return payload
 
     @classmethod
-    def from_bytes(cls, payload: bytes, *, key: str, device: torch.device) -> Activations:
-        """Rebuild what `to_bytes` gave; CacheError where the document is another one."""
+    def from_bytes(
+        cls, payload: bytes, *, key: str, devices: Sequence[torch.device]
+    ) -> Activations:
+        """Rebuild what `to_bytes` gave; CacheError where the document is another one.
+
+        `devices` are those of the layers from -1 on; the first of them is the model's own.
+        """
         try:
             tensors = tensors_from_bytes(payload)
+            kept: dict[HookSite, Layered] = {"resid": Layered.placed(tensors["resid"], devices)}
+            sites: tuple[HookSite, ...] = ("attn", "mlp", *(("z",) if "z" in tensors else ()))
+            kept |= {site: Layered.placed(tensors[site], devices[1:]) for site in sites}
             return cls(
                 token_ids=tuple(tensors["token_ids"].tolist()),
-                resid=tensors["resid"].to(device),
-                attn=tensors["attn"].to(device),
-                mlp=tensors["mlp"].to(device),
+                kept=kept,
                 site_positions=tuple(tensors["site_positions"].tolist()),
-                logits=tensors["logits"].to(device),
-                z=tensors["z"].to(device) if "z" in tensors else None,
+                logits=tensors["logits"].to(devices[0]),
                 key=key,
             )
         # safetensors raises its own type, which derives from Exception alone.
@@ -199,26 +218,13 @@ def _input_hook(function: HookFunction) -> Callable[[nn.Module, Any, dict[str, A
     return run
 
 
-def _gathered(function: HookFunction, device: torch.device) -> HookFunction:
-    """Return the same function run on one device, whichever device the layer is on."""
-
-    def run(tensor: Tensor) -> Tensor:
-        # Returned also where it is unchanged: what a hook keeps must be what goes on, or no
-        # gradient would reach it.
-        there = tensor.to(device)
-        changed = function(there)
-        return (there if changed is None else changed).to(tensor.device)
-
-    return run
-
-
 @contextmanager
 def hooked(model: LoadedModel, hooks: Sequence[Hook], *, job: Job | None = None) -> Iterator[None]:
     """Run `hooks` in every forward inside, in the order given at each point.
 
-    With a job, each block checks first whether the work was cancelled. Of a model that is spread
-    over devices, the tensors are handed to them on `model.device` and go back. Every hook is
-    removed again, also where one of them or the forward raises.
+    With a job, each block checks first whether the work was cancelled. Every hook is handed the
+    tensor where it is: on the device of its layer. It is removed again, also where one of them or
+    the forward raises.
     """
     with ExitStack() as stack:
         if job is not None:
@@ -227,12 +233,11 @@ def hooked(model: LoadedModel, hooks: Sequence[Hook], *, job: Job | None = None)
                 stack.callback(handle.remove)
         for hook in hooks:
             point = model.sites.point(hook.site, hook.layer)
-            function = _gathered(hook.function, model.device) if model.spread else hook.function
             if point.side == "output":
-                handle = point.module.register_forward_hook(_output_hook(function))
+                handle = point.module.register_forward_hook(_output_hook(hook.function))
             else:
                 handle = point.module.register_forward_pre_hook(
-                    _input_hook(function), with_kwargs=True
+                    _input_hook(hook.function), with_kwargs=True
                 )
             stack.callback(handle.remove)
         yield
@@ -291,24 +296,21 @@ def capture_rows(
     with hooked(model, (*hooks, *keeping), job=job):
         logits = model.forward(rows)[:, -1]
     n_tokens = len(rows[0])
+    by_site: dict[HookSite, Layered] = {
+        "resid": Layered.of([kept["resid", layer] for layer in (EMBEDDING_LAYER, *layers)])
+    }
+    for site in sites:
+        by_site[site] = Layered.of([kept[site, layer] for layer in layers])
 
-    def stacked(site: HookSite) -> Tensor:
-        return torch.stack([kept[site, layer] for layer in layers])
-
-    resid = torch.stack([kept["resid", layer] for layer in (EMBEDDING_LAYER, *layers)])
-    attn, mlp, heads = stacked("attn"), stacked("mlp"), stacked("z") if z else None
-    return [
-        Activations(
-            token_ids=tuple(token_ids),
-            resid=resid[:, row],
-            attn=attn[:, row],
-            mlp=mlp[:, row],
+    def of_row(row: int) -> Activations:
+        return Activations(
+            token_ids=tuple(rows[row]),
+            kept={site: all_.each(lambda part: part[:, row]) for site, all_ in by_site.items()},
             site_positions=tuple(range(n_tokens)) if all_sites else (n_tokens - 1,),
             logits=logits[row],
-            z=None if heads is None else heads[:, row],
         )
-        for row, token_ids in enumerate(rows)
-    ]
+
+    return [of_row(row) for row in range(len(rows))]
 
 
 def with_key(activations: Activations, key: str) -> Activations:

@@ -76,7 +76,7 @@ def _of_model(model: LoadedModel, job: Job) -> Iterator[Fact]:
     yield "runs in", f"{model.dtype_name} on {model.device_name}, {model.attention} attention", True
     yield "weights", f"{model.memory_bytes / 2**20:,.0f} MiB", True
     if model.estimate is not None:
-        estimated, peak = in_bytes(model.estimate.total), in_bytes(peak_bytes(model.device))
+        estimated, peak = in_bytes(model.estimate.total), in_bytes(model.over_devices(peak_bytes))
         yield "memory", f"{peak} at the peak so far; {estimated} were estimated for loading", True
     yield "context", f"{model.context_length:,} tokens", model.context_length > 0
     ids = model.reader.prompt_ids(_PROBE_TEXT)

@@ -69,17 +69,20 @@ class Gauge:
     """The layer of the residual stream that the probe reads."""
 
     def measure(self, rows: Rows, before: Tensor) -> dict[str, Tensor]:
-        """Return each metric as float32 [rows]; `before` are the parent's logits [vocabulary]."""
+        """Return each metric as float32 [rows] on the CPU.
+
+        `before` are the parent's logits [vocabulary].
+        """
         metrics: dict[str, Tensor] = {}
         if self.labels is not None:
-            scores = rows.logits[:, list(self.labels.deciding)].float().softmax(dim=-1)
+            scores = rows.logits[:, list(self.labels.deciding)].float().softmax(dim=-1).cpu()
             for column, label in enumerate(self.labels.labels):
                 metrics[f"answer.{label}"] = scores[:, column]
         if self.probe is not None:
-            z = self._readouts(rows.resid[self.layer])
+            z = self._readouts(rows.resid[self.layer]).cpu()
             for column, emotion in enumerate(self.probe.emotions):
                 metrics[f"readout.{emotion}"] = z[:, column]
-        metrics["kl"] = divergence(before, rows.logits)
+        metrics["kl"] = divergence(before, rows.logits).cpu()
         return metrics
 
     def scores(self, logits: Tensor, resid: Mapping[int, Tensor]) -> Tensor:
@@ -152,7 +155,7 @@ def compare(
     """
     at = arranged(earlier, groups, last, model.n_layers)
     mine, before, start = at.mine, at.before, at.start
-    resid = parent.resid[start]
+    resid = parent.at("resid", start - 1)
     recorded = Recorded()
     variants: list[Variant] = [
         Grouped("edit", str(last.edit), mine, recorded, before),
@@ -164,7 +167,7 @@ def compare(
         # What arrives at a residual without earlier edits there is what the parent's run kept.
         kept = place[0] == "resid" and not before[place].steps
         arrived = (
-            parent.resid[place[1] + 1]
+            parent.at("resid", place[1])
             if kept
             else arriving(
                 model,
@@ -343,7 +346,7 @@ def _full(
     rows = Rows(
         {
             gauge.layer: torch.stack(
-                [run.resid[gauge.layer + 1, -1] for run in (clean, parent, child)]
+                [run.at("resid", gauge.layer)[-1] for run in (clean, parent, child)]
             )
         },
         torch.stack([clean.logits, parent.logits, child.logits]),

@@ -17,6 +17,8 @@ from emotui.core.errors import OutOfMemory
 from emotui.core.sizes import in_bytes
 
 if TYPE_CHECKING:
+    import torch
+
     from emotui.core.engine.capture import Job
     from emotui.core.engine.model import LoadedModel
     from emotui.core.engine.saes import SaeSet
@@ -42,10 +44,10 @@ def estimate_run(
     The SAEs are those that are not in memory yet and will be at the same time; the run is the
     most of forward, backward, encoding and what edits need, as they do not overlap.
     """
-    held = memory.held_bytes(model.device)
+    held = model.over_devices(memory.held_bytes)
     parts: list[tuple[str, int]] = []
     if sets:
-        parts.append(_of_saes(sets))
+        parts.append(_of_saes(model, sets))
     steps = [_encoding(sets, n_tokens, model.dtype.itemsize)]
     if sets:
         steps.append(_naming(model))
@@ -61,7 +63,7 @@ def estimate_run(
     if model.device.type == "cpu":
         run += max(0, memory.later_bytes() - _ran_before(model))
     parts.append((f"to run {n_tokens} tokens", run))
-    return Estimate(held, tuple(parts), memory.free_bytes(model.device))
+    return Estimate(held, tuple(parts), model.over_devices(memory.free_bytes))
 
 
 def announce(estimate: Estimate, sets: Sequence[SaeSet], n_tokens: int, job: Job) -> None:
@@ -73,7 +75,7 @@ def announce(estimate: Estimate, sets: Sequence[SaeSet], n_tokens: int, job: Job
 
 def too_much(model: LoadedModel, n_tokens: int, estimate: Estimate) -> OutOfMemory:
     """Return the error for a text that does not fit, with how many tokens would."""
-    free = memory.free_bytes(model.device)
+    free = model.over_devices(memory.free_bytes)
     hint = ""
     if model.shape is not None:
         fitting = n_tokens
@@ -93,18 +95,17 @@ def _ran_before(model: LoadedModel) -> int:
     return memory.later_bytes() if model.forwards else 0
 
 
-def _of_saes(sets: Sequence[SaeSet]) -> tuple[str, int]:
-    missing = [(saes.size_of(sae), saes) for saes in sets for sae in saes.missing()]
+def _of_saes(model: LoadedModel, sets: Sequence[SaeSet]) -> tuple[str, int]:
+    missing = [(sae, saes) for saes in sets for sae in saes.missing()]
     if not missing:
         return "of SAEs", 0
-    every = sum(size for size, _ in missing)
-    largest = max(size for size, _ in missing)
-    held = sets[0].held
-    room = max(largest, held.budget_bytes) - held.loaded_bytes
-    at_once = max(0, min(every, room))
+    sizes: dict[torch.device, list[int]] = {}
+    for sae, saes in missing:
+        sizes.setdefault(model.device_at(sae.layer), []).append(saes.size_of(sae))
+    every = sum(size for several in sizes.values() for size in several)
     name = f"of SAEs ({len(missing)} to read, {in_bytes(every)} in all)"
     converted = max(saes.conversion_bytes() for _, saes in missing)
-    return name, at_once + converted
+    return name, sets[0].held.will_hold(sizes) + converted
 
 
 def _editing(shape: Shape, n_tokens: int, edits: Sequence[str]) -> list[int]:

@@ -86,7 +86,7 @@ def added(
 
     return rerun(
         model,
-        run.resid[start],
+        run.at("resid", start - 1),
         start=start,
         n_rows=n_rows,
         hooks=hooks,

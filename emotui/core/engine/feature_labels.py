@@ -284,7 +284,7 @@ def _measure(
     indices = []
     for number, sae in enumerate(saes):
         job.progress("measuring the features", number, len(saes))
-        h = arrived[sae.site, sae.layer].to(model.device)
+        h = arrived[sae.site, sae.layer].to(model.device_at(sae.layer))
         indices.append(_add_features(sae, h, meter, job))
     job.progress("measuring the features", len(saes), len(saes))
     return meter.result(), indices

@@ -157,7 +157,7 @@ def _fire(
     sae: Sae, situations: Sequence[Situation], model: LoadedModel, template: Template, job: Job
 ) -> Fired:
     texts, records = _readable(situations, model, template)
-    device = model.device
+    device = model.device_at(sae.layer)
     value = torch.zeros(sae.width, STRONGEST, device=device)
     strongest = torch.full((sae.width, STRONGEST), -1, dtype=torch.int32, device=device)
     active = torch.zeros(sae.width, dtype=torch.int32, device=device)
@@ -217,7 +217,7 @@ def _encoded(
     hook = Hook(sae.site, sae.layer, lambda tensor: kept.append(tensor.detach()))
     with hooked(model, [hook], job=job):
         model.forward([[token.id for token in record.tokens] for record in records])
-    h = kept[0].to(model.device)  # where the model is spread, its SAEs are not
+    h = kept[0]
     size = max(1, encoded_at_once(sae.width) // h.shape[1])
     for start in range(0, len(h), size):
         job.check()

@@ -74,7 +74,9 @@ def trusted_probe(probes: Sequence[Probe]) -> TrustedProbe | None:
         scores = [
             score
             for score in probe.file.card.scores
-            if probe.kind == "readout" and score.site == "resid" and score.trust == "trusted"
+            if probe.kind == "readout"
+            and (score.site, score.trust) == ("resid", "trusted")
+            and score.layer >= 0
         ]
         if scores:
             best = max(scores, key=lambda score: (score.dev_accuracy or 0.0, -score.layer))

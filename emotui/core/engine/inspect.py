@@ -95,7 +95,7 @@ def inspect(
         forwards=done.forwards,
         seconds=time.monotonic() - started,
         estimate_bytes=max(done.expected_bytes, model.loading_bytes),
-        peak_bytes=peak_bytes(model.device),
+        peak_bytes=model.over_devices(peak_bytes),
     )
 
 

@@ -79,7 +79,7 @@ class Instruments:
         if self._held is None:
             from emotui.core.engine.sae_memory import SaeMemory
 
-            self._held = SaeMemory(self._model.device, self._model.spec.sae_memory)
+            self._held = SaeMemory(self._model.spec.sae_memory)
         return self._held
 
     def probes(self, ids: Sequence[str]) -> tuple[Probe, ...]:

@@ -145,18 +145,24 @@ def _step(placed: PlacedEdit, place: Place, materials: Materials) -> Step:
     """Return what an edit of no feature does at one of its places."""
     edit, positions = placed.edit, placed.positions
     site, layer = place
+    at = materials.model.device_at(layer)
     if isinstance(edit, KnockEdit | HeadEdit):
         return materials.knocked(edit, site, layer, positions)
     if isinstance(edit, PatchEdit):
         return SetStep(positions, materials.patched(edit, layer))
     if isinstance(edit, ProjectEdit):
-        return ProjectStep(positions, materials.emotion_row(edit.emotion, layer))
+        return ProjectStep(positions, _there(materials.emotion_row(edit.emotion, layer), at))
     if isinstance(edit, PromoteEdit):
         unit = materials.promoted(edit, layer)
-        return AddStep(positions, materials.strength(edit, layer) * unit)
+        return AddStep(positions, _there(materials.strength(edit, layer) * unit, at))
     assert isinstance(edit, ModulateEdit)
     unit = modulation_at(edit, layer, materials).unit
-    return AddStep(positions, materials.strength(edit, layer) * unit)
+    return AddStep(positions, _there(materials.strength(edit, layer) * unit, at))
+
+
+def _there(vector: Tensor, device: torch.device) -> Tensor:
+    """Put a vector of an edit, float64, where it acts; it stays where that has no such numbers."""
+    return vector if device.type == "mps" else vector.to(device)
 
 
 def modulation_at(edit: ModulateEdit, layer: int, materials: Materials) -> Modulation:

@@ -85,11 +85,11 @@ def _reaching(
     """Return the tensor at a place of every token as the earlier edits leave it, [tokens, d]."""
     site, layer = place
     if site == "resid":
-        return parent.resid[layer + 1]
+        return parent.at("resid", layer)
     later = [group for group in earlier if group.place[1] >= start]
     return arriving(
         materials.model,
-        parent.resid[start],
+        parent.at("resid", start - 1),
         start=start,
         site=site,
         layer=layer,

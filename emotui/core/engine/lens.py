@@ -35,7 +35,7 @@ def read_lens(
     values: list[float] = []
     # Layer by layer: all at once would hold layers x vocabulary floats.
     for layer in range(activations.n_layers):
-        logits = model.sites.logits_of(activations.resid[layer + 1, -1]).float()
+        logits = model.sites.logits_of(activations.at("resid", layer)[-1]).float()
         best = logits.softmax(dim=-1).topk(min(tokens_per_layer, logits.shape[-1]))
         ids, probabilities = best.indices.tolist(), best.values.tolist()
         layers += [layer] * len(ids)
@@ -64,8 +64,11 @@ def _words(model: LoadedModel, activations: Activations, reading: AnswerReading)
     deciding = list(tokens.deciding)
     earlier = activations.readout if tokens.rule == "first_token" else 0
     parts = []
+    blocks = activations.kept["resid"].since(1)
     for position in range(earlier):
-        logits = model.sites.token_logits(activations.resid[1:, position], deciding)
+        logits = torch.cat(
+            [model.sites.token_logits(part[:, position], deciding) for part in blocks.parts]
+        )
         parts.append(logits.float().softmax(dim=-1))
     ranks: list[int] = []
     last = []

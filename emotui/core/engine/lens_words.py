@@ -55,7 +55,7 @@ def written_by(model: LoadedModel, sae: Sae, indices: Sequence[int]) -> Tensor:
 
     Of an SAE on the heads' outputs, through the output projection of the attention.
     """
-    directions = sae.directions(indices).to(model.device, model.dtype)
+    directions = sae.directions(indices).to(model.dtype)
     return directions if sae.site != "z" else model.sites.written_by_heads(sae.layer, directions)
 
 

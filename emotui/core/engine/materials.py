@@ -165,10 +165,10 @@ class Materials:
     ) -> Tensor:
         """Return what stands at a position instead: [width]; for `random` a normal draw."""
         if kind == "zero":
-            return torch.zeros(width, device=self.model.device)
+            return torch.zeros(width, device=self.model.device_at(layer))
         draw = _drawn(f"{self.seed}:{site}:{layer}:{position}")
         if kind == "random":
-            return torch.randn(width, generator=draw).to(self.model.device)
+            return torch.randn(width, generator=draw).to(self.model.device_at(layer))
         statistics, where = self.statistics_of(site), self._kind_at(position)
         if kind == "mean":
             return statistics.mean(site, layer, where)

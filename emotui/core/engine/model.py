@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +20,7 @@ from emotui.core.engine.capture import Job
 from emotui.core.engine.memory import Estimate, Shape
 from emotui.core.engine.model_files import FoundModel, check_folder, find_model, weight_headers
 from emotui.core.engine.quantised import QUANTISED, stored_kind
-from emotui.core.engine.sites import SITE_TABLES, Sites
+from emotui.core.engine.sites import SITE_TABLES, Sites, runs_on
 from emotui.core.engine.tokens import TokenReader
 from emotui.core.engine.weights import (
     Placement,
@@ -32,6 +32,7 @@ from emotui.core.engine.weights import (
 )
 from emotui.core.errors import ModelError, UsageError
 from emotui.core.protocol import PER_CENT, ModelSpec
+from emotui.core.records import EMBEDDING_LAYER
 from emotui.core.sizes import in_bytes
 from emotui.core.text import clean
 
@@ -99,6 +100,25 @@ class LoadedModel:
         """Whether its layers are on several devices, and moved to by accelerate's hooks."""
         places = getattr(self.hf, "hf_device_map", None) or {}
         return len(set(map(str, places.values()))) > 1
+
+    @functools.cached_property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where the vectors of each layer live, from layer -1 (the embedding) on."""
+        if not self.spread:
+            return (self.device,) * (self.n_layers + 1)
+        return (self.device, *(runs_on(block, self.device) for block in self.sites.blocks))
+
+    def device_at(self, layer: int) -> torch.device:
+        """Return where what stands at the sites of a layer lives: the device of its block.
+
+        Activations, SAE weights, rows of probes and vectors of edits are put there. Texts and
+        logits are on `device`; numbers that are read off go to the CPU.
+        """
+        return self.devices[layer - EMBEDDING_LAYER]
+
+    def over_devices(self, told: Callable[[torch.device], int]) -> int:
+        """Return the sum of what is told of each of the devices, such as its free bytes."""
+        return sum(told(device) for device in dict.fromkeys(self.devices))
 
     @property
     def device_name(self) -> str:
@@ -298,7 +318,7 @@ def load_model(spec: ModelSpec, job: Job, *, memo: Memo | None = None) -> Loaded
     )
     hf_model, estimate = _loaded(found, config, placement, attention, job)
     if placement.device_map is not None:
-        device = hf_model.get_input_embeddings().weight.device
+        device = runs_on(hf_model.get_input_embeddings(), device)
     _choose_threads(hf_model, device)
     job.check()
     sites = (

@@ -138,7 +138,7 @@ def _load(request: LoadRequest, job: Job, session: Session) -> Loaded:
         seconds=time.monotonic() - started,
         memory_bytes=model.memory_bytes,
         estimate_bytes=model.loading_bytes,
-        peak_bytes=peak_bytes(model.device),
+        peak_bytes=model.over_devices(peak_bytes),
     )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from emotui.cache.probes import ProbeCard
 from emotui.core.engine.collect import Place, places_of
+from emotui.core.engine.layered import Stack, placed
 from emotui.core.engine.packed import tensors_to_bytes
 from emotui.core.errors import ProbeError
 from emotui.core.records import Mark, ProbeKind, ProbeSummary, Readouts, Site, TextRecord, Trust
@@ -57,15 +58,15 @@ class Probe:
     """A fitted probe: P places, d inputs, K emotions; float32 on the model's device."""
 
     file: ProbeFile
-    weight: Tensor
+    weight: Stack
     """[P, d, K]; column k at a place is emotion k's direction there, in the model's own units."""
-    center: Tensor
+    center: Stack
     """[P, d], the mean of the training texts."""
-    bias: Tensor
+    bias: Stack
     """[P, K]."""
-    neutral_mean: Tensor
+    neutral_mean: Stack
     """[P, K]; NaN where there is no z."""
-    neutral_sd: Tensor
+    neutral_sd: Stack
     """[P, K]; NaN where there is no z."""
 
     @property
@@ -89,17 +90,23 @@ class Probe:
         return tuple((score.site, score.layer) for score in self.file.card.scores)
 
     def logits(self, h: Tensor, rows: slice) -> Tensor:
-        """Return logits [p, ..., K] of `h` [p, ..., d] at the places `rows`."""
-        center = self.center[rows]
+        """Return logits [p, ..., K] of `h` [p, ..., d] at the places `rows`, where `h` is."""
+        weight, center, bias = (
+            stack[rows].to(h.device) for stack in (self.weight, self.center, self.bias)
+        )
         middle = (1,) * (h.dim() - 2)
-        centered = h.to(self.weight) - center.view(center.shape[0], *middle, -1)
+        centered = h.to(weight.dtype) - center.view(center.shape[0], *middle, -1)
         flat = centered.reshape(center.shape[0], -1, h.shape[-1])
-        logits = torch.baddbmm(self.bias[rows].unsqueeze(1), flat, self.weight[rows])
+        logits = torch.baddbmm(bias.unsqueeze(1), flat, weight)
         return logits.view(*h.shape[:-1], -1)
 
     def z_of(self, logits: Tensor, rows: slice) -> Tensor:
         """Return the z of logits [p, tokens, K] at the places `rows`; NaN where there is none."""
-        return (logits - self.neutral_mean[rows, None]) / self.neutral_sd[rows, None]
+        mean, sd = (
+            stack[rows].unsqueeze(1).to(logits.device)
+            for stack in (self.neutral_mean, self.neutral_sd)
+        )
+        return (logits - mean) / sd
 
     def summary(self, n_tokens: int) -> ProbeSummary:
         """Return what a trace of a prompt of `n_tokens` tokens records of this probe.
@@ -149,7 +156,7 @@ def _damaged(why: str) -> ProbeError:
 
 
 def load_probe(payload: bytes, model: LoadedModel) -> Probe:
-    """Rebuild a probe from its safetensors bytes, on the model's device.
+    """Rebuild a probe from its safetensors bytes, each place on the device of its layer.
 
     ProbeError where the bytes are no probe, or that of another model.
     """
@@ -174,7 +181,8 @@ def load_probe(payload: bytes, model: LoadedModel) -> Probe:
     found = tuple(tensors["weight"].shape) if tensors.keys() >= set(_TENSORS) else ()
     if places != places_of(model.n_layers) or found != shapes:
         raise _damaged("Its tensors do not fit the model.")
-    return Probe(file, *(tensors[name].to(model.device) for name in _TENSORS))
+    devices = [model.device_at(layer) for _, layer in places]
+    return Probe(file, *(placed(tensors[name], devices) for name in _TENSORS))
 
 
 @torch.no_grad()
@@ -196,12 +204,12 @@ def apply(probe: Probe, activations: Activations, text: TextRecord) -> Readouts:
         kept = activations.positions(site)
         column = {position: number for number, position in enumerate(kept)}
         positions = [position for position in wanted if position in column]
-        indices = [number for number, place in enumerate(places) if place[0] == site]
-        rows = slice(indices[0], indices[-1] + 1)
-        stack = {"resid": activations.resid, "attn": activations.attn, "mlp": activations.mlp}[site]
-        h = stack[:, [column[position] for position in positions]]
-        logits = probe.logits(h, rows)
-        parts.append(_columns(probe, text, site, rows, positions, logits))
+        first = next(number for number, place in enumerate(places) if place[0] == site)
+        columns = [column[position] for position in positions]
+        for there, stack in activations.kept[site].groups():
+            rows = slice(first + there.start, first + there.stop)
+            logits = probe.logits(stack[:, columns], rows)
+            parts.append(_columns(probe, text, site, rows, positions, logits))
     names = Readouts.__struct_fields__
     return Readouts(*(tuple(v for part in parts for v in getattr(part, name)) for name in names))
 

@@ -38,9 +38,9 @@ class Rows:
     """What the variants of a prompt gave at its last position."""
 
     resid: dict[int, Tensor]
-    """Layer (from `start - 1` on) to [rows, d_model], in the run's dtype."""
+    """Layer (from `start - 1` on) to [rows, d_model], in the run's dtype, each on its device."""
     logits: Tensor
-    """[rows, vocabulary], in the run's dtype."""
+    """[rows, vocabulary], in the run's dtype, on the model's device."""
 
 
 def _skip(hidden_states: Tensor, *_arguments: Any, **_named: Any) -> Tensor:
@@ -52,6 +52,14 @@ def _restore(block: Any, forward: Any) -> None:
         block.__dict__.pop("forward", None)
     else:
         object.__setattr__(block, "forward", forward)
+
+
+def _in_place_of(rows: Tensor, model: LoadedModel) -> Tensor:
+    """Return what goes in below the block that `resumed` begins at: only its shape is read.
+
+    Zeros that take no memory, where the model takes its inputs.
+    """
+    return torch.zeros((), dtype=rows.dtype, device=model.device).expand(rows.shape)
 
 
 @contextmanager
@@ -78,7 +86,8 @@ def resumed(model: LoadedModel, start: int, resid: Tensor) -> Iterator[None]:
             stack.callback(_restore, block, block.__dict__.get("forward"))
             object.__setattr__(block, "forward", give if number == start - 1 else _skip)
         if start == 0:
-            handle = blocks[0].register_forward_pre_hook(swap, with_kwargs=True)
+            # First of all: what acts on `resid.-1` gets these rows, and none of it is undone.
+            handle = blocks[0].register_forward_pre_hook(swap, with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
         yield
 
@@ -100,10 +109,10 @@ def arriving(
     """
     kept: list[Tensor] = []
     keeping = Hook(site, layer, lambda tensor: kept.append(tensor[0].detach().clone()))
-    rows = resid.unsqueeze(0)
+    rows = resid.to(model.device_at(start - 1)).unsqueeze(0)
     model.forwards += 1
     with hooked(model, (*hooks, keeping), job=job), resumed(model, start, rows):
-        model.hf(inputs_embeds=rows, use_cache=False, logits_to_keep=1)
+        model.hf(inputs_embeds=_in_place_of(rows, model), use_cache=False, logits_to_keep=1)
     return kept[0]
 
 
@@ -131,6 +140,7 @@ def rerun(
     as fit.
     """
     n_tokens = len(resid)
+    resid = resid.to(model.device_at(start - 1))
     at_once = min(TOKENS_AT_ONCE // (n_tokens - first), KEYS_AT_ONCE // n_tokens)
     past = _prefix(model, resid[:first], start=start, job=job) if first else None
     parts = [
@@ -170,13 +180,14 @@ def slopes(
 ) -> dict[tuple[Site, int], Tensor]:
     """Return how numbers at the readout depend on what stands at places: d value / d h.
 
-    [numbers, tokens from `first` on, width] of each place, float32 or wider; zero where nothing
-    depends on it. As `rerun`: from block `start` on, whose input is `resid`; the places must lie
-    there, or be `resid.(start - 1)`. `hooks` (edits) are in force and differentiated through. As
-    many copies of the prompt as there are numbers are run, and one backward pass is made of all.
-    Raises torch.OutOfMemoryError where the graph does not fit.
+    [numbers, tokens from `first` on, width] of each place, float32 or wider, on the device of its
+    layer; zero where nothing depends on it. As `rerun`: from block `start` on, whose input is
+    `resid`; the places must lie there, or be `resid.(start - 1)`. `hooks` (edits) are in force and
+    differentiated through. As many copies of the prompt as there are numbers are run, and one
+    backward pass is made of all. Raises torch.OutOfMemoryError where the graph does not fit.
     """
     model.hf.requires_grad_(False)
+    resid = resid.to(model.device_at(start - 1))
     past = _prefix(model, resid[:first], start=start, job=job) if first else None
     parts: list[dict[tuple[Site, int], Tensor]] = []
     done, total = 0, 1
@@ -237,7 +248,9 @@ def _slopes_part(
         wanted = torch.stack([values[row - begin, row] for row in mine]).sum()
         found = torch.autograd.grad(wanted, [kept[place] for place in places], allow_unused=True)
     return values.shape[1], {
-        place: (torch.zeros_like(kept[place]) if slope is None else slope)[: len(mine)].to(values)
+        place: (torch.zeros_like(kept[place]) if slope is None else slope)[: len(mine)].to(
+            values.dtype
+        )
         for place, slope in zip(places, found, strict=True)
     }
 
@@ -260,7 +273,12 @@ def _prefix(model: LoadedModel, resid: Tensor, *, start: int, job: Job | None) -
     rows = resid.unsqueeze(0)
     model.forwards += 1
     with hooked(model, (), job=job), resumed(model, start, rows):
-        model.hf(inputs_embeds=rows, past_key_values=past, use_cache=True, logits_to_keep=1)
+        model.hf(
+            inputs_embeds=_in_place_of(rows, model),
+            past_key_values=past,
+            use_cache=True,
+            logits_to_keep=1,
+        )
     # The skipped blocks read none of it, but the length of the past is asked of the lowest ones.
     skipped = resid.new_zeros(1, 1, len(resid), 1)
     for layer in range(start):
@@ -318,7 +336,7 @@ def _last_logits(
     model.forwards += 1
     with hooked(model, hooks, job=job), resumed(model, start, entering):
         output = model.hf(
-            inputs_embeds=entering,
+            inputs_embeds=_in_place_of(entering, model),
             past_key_values=own,
             use_cache=own is not None,
             logits_to_keep=1,

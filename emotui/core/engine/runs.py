@@ -49,7 +49,7 @@ def stored_activations(
         if stored is None:
             continue
         try:
-            held = Activations.from_bytes(stored, key=wanted, device=model.device)
+            held = Activations.from_bytes(stored, key=wanted, devices=model.devices)
         except CacheError:
             continue  # whole, but not what this version writes: computed again below
         return held.narrowed(all_sites=all_sites)
@@ -85,23 +85,23 @@ def edited_activations_of(
     stored = store.get_entry("activations", key)
     if stored is not None:
         try:
-            return Activations.from_bytes(stored, key=key, device=model.device)
+            return Activations.from_bytes(stored, key=key, devices=model.devices)
         except CacheError:
             pass  # whole, but not what this version writes: computed again below
     computed = capture(model, clean.token_ids, all_sites=all_sites, hooks=hooks_of(groups), job=job)
-    check_finite(computed.resid, computed.logits)
+    check_finite(*computed.kept["resid"].parts, logits=computed.logits)
     store.put_entry("activations", key, computed.to_bytes())
     return with_key(computed, key)
 
 
-def check_finite(resid: Tensor, logits: Tensor) -> None:
+def check_finite(*resid: Tensor, logits: Tensor) -> None:
     """Raise EditError for a run whose logits, or whose squared norms, are no numbers in float32.
 
-    `resid` is [..., d_model], `logits` of any shape.
+    `resid` are [..., d_model], `logits` of any shape.
     """
-    norms = torch.linalg.vector_norm(resid, dim=-1, dtype=torch.float32)
+    norms = [torch.linalg.vector_norm(one, dim=-1, dtype=torch.float32) for one in resid]
     # The square is what norms and effects are computed from.
-    if bool(norms.square().isfinite().all()) and bool(logits.isfinite().all()):
+    if all(bool(one.isfinite().all()) for one in (*(norm.square() for norm in norms), logits)):
         return
     raise EditError(
         "The edit made the activations too large to compute with.",

@@ -297,13 +297,13 @@ def read_tensors(
     after the other. SaeError where the file cannot be read or holds a number that is not finite.
     """
     try:
-        with safe_open(str(path), framework="pt", device=str(device)) as file:
+        with safe_open(str(path), framework="pt") as file:
             names = list(file.keys())
         tensors: dict[str, Tensor] = {}
         for name in names:
             # Opened for each: what was mapped of the one before is gone once it is converted.
-            with safe_open(str(path), framework="pt", device=str(device)) as file:
-                found = file.get_tensor(name)
+            with safe_open(str(path), framework="pt") as file:
+                found = file.get_tensor(name).to(device)
             # In the dtype it has, and by one sum: anything else would be a copy of the whole.
             if found.is_floating_point() and not bool(torch.isfinite(found.sum())):
                 raise refuse(f"{path} was refused.", f"{name} holds numbers that are not finite.")

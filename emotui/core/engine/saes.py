@@ -42,7 +42,7 @@ _NORM_ROWS = 2048
 
 @dataclass(frozen=True, eq=False)
 class SaeWeights:
-    """The tensors of one SAE, in the run's dtype, on the run's device."""
+    """The tensors of one SAE, in the run's dtype, on the device of its layer."""
 
     encoder: Tensor
     """W_enc, [d_in, width]."""
@@ -105,10 +105,13 @@ class Sae:
         return h - h.mean(dim=-1, keepdim=True) if self.config.centred else h
 
     def encode(self, h: Tensor) -> Tensor:
-        """Return feature activations [..., width] of `h` [..., d_in]; differentiable in `h`."""
+        """Return feature activations [..., width] of `h` [..., d_in]; differentiable in `h`.
+
+        On the device of the weights; `h` is moved there where it is elsewhere.
+        """
         weights, config = self.weights, self.config
         # Term by term as SAELens computes it, for equality to the bit.
-        inputs = self.read(h).to(weights.encoder.dtype)
+        inputs = self.read(h).to(weights.encoder)
         inputs = inputs - weights.decoder_bias * config.apply_b_dec_to_input
         before = inputs @ weights.encoder + weights.encoder_bias
         if weights.threshold is not None:
@@ -163,7 +166,7 @@ class SaeSet:
             for config in configs
         }
         self._dtype = model.dtype
-        self._device = model.device
+        self._model = model
         self.held = held
         self._root = root
 
@@ -232,15 +235,17 @@ class SaeSet:
 
     def weights_of(self, sae: Sae) -> SaeWeights:
         """Return the weights of one of these SAEs, loading them where needed."""
+        device = self._model.device_at(sae.layer)
         return self.held.get(
             self._held_as(sae),
             self.size_of(sae),
-            lambda: _load(sae.config, dtype=self._dtype, device=self._device, root=self._root),
+            lambda: _load(sae.config, dtype=self._dtype, device=device, root=self._root),
             lambda: self._too_large(sae),
+            device=device,
         )
 
     def _too_large(self, sae: Sae) -> OutOfMemory:
-        free = free_bytes(self._device)
+        free = free_bytes(self._model.device_at(sae.layer))
         dtype = str(self._dtype).removeprefix("torch.")
         options = [f"--dtype bfloat16 takes {in_bytes(self.size_of(sae) // 2)}"]
         narrower = free // max(1, 2 * sae.config.d_in * self._dtype.itemsize)
@@ -267,7 +272,7 @@ def load_saes(
 
     Reads configurations and headers; weights are read by `SaeSet.get`. What is fetched or
     converted is kept under `root`, the cache's folder. `budget_bytes` None is nine tenths of the
-    memory that is free on the device; with `held` weights are held there, under its budget.
+    memory that is free on each device; with `held` weights are held there, under its budget.
     SaeError where a model, site, width, BOS rule, normalisation or file does not fit.
     """
     found = find_saes(source, model, root=root, job=job or QuietJob())
@@ -285,7 +290,7 @@ def load_saes(
                 "Give the folder of one of them, or RELEASE:ID.",
             )
     if held is None:
-        held = SaeMemory(model.device, budget_bytes)
+        held = SaeMemory(budget_bytes)
     opened = SaeSet(source, found.name, list(taken.values()), model, held, root)
     if (later := opened.to_convert()) and job is not None:
         size = sum(opened.size_of(sae) for sae in later)

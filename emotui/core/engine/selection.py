@@ -145,7 +145,7 @@ def picking_of(
     try:
         found = slopes(
             model,
-            parent.resid[start],
+            parent.at("resid", start - 1),
             start=start,
             places=list(sizes),
             value=gauge.scores,
@@ -157,15 +157,14 @@ def picking_of(
         return Picking(note="there was not enough memory for the backward pass that it takes")
     at = [position - first for position in last.positions]
     generator = torch.Generator().manual_seed(materials.seed)
-    scores = gauge.scores(
-        parent.logits[None], {gauge.layer: parent.resid[gauge.layer + 1, -1][None]}
-    )[0]
+    clean = {gauge.layer: parent.at("resid", gauge.layer)[-1:]}
+    scores = gauge.scores(parent.logits[None], clean)[0]
     n_labels = 0 if gauge.labels is None else len(gauge.labels.labels)
     n_tokens = len(parent.token_ids) - first
     shortlist = max(1, min(SHORTLIST, TOKENS // (len(KINDS) * DRAWS * n_tokens)))
-    law = _Law(scores.to(model.device), n_labels, shortlist, generator)
+    law = _Law(scores, n_labels, shortlist, generator)
     listed = [
-        _shortlisted(place, there_sizes, found[place][:, at].to(model.device), law, job)
+        _shortlisted(place, there_sizes, found[place][:, at], law, job)
         for place, there_sizes in sizes.items()
     ]
     rows = _longest(listed, shortlist)
@@ -173,7 +172,7 @@ def picking_of(
     n_rows = sum(len(one.draw) for one in rows)
     run = rerun(
         model,
-        parent.resid[start],
+        parent.at("resid", start - 1),
         start=start,
         n_rows=n_rows,
         hooks=lambda part: (*hooks_of(there, first=first), *_adding(rows, at, part)),
@@ -185,7 +184,7 @@ def picking_of(
     maxima = {}
     for kind in KINDS:
         moved = [
-            (values - nothing[metric]).abs().cpu()
+            (values - nothing[metric]).abs()
             for metric, values in measured.items()
             if metric.startswith(f"{kind}.")
         ]
@@ -259,7 +258,7 @@ def _shortlisted(
         rest = rest.to(slope)
         norm = (along.square().sum(dim=-1) + rest).sqrt()
         moved = torch.einsum("ckm,nck->ncm", r, along) / norm[..., None]
-        estimates = _estimates(moved, law.scores, law.n_labels)
+        estimates = _estimates(moved, law.scores.to(moved.device), law.n_labels)
         best = estimates.topk(min(law.shortlist, here.shape[1]), dim=-1).indices
         draw, column = _pairs(best, here.shape[1])
         axes = q.expand(here.shape[1], -1, -1)[column] if n_positions > 1 else q[0]

@@ -100,6 +100,15 @@ class HookPoint:
     side: Literal["input", "output"]
 
 
+def runs_on(module: nn.Module, otherwise: torch.device) -> torch.device:
+    """Return the device that accelerate runs a module on; `otherwise` where it has no such hook.
+
+    That of its weights is not asked: those of a part that is offloaded are nowhere meanwhile.
+    """
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return otherwise if device is None else torch.device(device)
+
+
 class Sites:
     """The hook points, the final norm and the unembedding of one loaded model."""
 
@@ -144,9 +153,10 @@ class Sites:
         """Return the next-token logits of residuals as if they came from the last block.
 
         `resid` is [..., d_model] in the run's dtype; the result is [..., vocabulary], soft-capped
-        where the model soft-caps. The final norm is recomputed for these residuals.
+        where the model soft-caps, on the device of the unembedding. The final norm is recomputed
+        for these residuals.
         """
-        logits: Tensor = self._unembed(self.final_norm(resid)).to(resid.device)
+        logits: Tensor = self._unembed(self.final_norm(resid))
         if self.soft_cap is not None:
             logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
         return logits
@@ -154,10 +164,10 @@ class Sites:
     def token_logits(self, resid: Tensor, tokens: Sequence[int]) -> Tensor:
         """Return `logits_of` for some tokens alone, [..., len(tokens)].
 
-        Where the unembedding is one matrix, only their rows of it are used.
+        Where the unembedding is one matrix in memory, only their rows of it are used.
         """
         unembed = self._unembed
-        if type(unembed) is not nn.Linear or unembed.weight.device != resid.device:
+        if type(unembed) is not nn.Linear or unembed.weight.is_meta:
             return self.logits_of(resid)[..., list(tokens)]
         rows, bias = unembed.weight[list(tokens)], unembed.bias
         logits = nn.functional.linear(
@@ -184,11 +194,12 @@ class Sites:
     def promotion(self, directions: Tensor) -> Tensor:
         """Return what directions add to the logits, up to a factor and a constant for each.
 
-        `directions` is [..., d_model] in the run's dtype; the result is [..., vocabulary]. The
-        bias of the final norm and the soft-cap, which change no ranking, are left out.
+        `directions` is [..., d_model] in the run's dtype; the result is [..., vocabulary], on the
+        device of the unembedding. The bias of the final norm and the soft-cap, which change no
+        ranking, are left out.
         """
         through: Tensor = self.final_norm(directions) - self.final_norm(
             torch.zeros_like(directions)
         )
-        logits: Tensor = self._unembed(through).to(directions.device)
+        logits: Tensor = self._unembed(through)
         return logits

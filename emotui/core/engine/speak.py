@@ -26,14 +26,14 @@ def next_tokens(
     """Yield the tokens that follow a prompt, without end.
 
     Greedy at temperature 0, else drawn from the softmax of logits / temperature by a generator of
-    its own, so the same seed gives the same tokens on the same device. `hooks` see the whole
+    its own on the CPU, so the same seed draws the same on every device. `hooks` see the whole
     prompt [1, tokens, width] first, then one token [1, 1, width] per step, unless `step_hooks`
     are given, which then see that one; hooks are off between steps.
     """
     from transformers import DynamicCache
 
     past = DynamicCache(config=model.hf.config)
-    generator = torch.Generator(device=model.device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     ids, in_force = list(prompt_ids), hooks
     while True:
         with hooked(model, in_force, job=job):
@@ -46,7 +46,7 @@ def next_tokens(
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
     if temperature == 0:
         return int(logits.argmax())
-    probabilities = (logits.float() / temperature).softmax(dim=-1)
+    probabilities = (logits.float() / temperature).softmax(dim=-1).cpu()
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 

@@ -6,7 +6,7 @@ is first edited.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +18,7 @@ from emotui.cache import statistics as cache_statistics
 from emotui.cache.statistics import STATISTICS_TEXTS
 from emotui.core.corpus import Situation, load_situations
 from emotui.core.engine.capture import Job, capture
+from emotui.core.engine.layered import Layered, Stack, placed
 from emotui.core.engine.packed import tensors_to_bytes
 from emotui.core.engine.sites import HookSite
 from emotui.core.records import EMBEDDING_LAYER
@@ -34,13 +35,13 @@ Kind = Literal["text", "readout"]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Norms and samples by site, layer and kind of position."""
+    """By site, layer and kind of position: norms on the CPU, vectors on the device of the layer."""
 
-    norms: dict[str, Tensor]
+    norms: Mapping[str, Tensor]
     """`site.kind` to [layers (+1 for resid)]: mean of ||h|| over texts, BOS never among them."""
-    means: dict[str, Tensor]
+    means: Mapping[str, Stack]
     """`site.kind` to [layers (+1), width], float32: mean over texts, each text counting once."""
-    samples: dict[str, Tensor]
+    samples: Mapping[str, Stack]
     """`site.kind` to [layers (+1), texts, width], in the run's dtype."""
 
     def mean_norm(self, site: HookSite, layer: int, kind: Kind = "text") -> float:
@@ -125,12 +126,18 @@ def corpus_statistics(
             "statistics", key, tensors_to_bytes({n: t.contiguous() for n, t in tensors.items()})
         )
     else:
-        tensors = {n: t.to(model.device) for n, t in tensors_from_bytes(stored).items()}
+        tensors = tensors_from_bytes(stored)
 
     def those(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
-    return Statistics(norms=those("norm:"), means=those("mean:"), samples=those("h:"))
+    def there(prefix: str) -> dict[str, Stack]:
+        return {
+            name: placed(stack, model.devices if name.startswith("resid.") else model.devices[1:])
+            for name, stack in those(prefix).items()
+        }
+
+    return Statistics(norms=those("norm:"), means=there("mean:"), samples=there("h:"))
 
 
 def _measured(
@@ -140,30 +147,33 @@ def _measured(
     sites: Sequence[HookSite],
     job: Job,
 ) -> dict[str, Tensor]:
-    samples: dict[str, list[Tensor]] = {}
-    averages: dict[str, list[Tensor]] = {}
+    found: dict[str, list[Tensor]] = {}
     for number, situation in enumerate(texts):
         job.progress("reading the corpus for controls", number, len(texts))
         text = model.reader.read(situation.text, template, context_length=model.context_length)
         rows = [i for i, token in enumerate(text.tokens) if token.part == "text"]
         ids = [token.id for token in text.tokens]
-        kept = capture(model, ids, all_sites=True, z="z" in sites, job=job)
+        run = capture(model, ids, all_sites=True, z="z" in sites, job=job)
         for site in sites:
-            h = {"resid": kept.resid, "attn": kept.attn, "mlp": kept.mlp, "z": kept.z}[site]
-            assert h is not None, "z was asked for"
-            # A different token of each text, so that all places in a sentence are drawn from.
-            picked = {"text": h[:, rows[number % len(rows)]], "readout": h[:, text.readout]}
-            seen = {"text": h[:, rows], "readout": h[:, [text.readout]]}
-            for kind, tensor in picked.items():
-                name, values = f"{site}.{kind}", seen[kind].float()
-                samples.setdefault(f"h:{name}", []).append(tensor.cpu())
-                norm = values.norm(dim=-1).mean(dim=-1)
-                averages.setdefault(f"norm:{name}", []).append(norm.cpu())
-                averages.setdefault(f"mean:{name}", []).append(values.mean(dim=1).cpu())
+            for kind, where in (("text", rows), ("readout", [text.readout])):
+                # A different token of each text, so that all places in a sentence are drawn from.
+                picked = where[number % len(where)]
+                for name, tensor in _read(run.kept[site], where, picked).items():
+                    found.setdefault(f"{name}:{site}.{kind}", []).append(tensor)
     return {
-        **{name: torch.stack(parts, dim=1).to(model.device) for name, parts in samples.items()},
-        **{
-            name: torch.stack(parts).mean(dim=0).to(model.device)
-            for name, parts in averages.items()
-        },
+        name: torch.stack(parts, dim=1) if name.startswith("h:") else torch.stack(parts).mean(dim=0)
+        for name, parts in found.items()
+    }
+
+
+def _read(h: Layered, where: Sequence[int], picked: int) -> dict[str, Tensor]:
+    """Return what is taken of one site of one text, by layer, on the CPU.
+
+    `h` [width] at token `picked`; over the tokens `where`, the mean `norm` and the `mean` [width].
+    """
+    seen = h.each(lambda part: part[:, list(where)].float())
+    return {
+        "h": h.each(lambda part: part[:, picked]).cpu(),
+        "norm": seen.each(lambda part: part.norm(dim=-1).mean(dim=-1)).cpu(),
+        "mean": seen.each(lambda part: part.mean(dim=1)).cpu(),
     }

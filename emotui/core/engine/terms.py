@@ -161,13 +161,13 @@ def _log_probabilities(
     with hooked(model, (*hooks, *(keep(layer) for layer in (*below, top))), job=job):
         logits = model.forward(rows, keep=whole, past=past)
     if hooks:
-        check_finite(kept[top], logits)
+        check_finite(kept[top], logits=logits)
 
     def read(positions: Sequence[int]) -> Tensor:
         where = list(positions)
         found = [model.sites.logits_of(kept[layer][:, where]) for layer in below]
         found.append(logits[:, where])
-        return torch.stack([one.float().log_softmax(dim=-1) for one in found])
+        return torch.stack([one.float().log_softmax(dim=-1).to(logits.device) for one in found])
 
     return read
 

@@ -44,7 +44,7 @@ def attention_sources(
     """Return what each attention output at the last token writes along `slopes`, by source.
 
     `slopes` [layers, d_model] are those of the metric at `attn.L` of the last token; the result is
-    float32 [layers, tokens]. None where it is not known which module makes the values. One forward
+    float32 [layers, tokens] on the CPU. None where it is not known which module makes the values. One forward
     and a small backward pass a layer.
     """
     paths = [_value_path(block, model.d_model) for block in model.sites.blocks]
@@ -88,7 +88,8 @@ def attention_sources(
                 grad_outputs=_at_last(mixed_out, kept["attn", layer], slopes[layer]),
                 retain_graph=True,
             )
-            parts.append((values_out[0] * back[0]).detach()[:, columns].float().sum(dim=-1))
+            by_token = (values_out[0] * back[0]).detach()[:, columns].float().sum(dim=-1)
+            parts.append(by_token.cpu())
     return torch.stack(parts)
 
 

@@ -252,6 +252,8 @@ def _other_emotion(
     """
     if probe is None:
         return "no probe is fitted, so which feature writes another emotion is not known"
+    if (edit.site, edit.layer) not in probe.places:
+        return "no probe reads the outputs of single heads"
     rows = probe.weight[probe.places.index((edit.site, edit.layer))].T
     active = sizes.nonzero().flatten()
     named = [i for i, emotion in enumerate(probe.emotions) if emotion != "neutral"]

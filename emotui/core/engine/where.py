@@ -37,6 +37,7 @@ from emotui.core.text import Template, clean, template_named
 if TYPE_CHECKING:
     from emotui.cache.store import Store
     from emotui.core.engine.instruments import Instruments
+    from emotui.core.engine.layered import Layered
     from emotui.core.engine.model import LoadedModel
     from emotui.core.engine.probes import Probe
 
@@ -232,7 +233,7 @@ def _moved(compared: Compared, own: float, span: float) -> tuple[list[float], li
     positions = len(compared.ids) - compared.first
     for layer in range(compared.model.n_layers):
         compared.job.progress("patching the readout", layer, compared.model.n_layers)
-        rows = torch.stack([run.resid[layer + 1, -positions:] for run in sources])
+        rows = torch.stack([run.at("resid", layer)[-positions:] for run in sources])
         shares = (own - compared.with_rows("resid", layer, rows)) / unit
         moved.append(float(shares[: len(compared.neutral)].median()))
         others = shares[len(compared.neutral) :].abs()
@@ -255,8 +256,10 @@ def _writes(
         all_sites=True,
         job=compared.job,
     )
-    assert found.attn is not None and found.mlp is not None
-    slopes: dict[Component, Tensor] = {"attn": found.attn[:, -1], "mlp": found.mlp[:, -1]}
+    slopes: dict[Component, Tensor] = {
+        "attn": _last(found.kept["attn"]),
+        "mlp": _last(found.kept["mlp"]),
+    }
     writes: dict[Component, Tensor] = {}
     for site in slopes:
         own, mean = _at_last(compared.run, site), _mean(compared.neutral, site)
@@ -265,7 +268,12 @@ def _writes(
 
 
 def _at_last(run: Activations, site: Component) -> Tensor:
-    return (run.attn if site == "attn" else run.mlp)[:, -1].float()
+    return _last(run.kept[site]).float()
+
+
+def _last(rows: Layered) -> Tensor:
+    """Return what stands at the last token, [layers, d], on the CPU."""
+    return rows.each(lambda part: part[:, -1]).cpu()
 
 
 def _mean(runs: Sequence[Activations], site: Component) -> Tensor:
@@ -322,9 +330,8 @@ def _readable(
     for layer in range(run.n_layers):
         row = probe.places.index(("resid", layer))
         at = slice(row, row + 1)
-        value = float(
-            probe.z_of(probe.logits(run.resid[layer + 1, -1].view(1, 1, -1), at), at)[0, 0, column]
-        )
+        logits = probe.logits(run.at("resid", layer)[-1].view(1, 1, -1), at)
+        value = float(probe.z_of(logits, at)[0, 0, column])
         z.append(None if value != value else value)
     return tuple(z), probe.summary(n_tokens).marked_above.get("resid")
 

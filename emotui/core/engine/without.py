@@ -58,7 +58,7 @@ class _Reader:
             return answer.labels, {}
         at = slice(self.row, self.row + 1)
         layer = self.probe.places[self.row][1]
-        found = self.probe.logits(run.resid[layer + 1, -1].view(1, 1, -1), at)
+        found = self.probe.logits(run.at("resid", layer)[-1].view(1, 1, -1), at)
         if self.unit == "z":
             found = self.probe.z_of(found, at)
         read = dict(zip(self.probe.emotions, found[0, 0].tolist(), strict=True))

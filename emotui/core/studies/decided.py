@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from emotui.core.engine.capture import Activations, Hook, capture
+from emotui.core.engine.layered import Stack
 from emotui.core.engine.rerun import RowHooks, rerun
 from emotui.core.errors import UsageError
 from emotui.core.records import TextRecord
@@ -68,7 +69,7 @@ def variants(
     return scores_of(study, rows.logits)
 
 
-def putting(h: Tensor) -> Callable[[range], list[Hook]]:
+def putting(h: Stack) -> Callable[[range], list[Hook]]:
     """Return hooks by which row L puts `h[L]` [layers, d_model] at `resid.L`, first token."""
 
     def hooks(rows: range) -> list[Hook]:

@@ -23,8 +23,10 @@ from torch import Tensor
 
 from emotui.core.engine.capture import Hook
 from emotui.core.engine.collect import Place
+from emotui.core.engine.layered import Layered
 from emotui.core.engine.rerun import rerun
 from emotui.core.errors import UsageError
+from emotui.core.records import EMBEDDING_LAYER
 from emotui.core.studies.common.dataset import BUNDLED, Item
 from emotui.core.studies.common.readings import Readings, readings, readings_bytes, run_batch
 from emotui.core.studies.common.running import Cost, Implementation, Running
@@ -290,14 +292,14 @@ def _patch(
     """Return the answer [layers] of a target with the readout of a source put at each layer."""
     texts = [study.read(items[row].text) for row in pair]
     source, target = (captured(study, text) for text in texts)
-    h = source.resid[1:, texts[0].readout]
+    h = source.kept["resid"].since(1).each(lambda part: part[:, texts[0].readout])
     model, at = study.model, texts[1].readout
     if study.tokens.rule == "whole_label":
         prompt = [token.id for token in texts[1].tokens]
         return torch.stack([_whole(study, prompt, h, layer, at) for layer in layers])
     rows = rerun(
         model,
-        target.resid[0],
+        target.at("resid", EMBEDDING_LAYER),
         start=0,
         n_rows=model.n_layers,
         hooks=putting(h),
@@ -307,7 +309,7 @@ def _patch(
     return scores_of(study, rows.logits)[list(layers)].argmax(dim=1)
 
 
-def _whole(study: Running, prompt: list[int], h: Tensor, layer: int, at: int) -> Tensor:
+def _whole(study: Running, prompt: list[int], h: Layered, layer: int, at: int) -> Tensor:
     """Return one patched answer where whole labels are compared: a forward for each layer."""
 
     def put(tensor: Tensor) -> Tensor:

@@ -164,7 +164,7 @@ def _train(study: Running, steering: _Steering) -> _Train:
         run, found = attributed(study, saes, text, study.tokens.labels[label])
         tensors = {
             "scores": found.scores[None],
-            "h": run.resid[saes[-1].layer + 1, text.readout][None],
+            "h": run.at("resid", saes[-1].layer)[text.readout][None],
         }
         for n in range(len(saes)):
             tensors |= {f"f {n}": found.f[n][None], f"estimate {n}": found.estimate[n][None]}
@@ -311,7 +311,7 @@ def _begun(study: Running, steering: _Steering, mine: Sequence[int]) -> list[tup
     for row in mine:
         text = steering.examples[row][3]
         run = captured(study, text)
-        resid = {sae.layer: run.resid[sae.layer].clone() for sae in steering.saes}
+        resid = {sae.layer: run.at("resid", sae.layer - 1).clone() for sae in steering.saes}
         found.append((Begun(resid, run.logits), text.readout))
     return found
 
@@ -369,7 +369,7 @@ def _evaluated(
             run = captured(study, text)
             scores = scaled_scores(study, run, scaler, position=text.readout)
             apart = torch.maximum(apart, (scores[0] - scores_of(study, run.logits)).abs().max())
-            h = run.resid[layer + 1, text.readout].float().cpu()[None]
+            h = run.at("resid", layer)[text.readout].float().cpu()[None]
             few, used = few_shot_scores(study, item.text, prompts, counts)
             gold = (
                 study.tokens.labels.index(study.dataset.labels[item.label]) if own else item.label

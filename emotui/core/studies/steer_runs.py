@@ -85,12 +85,13 @@ def scaled_scores(
     """Return the labels' scores [settings, labels] of a prompt under each setting."""
     if scaler.start is None:
         return scores_of(study, run.logits).expand(scaler.rows, -1)
+    start = scaler.start
     return variants(
         study,
-        run.resid[scaler.start],
+        run.resid[start] if isinstance(run, Begun) else run.at("resid", start - 1),
         scaler.hooks,
         n_rows=scaler.rows,
-        start=scaler.start,
+        start=start,
         position=position,
     )
 

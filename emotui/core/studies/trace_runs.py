@@ -156,7 +156,7 @@ def sets_ablated(
     start = min(saes[number].layer for number in chosen)
     logits = rerun(
         study.model,
-        run.resid[start],
+        run.at("resid", start - 1),
         start=start,
         n_rows=len(sets),
         hooks=hooks,

@@ -113,7 +113,7 @@ def _running(
         layers=model.n_layers,
         d_model=model.d_model,
         dtype=model.dtype_name,
-        device=str(model.device),
+        device=model.device_name,
         attention=model.attention,
         note=note_of(request.spec),
         template=template,
@@ -159,7 +159,8 @@ def _plan(running: Running, implementation: Implementation) -> StudyPlanned:
     for prompt in prompts:
         run_batch(running.model, [prompt], running.tokens, job=running.job)
     if running.model.device.type == "cuda":
-        torch.cuda.synchronize(running.model.device)
+        for device in set(running.model.devices):
+            torch.cuda.synchronize(device)
     each = (time.monotonic() - started) / len(prompts)
     cost = implementation.cost(running)
     return StudyPlanned(
