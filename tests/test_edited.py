@@ -26,6 +26,7 @@ from emotui.core.errors import EditError
 from emotui.core.export.json import document_bytes
 from emotui.core.protocol import Inspected, InspectRequest, ModelSpec
 from emotui.core.records import Effect, Trace
+from emotui.core.text import template_named
 
 TEXT = "He shouted at me for no reason and I could not answer."
 
@@ -226,6 +227,29 @@ def test_every_kind_of_edit_stands_beside_its_controls(probed: Bench, line: str)
     assert other.note
     again = probed.inspect(line)
     assert (again.cached, again.forwards) == (True, 0)
+
+
+@pytest.mark.parametrize("template", ["ask", "raw"])
+def test_the_readout_by_its_number_has_the_controls_of_the_readout(
+    bench: Bench, template: str
+) -> None:
+    """How a position is written changes nothing: not the effect, not what it is held against."""
+    template = template_named(template).name
+    request = msgspec.structs.replace(bench.request, template=template)
+
+    def edited(line: str) -> Trace:
+        asked = msgspec.structs.replace(request, edits=(line,))
+        done = inspect(asked, bench.model, bench.instruments, bench.store, QuietJob())
+        return bench.store.get_trace(done.trace_id)
+
+    plain = inspect(request, bench.model, bench.instruments, bench.store, QuietJob())
+    text = bench.store.get_trace(plain.trace_id).text
+    named = edited("steer L1/3 +0.3 at readout")
+    numbered = edited(f"steer L1/3 +0.3 at {text.readout}")
+    assert named.effects == numbered.effects
+    earlier = edited(f"steer L1/3 +0.3 at {text.readout - 1}")
+    assert [e.metric for e in earlier.effects] == [e.metric for e in named.effects]
+    assert earlier.effects != named.effects
 
 
 def test_another_emotion_as_control_is_that_edit_made_alone(probed: Bench) -> None:

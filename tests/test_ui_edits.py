@@ -44,6 +44,18 @@ def scene(tmp_path: Path) -> Scene:
     return scene
 
 
+async def test_a_token_of_the_text_is_named_by_its_number(scene: Scene) -> None:
+    async with scene.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        await pilot.press("1", "h", "h", "3")
+        await until(pilot, lambda: app.explorer.state.features)
+        position = app.explorer.state.position
+        name = app.explorer.state.features[0].name
+        await pilot.press("a")
+        await until(pilot, lambda: scene.engine.asked)
+        assert scene.engine.asked[0].operation.edits == (f"ablate {name} at {position}",)
+
+
 @pytest.mark.parametrize("size", [(80, 24), (100, 30), (160, 45)])
 async def test_ablate_here_shows_the_effect_and_undo_needs_no_engine(
     scene: Scene, size: tuple[int, int]
@@ -54,9 +66,8 @@ async def test_ablate_here_shows_the_effect_and_undo_needs_no_engine(
         await until(pilot, lambda: scene.engine.asked)
         operation = scene.engine.asked[0].operation
         assert isinstance(operation, InspectRequest)
-        position = app.explorer.state.position
         name = app.explorer.state.features[0].name
-        assert operation.edits == (f"ablate {name} at {position}",)
+        assert operation.edits == (f"ablate {name} at readout",)
         assert operation.selected
         scene.answer(scene.engine.asked[0], change=lambda t: edited(t, operation.edits))
         await until(pilot, lambda: edits_of(app))
@@ -172,7 +183,7 @@ async def test_the_demo_is_loaded_behind_its_first_trace(scene: Scene) -> None:
 @pytest.mark.parametrize(
     ("key", "line"),
     [
-        ("s", "steer {feature} +0.1 at 11"),
+        ("s", "steer {feature} +0.1 at readout"),
         ("z", "knock attn L{layer} mean at readout"),
         ("m", "promote {emotion} L{layer} +0.1 at readout"),
         ("p", 'patch resid L{layer} from "another text" at readout'),

@@ -21,6 +21,7 @@ from emotui.core.details import (
     Selectivity,
     WrittenToken,
 )
+from emotui.core.edits.positions import parse_positions, positions_in
 from emotui.core.errors import Cancelled, SaeError
 from emotui.core.protocol import Featured, FeatureRequest, InspectRequest
 from emotui.core.records import Trace
@@ -38,7 +39,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
 
 def made_up(request: FeatureRequest, trace: Trace, *, corpus: bool) -> FeatureDetail:
     tokens = len(trace.text.tokens)
-    place = int(request.position)
+    place = positions_in(parse_positions(request.position), trace.text)[0]
     layers = (2, 3)
     return FeatureDetail(
         name=request.feature,
@@ -100,7 +101,8 @@ async def test_enter_opens_the_feature_and_the_corpus_follows(
         first: Any = scene.engine.asked[0].operation
         assert isinstance(first, FeatureRequest)
         assert (first.feature, first.sae, first.corpus) == (row.name, row.sae, False)
-        assert first.position == str(app.explorer.state.position)
+        assert app.explorer.state.position == trace.text.readout
+        assert first.position == "readout"
         assert first.inspect.text == TEXT and first.inspect.probes
         scene.engine.asked[0].finish(Featured(made_up(first, trace, corpus=False), 3))
         await until(pilot, lambda: is_on(app, FeatureScreen))
@@ -182,10 +184,8 @@ async def test_a_trace_of_another_model_shows_what_is_kept_of_its_features(scene
         await until(pilot, lambda: app.explorer.state.text == "Tom ran.")
         await pilot.press("3", "enter")
         await until(pilot, lambda: "was not looked at while org/other was loaded" in text_on(app))
-        row, position = app.explorer.state.features[0], app.explorer.state.position
-        request = FeatureRequest(
-            scene.request(), feature=row.name, sae=row.sae, position=str(position)
-        )
+        row = app.explorer.state.features[0]
+        request = FeatureRequest(scene.request(), feature=row.name, sae=row.sae, position="readout")
         with Store.open(scene.cache) as store:
             keep_feature(store, other.id, request, made_up(request, other, corpus=True))
         await pilot.press("enter")

@@ -26,12 +26,13 @@ from emotui.core.engine.exact import ablations
 from emotui.core.engine.instruments import Instruments
 from emotui.core.engine.model import LoadedModel, load_model
 from emotui.core.engine.other_texts import other_texts
-from emotui.core.engine.repeated import spread
+from emotui.core.engine.repeated import Directions, Judged, repeated, spread
 from emotui.core.engine.saes import load_saes
 from emotui.core.engine.verify import verify
 from emotui.core.errors import Cancelled, EditError, UsageError
 from emotui.core.findings import Repeated, Verification
 from emotui.core.protocol import InspectRequest, ModelSpec, Verified, VerifyRequest
+from emotui.core.records import Effect
 from emotui.core.text import template_named
 
 WORD = " and"
@@ -141,6 +142,24 @@ def test_an_ablation_counts_as_nothing_where_the_feature_is_not_active(bench: Be
     assert effect.every.median == pytest.approx(float(np.median(deltas)))
     assert effect.acted.median == pytest.approx(float(np.median(deltas[acted])))
     assert any(f"active on {acted.sum()} of {TEXTS} texts" in note for note in found.notes)
+
+
+def test_a_change_that_keeps_its_sign_but_not_its_size_says_so() -> None:
+    """Whatever is verified by sign alone, its size on other texts stands beside that here."""
+    generator = np.random.default_rng(0)
+    deltas = -0.015 + 0.002 * generator.standard_normal(50)
+    controls = (
+        Directions("any_way", np.zeros(39), np.zeros((50, 39))),
+        Directions("shaped_like_data", np.zeros(19), np.zeros((50, 19))),
+    )
+
+    def said(here: float) -> str:
+        effect = Effect("answer.fear", 0.5, 0.5, 0.5 + here, here, (), 0.0, "")
+        judged = Judged(effect, deltas, controls, np.ones(50, dtype=bool), True, "kl")
+        return repeated(judged, seed=0).verdict
+
+    assert said(-0.39).endswith("; verified, though it is 26 times smaller there than here")
+    assert said(-0.016).endswith("; verified")
 
 
 def test_the_interval_is_that_of_scipys_bootstrap() -> None:

@@ -9,6 +9,7 @@ from emotui.core.edits import (
     JointEdit,
     at_position,
     parse_edit,
+    position_of_token,
     positions_in,
 )
 from emotui.core.errors import EditError
@@ -19,8 +20,13 @@ _ON_ANY_TEXT = ("all", "last", "readout")
 
 
 def here(state: ScreenState) -> str:
-    """Return the cursor's token as a position of the edit language."""
-    return str(at_position(state.position))
+    """Return the cursor's token as a position of the edit language.
+
+    The readout by its name: an edit there is one on other texts too.
+    """
+    if state.readings is None:
+        return str(at_position(state.position))
+    return str(position_of_token(state.position, state.readings.trace.text))
 
 
 def chosen(state: ScreenState) -> tuple[str, ...]:

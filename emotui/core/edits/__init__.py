@@ -40,6 +40,7 @@ from emotui.core.edits.positions import (
     Positions,
     at_position,
     parse_positions,
+    position_of_token,
     positions_in,
 )
 from emotui.core.edits.words import STAYED, Layers
@@ -72,6 +73,7 @@ __all__ = [
     "at_position",
     "parse_edit",
     "parse_positions",
+    "position_of_token",
     "positions_in",
     "print_edits",
     "recipe_named",

@@ -44,6 +44,14 @@ def at_position(position: int) -> Positions:
     return Positions("range", position, position)
 
 
+def position_of_token(position: int, text: TextRecord) -> Positions:
+    """Return the position of one token of a text: by name where it is the readout.
+
+    An edit named so means the same on other texts, and has one trace.
+    """
+    return READOUT if position == text.readout else at_position(position)
+
+
 def parse_positions(word: str, *, here: int | None = None) -> Positions:
     """Return the positions a word says; EditError names what was expected."""
     if word == "here":

@@ -6,17 +6,18 @@ import random
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from emotui.core.edits import Edit, FeatureEdit, HeadEdit
+from emotui.core.edits import Edit, FeatureEdit, HeadEdit, positions_in
 from emotui.core.engine.capture import Activations, Job, capture
 from emotui.core.engine.effects import Gauge, arranged, run_variants
 from emotui.core.engine.intervene import Place, group_edits, hooks_of, place_edits
 from emotui.core.engine.materials import Materials, head_count, head_size
+from emotui.core.engine.statistics import kind_of
 from emotui.core.engine.steps import PlacedEdit
 from emotui.core.engine.variants import Grouped, Random, Recorded, Variant
 from emotui.core.text import Template
@@ -101,10 +102,8 @@ def any_way(bench: Bench, place: Place, count: int) -> Tensor:
 
 def shaped(bench: Bench, place: Place, count: int) -> Tensor:
     """Return unit directions [count, width] drawn with the covariance of the activations."""
-    kind: Literal["text", "readout"] = (
-        "readout" if bench.last.positions.kind == "readout" else "text"
-    )
-    last = bench.last
+    last, text = bench.last, bench.trace.text
+    kind = kind_of(positions_in(last.positions, text), text.readout)
     return bench.materials.statistics_of(place[0]).directions(
         *place,
         kind,

@@ -19,7 +19,7 @@ from emotui.core.details import (
     removed_between,
 )
 from emotui.core.edits import FeatureEdit, parse_edit
-from emotui.core.edits.positions import parse_positions, positions_in
+from emotui.core.edits.positions import parse_positions, position_of_token, positions_in
 from emotui.core.emotions import LABEL_SETS
 from emotui.core.engine.activate import run_of
 from emotui.core.engine.feature_labels import FeatureLabels
@@ -67,7 +67,7 @@ def detail_feature(
     detail = FeatureDetail(
         name=name_of(sae, index),
         sae=sae.id,
-        source=sae.source,
+        source=_recorded_source(sae),
         site=sae.site,
         layer=sae.layer,
         index=index,
@@ -113,6 +113,12 @@ def name_of(sae: Sae, index: int) -> str:
     """Return a feature as the edit language writes it."""
     place = f"L{sae.layer}/{index}"
     return place if sae.site == "resid" else f"{sae.site}:{place}"
+
+
+def _recorded_source(sae: Sae) -> str:
+    """Return the source of an SAE for a record: a release, or a file's or folder's name alone."""
+    here = Path(sae.source).expanduser().exists()
+    return sae.id.rpartition("/")[0] if here else sae.source
 
 
 def _found(request: FeatureRequest, instruments: Instruments, job: Job) -> tuple[Sae, int]:
@@ -215,7 +221,7 @@ def _here(
     )
     if not values[position] > 0:
         return msgspec.structs.replace(here, note="It is not active here: nothing to remove.")
-    line = f"ablate {name_of(sae, index)} at {position}"
+    line = f"ablate {name_of(sae, index)} at {position_of_token(position, trace.text)}"
     edited = msgspec.structs.replace(asked, edits=(*trace.edits, line), selected=True)
     try:
         after = store.get_trace(inspect(edited, model, instruments, store, job).trace_id)

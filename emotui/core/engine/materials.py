@@ -21,6 +21,7 @@ from emotui.core.edits import (
     PatchEdit,
     PromoteEdit,
     Source,
+    positions_in,
 )
 from emotui.core.engine.sites import HookSite
 from emotui.core.engine.steps import RandomStep, SetStep
@@ -242,7 +243,8 @@ class Materials:
         if edit.source not in self._others:
             self._others[edit.source] = self._other(edit.source)
         run, text = self._others[edit.source]
-        position = text.readout if edit.positions.kind == "readout" else text.last
+        at_readout = positions_in(edit.positions, self.text) == (self.text.readout,)
+        position = text.readout if at_readout else text.last
         row = run.positions(edit.site).index(position)
         return run.at(edit.site, layer)[row : row + 1]
 

@@ -18,6 +18,8 @@ RESAMPLES = 2000
 LEAST_TEXTS = 6
 """Texts the edit must have acted on for anything to be said of other texts: of five, all lie on
 one side of the median more than one time in twenty by chance (2 / 2^5)."""
+MUCH_SMALLER = 2.0
+"""From this ratio of the change here to the median elsewhere, the verdict names it."""
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -129,7 +131,12 @@ def _verdict(judged: Judged, acted: Spread, controls: Sequence[Rivals]) -> tuple
     if uniform:
         return False, f"{first}; not verified: {uniform} do as much"
     # Shaped like the data they often lie along the emotion itself, so they are no veto.
-    return True, f"{first}; verified" + (f", though {shaped} do as much" if shaped else "")
+    though = [f"{shaped} do as much"] if shaped else []
+    assert acted.median is not None
+    smaller = abs(judged.effect.delta) / abs(acted.median)
+    if smaller >= MUCH_SMALLER:
+        though.append(f"it is {smaller:.0f} times smaller there than here")
+    return True, f"{first}; verified" + (f", though {' and '.join(though)}" if though else "")
 
 
 def _reaching(control: Rivals) -> str:

@@ -87,6 +87,14 @@ class Statistics:
         return unit
 
 
+def kind_of(positions: Sequence[int], readout: int) -> Kind:
+    """Return which positions of the corpus are like those of an edit, however it names them.
+
+    The readout alone is like readouts; any other tokens, and several, are like tokens of texts.
+    """
+    return "readout" if tuple(positions) == (readout,) else "text"
+
+
 def _row(site: HookSite, layer: int) -> int:
     return layer - EMBEDDING_LAYER if site == "resid" else layer
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from emotui.core.edits import FeatureEdit, HeadEdit
 from emotui.core.engine.intervene import EditGroup, Place
+from emotui.core.engine.statistics import kind_of
 from emotui.core.engine.steps import FeatureStep, PlacedEdit, PlacedFeatureEdit
 
 if TYPE_CHECKING:
@@ -131,9 +132,7 @@ def random_variants(
 ) -> list[Variant]:
     """Return `count` rows of random directions; `seed` None is that of the materials."""
     seed = materials.seed if seed is None else seed
-    kind: Literal["text", "readout"] = (
-        "readout" if last.edit.positions.kind == "readout" else "text"
-    )
+    kind = kind_of(last.positions, materials.text.readout)
     columns = materials.columns_of(last.edit) if isinstance(last.edit, HeadEdit) else None
     drawn = {
         (site, layer): materials.statistics_of(site).directions(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from emotui.cache.details import kept_feature
 from emotui.core.details import FeatureDetail
-from emotui.core.edits import at_position
+from emotui.core.edits import position_of_token
 from emotui.core.protocol import Featured, FeatureRequest, InspectRequest, Outcome
 from emotui.core.text import clean
 from emotui.ui.handlers.area import Answer, Area
@@ -59,7 +59,7 @@ class FeatureHandlers(Area):
             self._screen.options.request,
             feature=row.name,
             sae=row.sae,
-            position=str(at_position(self._position)),
+            position=str(position_of_token(self._position, trace.text)),
             corpus=False,
         )
         otherwise = f"{row.name} was not looked at while {clean(trace.run.model)} was loaded."
@@ -83,7 +83,8 @@ class FeatureHandlers(Area):
         readings, row = self._state.readings, self._row
         if readings is None or row is None:
             return
-        trace, position = readings.trace, str(at_position(self._position))
+        trace = readings.trace
+        position = str(position_of_token(self._position, trace.text))
 
         def question(request: InspectRequest, store: Store) -> Operation | Outcome:
             asked = FeatureRequest(
@@ -142,18 +143,24 @@ class FeatureHandlers(Area):
         if self._shown is not None:
             self._shown.dismiss(None)
 
-    def ablate(self, positions: str) -> None:
-        """Close the detail and ablate its feature."""
+    def ablate(self, position: int | None) -> None:
+        """Close the detail and ablate its feature at a token, None for all of the text."""
         if self._row is not None:
             self._close()
-            self._screen.handlers.edit.put(f"ablate {self._row.name} at {positions}")
+            where = "all" if position is None else self._named(position)
+            self._screen.handlers.edit.put(f"ablate {self._row.name} at {where}")
 
     def steer(self) -> None:
         """Close the detail and suggest a steering in the console."""
         if self._row is not None:
             self._close()
-            position = at_position(self._position)
-            self._screen.open_console(f"steer {self._row.name} +0.1 at {position}")
+            line = f"steer {self._row.name} +0.1 at {self._named(self._position)}"
+            self._screen.open_console(line)
+
+    def _named(self, position: int) -> str:
+        readings = self._state.readings
+        assert readings is not None
+        return str(position_of_token(position, readings.trace.text))
 
     def copy_page(self) -> None:
         """Copy the address of the feature's page at Neuronpedia, else its name."""

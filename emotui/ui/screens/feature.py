@@ -22,8 +22,8 @@ _KEYS = "a ablate  A everywhere  s steer  y page  j k scroll  esc closes"
 class Keeper(Protocol):
     """What the screen asks to be done."""
 
-    def ablate(self, positions: str) -> None:
-        """Close the detail and ablate its feature."""
+    def ablate(self, position: int | None) -> None:
+        """Close the detail and ablate its feature at a token, None for all of the text."""
 
     def steer(self) -> None:
         """Close the detail and suggest a steering."""
@@ -96,8 +96,7 @@ class FeatureScreen(ReportScreen):
     def action_ablate(self, where: str) -> None:
         """Ablate the feature at the token looked at, or everywhere."""
         here = self.detail.here
-        at_token = where == "here" and here is not None
-        self._keeper.ablate(str(here.position) if at_token and here is not None else "all")
+        self._keeper.ablate(here.position if where == "here" and here is not None else None)
 
     def action_steer(self) -> None:
         """Suggest a steering in the console."""
