@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,14 @@ from support_studies import files_of, result_of, run_here
 from emotui.core.errors import UsageError
 from emotui.core.studies.common.chunks import Chunks
 from emotui.core.studies.common.running import Running
-from emotui.core.studies.patch import PatchCurve, PatchResult, draw_pairs, report, shares
+from emotui.core.studies.patch import (
+    PatchCurve,
+    PatchResult,
+    measure,
+    report,
+    shares,
+)
+from emotui.core.studies.patch_pairs import Pair, draw_pairs
 from emotui.core.studies.variants import windows_of
 
 SETTINGS = {"pairs": "24", "span": "1,3"}
@@ -81,6 +89,48 @@ def test_pairs_are_the_same_everywhere_and_spread_over_the_emotions(result: Patc
     assert result.usable == {"anger": 12, "fear": 12, "joy": 12, "sadness": 12}
 
 
+def test_of_the_residual_one_span_is_patched_because_the_others_are_it_one_layer_later(
+    result: PatchResult,
+) -> None:
+    assert {c.span for c in result.curves if c.site == "resid"} == {1}
+    assert {c.span for c in result.curves if c.site == "attn"} == {1, 3}
+    assert sum(one.startswith("Residual") for one in report(result).sentences) == 1
+
+
+def test_texts_repeat_as_little_as_the_turns_of_the_answers_allow(result: PatchResult) -> None:
+    # 24 pairs of 4 emotions with 12 texts each have 48 places: every text once.
+    assert (result.distinct, result.most_used) == (48, 1)
+    assert result.distinct_by_answer == {"anger": 12, "fear": 12, "joy": 12, "sadness": 12}
+    assert "48 different texts" in " ".join(report(result).sentences)
+    # 40, 10 and 2 texts, 30 pairs: each answer has 20 places, 10 as source and 10 as target.
+    answers = torch.tensor([0] * 40 + [1] * 10 + [2] * 2)
+    pairs = draw_pairs(answers, range(52), 30, torch.Generator().manual_seed(0))
+    times = Counter(row for pair in pairs for row in (pair.source, pair.target))
+    assert len({(pair.source, pair.target) for pair in pairs}) == 30
+    assert {times[row] for row in range(40)} == {0, 1}
+    assert {times[row] for row in range(40, 50)} == {2}
+    assert [times[row] for row in (50, 51)] == [10, 10]
+    assert all(answers[pair.same] == answers[pair.target] for pair in pairs)
+    assert all(pair.same != pair.target for pair in pairs)
+
+
+def test_intervals_know_that_texts_repeat() -> None:
+    """Twenty pairs that all have one text in common, on which all depends, are two texts."""
+    scores = torch.zeros(20, 1, 1, 2)
+    scores[:10, ..., 0] = 1
+    scores[10:, ..., 1] = 1
+    source, target = torch.tensor([[4.0, 0]]).repeat(20, 1), torch.tensor([[0, 4.0]]).repeat(20, 1)
+    pairs = [Pair(n // 10, 2 + n, 0) for n in range(20)]
+    kept: Any = SimpleNamespace(
+        joined={"scores": scores, "source": source, "target": target}.__getitem__
+    )
+    windows = windows_of(1, (1,), ("attn",))
+    (found,) = measure(
+        kept, windows, ("other",), pairs, torch.Generator().manual_seed(0), task="emotion"
+    )
+    assert found.transfer == (0.5,) and (found.low, found.high) == ((0.0,), (1.0,))
+
+
 def test_the_first_word_is_carried_by_attention_alone(result: PatchResult) -> None:
     assert result.first_words is not None and result.first_words.used
     assert result.first_words.accuracy == 1
@@ -89,7 +139,7 @@ def test_the_first_word_is_carried_by_attention_alone(result: PatchResult) -> No
 
 
 def test_one_pair_is_patched_as_ordinary_hooks_do(folder: Path, result: PatchResult) -> None:
-    model, kept = planted_model(), Chunks(folder / "run", "pairs", 6)
+    model, kept = planted_model(), Chunks(folder / "run", "even-pairs", 6)
     found = Chunks(folder / "run", "texts", 1)
     answers = found.joined("scores").argmax(dim=1)
     seeded: Any = SimpleNamespace(run=SimpleNamespace(seed=0))
@@ -97,7 +147,8 @@ def test_one_pair_is_patched_as_ordinary_hooks_do(folder: Path, result: PatchRes
     pair = draw_pairs(answers, range(len(answers)), 24, generator)[0]
     texts = texts_of(folder)
     ids = [ids_of(texts[row]) for row in (pair.source, pair.target)]
-    windows, deciding = windows_of(4, (1, 3)), deciding_tokens()
+    windows = [w for w in windows_of(4, (1, 3)) if w.site != "resid" or w.span == 1]
+    deciding = deciding_tokens()
     for number, window in enumerate(windows):
         vectors = {place: arriving(model, ids[0], *place)[-1] for place in window.places}
         plain = changed_run(

@@ -6,15 +6,16 @@ neither. Prompts differ in length; only the last token, the readout, stands for 
 both, so it alone is patched. How the traps of the method are met:
 
 - the same pairs at every layer, site and span (the release draws new ones for each layer), spread
-  evenly over the pairs of emotions, and drawn from the seed;
+  evenly over the pairs of emotions and over their texts, and drawn from the seed; where an emotion
+  has few texts these repeat, so intervals resample texts, not pairs;
 - beside every curve: a source of the target's own emotion, and a random vector of the source's
   norm, both scored against the same pair; and the first-word task, where the model does it. A
   vector that only erases the target's answer has a recovery of about a half, and no transfer;
 - attention and MLP outputs are the tensors added to the residual, after Gemma's post-norms;
 - windows are cut at the ends of the model, and say so, not left out;
-- of the residual only a window's last layer matters, and a late residual transfers by
-  construction: the answer is read from it. It says where the answer is complete, not where it is
-  made.
+- of the residual only a window's last layer matters, so only the shortest span is patched there;
+  and a late residual transfers by construction: the answer is read from it. It says where the
+  answer is complete, not where it is made.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ from emotui.core.records import Site
 from emotui.core.studies.common.chunks import Chunks
 from emotui.core.studies.common.readings import Readings, readings, readings_bytes, run_batch
 from emotui.core.studies.common.report import Cell, Heat, Line, Plot, Report, Table
+from emotui.core.studies.common.resampling import INTERVAL_DRAWS, pair_interval
 from emotui.core.studies.common.running import Cost, Implementation, Running
-from emotui.core.studies.common.statistics import bootstrap
 from emotui.core.studies.first_words import FirstWordsSummary, first_words, said
+from emotui.core.studies.patch_pairs import Pair, draw_pairs
 from emotui.core.studies.variants import (
     Change,
     Variant,
@@ -66,7 +68,7 @@ class PatchCurve(msgspec.Struct, frozen=True, kw_only=True):
     transfer: tuple[float, ...]
     """Share of pairs that answer as their source (of another emotion) does."""
     low: tuple[float, ...]
-    """95 % bootstrap interval of it over pairs."""
+    """95 % interval of it by the pigeonhole bootstrap over texts."""
     high: tuple[float, ...]
     kept: tuple[float, ...]
     """Share that answer as the target does."""
@@ -88,6 +90,12 @@ class PatchResult(msgspec.Struct, frozen=True, kw_only=True):
     usable: dict[str, int]
     """Answer to texts that could be paired."""
     pairs: int
+    distinct: int | None = None
+    """Texts in the pairs, as source or target; None in results of before this was counted."""
+    most_used: int | None = None
+    """Pairs that the text used most is in."""
+    distinct_by_answer: dict[str, int] = {}
+    """Answer to texts in the pairs."""
     emotions: tuple[str, ...]
     drawn: tuple[tuple[int, ...], ...]
     """[sources, targets]: pairs of each two answers."""
@@ -102,50 +110,9 @@ class PatchResult(msgspec.Struct, frozen=True, kw_only=True):
     first_words_pairs: int
 
 
-class Pair(msgspec.Struct, frozen=True):
-    """Rows of the readings."""
-
-    source: int
-    target: int
-    same: int
-    """Another text that is answered as the target is; -1 where none was asked for."""
-
-
-def draw_pairs(
-    answers: Tensor, usable: Sequence[int], count: int, generator: torch.Generator
-) -> list[Pair]:
-    """Return at most `count` different pairs of usable rows with different answers.
-
-    Ordered pairs of answers take turns; only answers that two usable rows have take part. []
-    where fewer than two do.
-    """
-    members: dict[int, list[int]] = {}
-    for row in usable:
-        members.setdefault(int(answers[row]), []).append(row)
-    known = sorted(answer for answer, rows in members.items() if len(rows) > 1)
-    turns = [(source, target) for source in known for target in known if source != target]
-    possible = sum(len(members[one]) * len(members[other]) for one, other in turns)
-    pairs: list[Pair] = []
-    seen: set[tuple[int, int]] = set()
-
-    def draw(rows: list[int]) -> int:
-        return rows[int(torch.randint(len(rows), (1,), generator=generator))]
-
-    while len(pairs) < min(count, possible):
-        order = torch.randperm(len(turns), generator=generator).tolist()
-        for source, target in (turns[number] for number in order):
-            rows = (draw(members[source]), draw(members[target]))
-            if rows in seen or len(pairs) == count:
-                continue
-            seen.add(rows)
-            others = [row for row in members[target] if row != rows[1]]
-            pairs.append(Pair(*rows, draw(others)))
-    return pairs
-
-
 def run(study: Running) -> PatchResult:
     """Answer every text, pair texts of different answers, patch each pair everywhere."""
-    windows = windows_of(study.model.n_layers, study.numbers("span"), sites_of(study.text("sites")))
+    windows = _windows(study)
     count = study.number("pairs")
     only_right = study.text("correct") != "no"
     found = readings(study, ())
@@ -165,8 +132,8 @@ def run(study: Running) -> PatchResult:
             todo="Give more texts"
             + (", or pair wrongly answered ones too: --set correct=no." if only_right else "."),
         )
-    stage = _patched(study, found, pairs, windows, "pairs", SOURCES)
-    curves = measure(stage, windows, SOURCES, study.generator("intervals"), task="emotion")
+    stage = _patched(study, found, pairs, windows, "even-pairs", SOURCES)
+    curves = measure(stage, windows, SOURCES, pairs, study.generator("intervals"), task="emotion")
     site, span, layer, matrix, drawn = _matrix(stage, windows, curves, len(labels))
     control, control_pairs = None, []
     if study.text("control") != "no":
@@ -177,17 +144,21 @@ def run(study: Running) -> PatchResult:
             control_pairs = draw_pairs(words, right, count, study.generator("first-word pairs"))
         if control is not None and control_pairs:
             told = _patched(
-                control.study, control.found, control_pairs, windows, "first-word-pairs", ("other",)
+                control.study, control.found, control_pairs, windows, "even-first-words", ("other",)
             )
-            curves += measure(
-                told, windows, ("other",), study.generator("intervals"), task="first word"
-            )
+            draw = study.generator("intervals")
+            curves += measure(told, windows, ("other",), control_pairs, draw, task="first word")
+    times = Counter(row for pair in pairs for row in (pair.source, pair.target))
+    of = Counter(labels[int(answers[row])] for row in times)
     return PatchResult(
         texts=len(answers),
         unreadable=study.run.dataset.texts - len(answers),
         correct=only_right,
         usable={label: counts[label] for label in labels if counts[label]},
         pairs=len(pairs),
+        distinct=len(times),
+        most_used=max(times.values()),
+        distinct_by_answer={label: of[label] for label in labels if of[label]},
         emotions=labels,
         drawn=drawn,
         curves=curves,
@@ -198,6 +169,13 @@ def run(study: Running) -> PatchResult:
         first_words=control.summary if control else None,
         first_words_pairs=len(control_pairs),
     )
+
+
+def _windows(study: Running) -> tuple[Window, ...]:
+    """Return the windows to patch; of the residual those of the shortest span alone."""
+    spans, sites = study.numbers("span"), sites_of(study.text("sites"))
+    found = windows_of(study.model.n_layers, spans, sites)
+    return tuple(one for one in found if one.site != "resid" or one.span == min(spans))
 
 
 def _patched(
@@ -257,17 +235,19 @@ def measure(
     chunks: Chunks,
     windows: Sequence[Window],
     sources: Sequence[Source],
+    pairs: Sequence[Pair],
     generator: torch.Generator,
     *,
     task: Literal["emotion", "first word"],
 ) -> tuple[PatchCurve, ...]:
-    """Return the curves of patched pairs, from what `_patched` keeps."""
+    """Return the curves of patched `pairs`, from what `_patched` keeps of them."""
     scores, source, target = (chunks.joined(name) for name in ("scores", "source", "target"))
     found = []
     for number, name in enumerate(sources):
         moved, kept, recovery = shares(scores[:, number], source, target)
-        low, high = _interval(moved, generator)
-        recovery_low, recovery_high = _interval(recovery, generator)
+        texts = [(one.same if name == "same" else one.source, one.target) for one in pairs]
+        low, high = pair_interval(moved, texts, generator)
+        recovery_low, recovery_high = pair_interval(recovery, texts, generator)
         for site, span in dict.fromkeys((window.site, window.span) for window in windows):
             rows = [n for n, w in enumerate(windows) if (w.site, w.span) == (site, span)]
 
@@ -313,10 +293,6 @@ def shares(scores: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tens
     recovery = (margin(scores) - before[:, None]) / (whole - before).clamp_min(1e-12)[:, None]
     moved = (answers == one[:, None]).double()
     return moved, (answers == other[:, None]).double(), recovery
-
-
-def _interval(values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    return bootstrap(lambda rows: values[rows].mean(dim=0), len(values), generator)
 
 
 def _matrix(
@@ -404,6 +380,14 @@ def _sentences(result: PatchResult) -> list[str]:
         f"{result.pairs} pairs of texts of different answers, the same at every layer, from "
         f"{result.texts:,} texts; texts {which}: {usable}."
     ]
+    if result.distinct is not None:
+        of = ", ".join(f"{label} {n}" for label, n in result.distinct_by_answer.items())
+        found.append(
+            f"The pairs are of {result.distinct} different texts ({of}); the one used most is in "
+            f"{result.most_used} pairs. Intervals are of 95 %, by {INTERVAL_DRAWS:,} bootstrap "
+            "draws of texts, not of pairs."
+        )
+    spans = {c.site: c.span for c in sorted(result.curves, key=lambda c: -c.span)}
     for site, span in dict.fromkeys((c.site, c.span) for c in result.curves):
         those = {
             c.source: c
@@ -421,14 +405,18 @@ def _sentences(result: PatchResult) -> list[str]:
                 else "carries the answer of half of the pairs at layers "
                 + ", ".join(str(curve.layer[n]) for n in half)
             )
-            found.append(f"Residual, span {span}: {where}.")
+            if span == spans["resid"]:  # a longer window is the same, one layer later
+                found.append(
+                    f"Residual, span {span}: {where}. A late residual does so by construction."
+                )
             continue
         best = max(range(len(curve.layer)), key=lambda n: curve.transfer[n])
         found.append(
             f"{site}, span {span}: most transfer around layer {curve.layer[best]}, "
-            f"{curve.transfer[best]:.2f} ({curve.low[best]:.2f} to {curve.high[best]:.2f}); there "
+            f"{curve.transfer[best]:.2f} [{curve.low[best]:.2f}, {curve.high[best]:.2f}]; there "
             f"a source of the same emotion {those['same'].transfer[best]:.2f}, a random vector "
-            f"{those['random'].transfer[best]:.2f}. The layer was chosen on these pairs."
+            f"{those['random'].transfer[best]:.2f}. The layer was chosen on these pairs, so this "
+            "is the highest of many and its interval is that of one layer."
         )
     found.append(said(result.first_words))
     if result.first_words_pairs:
