@@ -153,7 +153,7 @@ class TestInspect:
         assert str(target).encode() in done.stderr
         assert target.read_bytes() == first.stdout
         done = emotui_bytes_here("export", trace_id, "-o", str(target), cache_dir=module_cache)
-        assert_one_screen(done, code=1, says="exists already")
+        assert_one_screen(done, code=2, says="exists already")
         done = emotui_bytes_here("export", "ffffffff", cache_dir=module_cache)
         assert_one_screen(done, code=1, says="ffffffff")
 
@@ -239,7 +239,7 @@ def test_blank_text_and_a_model_that_does_not_exist(stories: Path, cache_dir: Pa
     done = emotui_bytes_here("inspect", " \n", "--model", str(stories), cache_dir=cache_dir)
     assert_one_screen(done, code=2, says="text")
     done = emotui_bytes_here("inspect", "a", "--model", "./no-such-model", cache_dir=cache_dir)
-    assert_one_screen(done, code=1, says="no-such-model")
+    assert_one_screen(done, code=2, says="no-such-model")
 
 
 def test_a_cache_that_cannot_be_written(stories: Path, tmp_path: Path) -> None:
