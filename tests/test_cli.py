@@ -155,7 +155,7 @@ class TestInspect:
         done = emotui_bytes_here("export", trace_id, "-o", str(target), cache_dir=module_cache)
         assert_one_screen(done, code=2, says="exists already")
         done = emotui_bytes_here("export", "ffffffff", cache_dir=module_cache)
-        assert_one_screen(done, code=1, says="ffffffff")
+        assert_one_screen(done, code=2, says="ffffffff")
 
     def test_a_file_of_texts_with_bad_ones_among_them(
         self, stories: Path, module_cache: Path, tmp_path: Path
