@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -250,6 +252,32 @@ def test_the_readout_by_its_number_has_the_controls_of_the_readout(
     earlier = edited(f"steer L1/3 +0.3 at {text.readout - 1}")
     assert [e.metric for e in earlier.effects] == [e.metric for e in named.effects]
     assert earlier.effects != named.effects
+
+
+@pytest.mark.parametrize(
+    "line", ["ablate {feature} at readout", "steer {feature} +0.2 at all", "promote joy L1 +0.1"]
+)
+def test_a_probe_without_neutral_texts_measures_no_effect_and_the_trace_is_kept(
+    bench: Bench, line: str
+) -> None:
+    """It has no z: every number of the effects is one of the answer or the divergence."""
+    probe = random_probe(bench.model)
+    missing = torch.full((len(probe.places), len(EMOTIONS)), torch.nan)
+    card = msgspec.structs.replace(probe.file.card, id="without-neutral")
+    file = msgspec.structs.replace(probe.file, card=card)
+    without = replace(probe, file=file, neutral_mean=missing, neutral_sd=missing)
+    bench.store.put_probe(without.id, without.to_bytes(), card)
+    edit = line.format(feature=f"L1/{bench.active(1)[0]}")
+    request = msgspec.structs.replace(
+        bench.request, edits=(edit,), selected=True, probes=(without.id,)
+    )
+    done = inspect(request, bench.model, bench.instruments, bench.store, QuietJob())
+    trace = bench.store.get_trace(done.trace_id)
+    metrics = {effect.metric.partition(".")[0] for effect in trace.effects}
+    assert metrics == {"answer", "kl"}
+    assert trace.intervention is not None and trace.intervention.readout_layer is None
+    numbers = [delta for e in trace.effects for c in e.controls for delta in c.deltas]
+    assert numbers and all(math.isfinite(number) for number in numbers)
 
 
 def test_another_emotion_as_control_is_that_edit_made_alone(probed: Bench) -> None:

@@ -108,6 +108,11 @@ class Probe:
         )
         return (logits - mean) / sd
 
+    @property
+    def has_z(self) -> bool:
+        """Whether there were neutral texts to count z from, at every place."""
+        return all(bool(row.isfinite().all()) for row in self.neutral_sd)
+
     def summary(self, n_tokens: int) -> ProbeSummary:
         """Return what a trace of a prompt of `n_tokens` tokens records of this probe.
 
