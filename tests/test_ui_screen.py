@@ -324,6 +324,39 @@ def _template_outside(trace: Trace) -> Trace:
     )
 
 
+@pytest.mark.parametrize(("size", "cells"), [((100, 30), 13), ((80, 24), 24), ((160, 45), 24)])
+async def test_labels_have_the_room_that_is_left(
+    scene: Scene, size: tuple[int, int], cells: int
+) -> None:
+    """The numbers of a row stay whole, under their names; the label ends at the border."""
+    label = "sadness .91*: weeps, mourned, alone"
+    scene.put_trace(
+        probes=scene.put_probes(),
+        change=lambda trace: msgspec.structs.replace(
+            trace,
+            features=msgspec.structs.replace(
+                trace.features,
+                label=(label,) * len(trace.features.label),
+                attribution=(-0.123,) * len(trace.features.label),
+            ),
+        ),
+    )
+    async with scene.open(size=size) as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        await pilot.press("3")
+        await pilot.pause()
+        lines = lines_of(app)
+        head = next(line for line in lines if "feature" in line and "label" in line)
+        start = head.index("label")
+        first = app.explorer.state.features[0]
+        row = next(line for line in lines if f"{first.name} " in line and "sadness" in line)
+        assert row[start:].startswith(label[:cells])
+        before = row[:start].split()
+        assert f"{first.activation:.2f}" in before and "-0.123" in before
+        shown = "attr." if "attr." in head else "attribution"
+        assert head.index(shown) + len(shown) == row.index("-0.123") + len("-0.123")
+
+
 async def test_what_a_probe_was_not_fitted_for_is_drawn_hollow(scene: Scene) -> None:
     scene.put_trace(probes=scene.put_probes(), change=_template_outside)
     async with scene.open() as (app, pilot):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from rich.cells import cell_len
 from rich.style import Style
@@ -19,12 +19,48 @@ from emotui.ui.state import ScreenState, place_name
 
 REST_SECONDS = 0.08
 """How long the cursor rests at a place before its features are drawn."""
-_BAR = 8
+_LABEL = 24
+"""Cells that a label should have at least: where there are fewer, the other columns are narrow."""
 _MARK = "●"
 _POOR = 0.5
 """Variance explained below which an SAE is said to rebuild the text badly."""
 _AROUND_SUMMARY = 4
 """Cells of the border that the line below the list leaves."""
+
+
+class _Columns(NamedTuple):
+    """Cells of what stands before the label."""
+
+    name: int
+    bar: int
+    attribution: int
+    """0 for none."""
+
+    @property
+    def before_label(self) -> int:
+        """Cells before the label: two marks, the columns, the activation, and gaps."""
+        return 2 + self.name + 1 + self.bar + 7 + self.attribution + 2
+
+    @property
+    def heading(self) -> str:
+        """The names of the columns, as wide as these are."""
+        attribution = ""
+        if self.attribution:
+            attribution = "attribution" if self.attribution > len("attribution") else "attr."
+        return (
+            f"  {'feature':<{self.name}} {'activation':<{self.bar + 7}}"
+            f"{attribution:>{self.attribution}}  label"
+        )
+
+
+def _narrow(name: int, *, attributed: bool) -> _Columns:
+    return _Columns(name, 4, 8 if attributed else 0)
+
+
+def _columns(width: int, name: int, *, attributed: bool) -> _Columns:
+    """Return the columns for a pane of `width` cells and names of at most `name`."""
+    wide = _Columns(max(name, 10), 8, 12 if attributed else 0)
+    return wide if width - wide.before_label >= _LABEL else _narrow(name, attributed=attributed)
 
 
 class FeaturesPane(LinePane):
@@ -37,6 +73,8 @@ class FeaturesPane(LinePane):
         super().__init__(name="features", title="3 Features")
         self._attributed = False
         """Whether any feature of the list has an attribution."""
+        self._longest = 0
+        """Cells of the longest name."""
         self._coming: ScreenState | None = None
         """Another place, to be drawn when the cursor rests there."""
         self._rest: Timer | None = None
@@ -88,6 +126,7 @@ class FeaturesPane(LinePane):
         self.border_title = safe(f"3 Features · {state.site} {layer} · {place_name(state)}")
         self.border_subtitle = self._summary(state)
         self._attributed = any(row.attribution is not None for row in state.features)
+        self._longest = max((len(row.name) for row in state.features), default=0)
 
     def _summary(self, state: ScreenState) -> str:
         if not state.features or state.readings is None:
@@ -128,10 +167,14 @@ class FeaturesPane(LinePane):
         """Return the names of the columns."""
         if self.state is None or not self.state.features:
             return None
-        attribution = f"{'attribution':>12}" if self._attributed else ""
-        text = f"  {'feature':<10} {'activation':<{_BAR + 7}}{attribution}  label"
         width = self.scrollable_content_region.width
+        text = self._columns(width).heading
         return strip_of([(fit(text, width), self.palette.quiet)], width, self.palette.base)
+
+    def _columns(self, width: int) -> _Columns:
+        """Return the columns: the label has the room that is left."""
+        name = max(self._longest, len("feature"))
+        return _columns(width, name, attributed=self._attributed)
 
     def body_line(self, row: int) -> Strip | None:
         """Return one feature."""
@@ -148,15 +191,17 @@ class FeaturesPane(LinePane):
         here, marked = row == state.feature, feature.name in state.marks
         ink = self.palette.strong if here else self.palette.base
         warm = self.palette.inks.get(4, ink) if self.palette.coloured else ink
-        attribution = ""
-        if self._attributed:
-            effect = feature.attribution
-            attribution = f"{effect:>+12.3f}" if effect is not None else " " * 12
         width = self.scrollable_content_region.width
+        columns, effect = self._columns(width), feature.attribution
+        attribution = "" if effect is None else f"{effect:>+{columns.attribution}.3f}"
+        attribution = attribution.rjust(columns.attribution)
         row_style = ink + Style(reverse=True) if here and self.has_focus else ink
         parts: list[tuple[str, Style]] = [
-            (f"{'▸' if here else ' '}{_MARK if marked else ' '}{feature.name:<10} ", row_style),
-            (bar(share, _BAR), warm),
+            (
+                f"{'▸' if here else ' '}{_MARK if marked else ' '}{feature.name:<{columns.name}} ",
+                row_style,
+            ),
+            (bar(share, columns.bar), warm),
             (f" {feature.activation:>6.2f}{attribution}  {visible(feature.label)}", row_style),
         ]
         return strip_of(parts, width, row_style).crop(0, width)
