@@ -13,8 +13,10 @@ ratings of people say. How the traps of the method are met:
   be believed. They come from the dataset's ratings, or else from those of the bundled situations;
 - signs are held against the ratings, only where these decide, with a permutation of the emotions,
   and beside random directions in the appraisals' places, isotropic ones and ones with the
-  activations' covariance. Against the mean ratings of each emotion, and against their regression on
-  all appraisals: appraisals go together in people, so the means suit the unprojected sum;
+  activations' covariance. The layer is the best of many, so it is held against the best layer of
+  every permutation and of every random direction. Against the mean ratings of each emotion, and
+  against a logistic regression of each emotion on all appraisals that are rated: they go together
+  in people, so the means suit the unprojected sum;
 - strengths are fractions of the corpus mean of the residual's norm, and how many answers move at
   all stands beside what random directions of that size move: a strong push at an early layer
   wrecks the answers whatever its direction.
@@ -69,6 +71,8 @@ class _Parts:
     emotions: tuple[str, ...]
     ratings: Ratings
     partial: Ratings
+    regressed: tuple[str, ...]
+    """The appraisals that are held in `partial`: all that are rated."""
     train: Tensor
     dev: Tensor
     held: Tensor
@@ -134,6 +138,7 @@ def run(study: Running) -> AppraiseResult:
         decided=tuple(map(tuple, parts.ratings.decided.tolist())),
         partial=tuple(map(tuple, parts.partial.difference.tolist())),
         partial_decided=tuple(map(tuple, parts.partial.decided.tolist())),
+        regressed=parts.regressed,
         span=span,
         strengths=plan.strengths,
         norms=tuple(norms),
@@ -203,7 +208,8 @@ def _parts(study: Running, found: Readings, items: list[Item], names: tuple[str,
     known = study.dataset.appraisals
     if set(names) <= set(known):
         columns = [known.index(name) for name in names]
-        values = torch.tensor([item.appraisals for item in items], dtype=torch.float64)[:, columns]
+        every = torch.tensor([item.appraisals for item in items], dtype=torch.float64)
+        values = every[:, columns]
         rated = [row for row in range(len(items)) if not bool(values[row].isnan().any())]
         if len(rated) >= LEAST_RATED:
             gold = [int(found.gold[row]) for row in rated]
@@ -212,12 +218,17 @@ def _parts(study: Running, found: Readings, items: list[Item], names: tuple[str,
             )
             at = torch.tensor(rated)
             emotions = tuple(study.dataset.labels)
+            others = [n for n in range(len(known)) if not bool(every[at, n].isnan().any())]
+            all_rated = [*columns, *(n for n in others if n not in columns)]
             return _Parts(
                 names=names,
                 source="author-assigned" if study.request.data == "bundled" else "the dataset",
                 emotions=emotions,
                 ratings=ratings_of(values, found.gold, len(emotions)),
-                partial=partial_of(values, found.gold, len(emotions)),
+                partial=partial_of(
+                    every[:, all_rated], found.gold, len(emotions), named=len(names)
+                ),
+                regressed=tuple(known[n] for n in all_rated),
                 train=at[halves.train],
                 dev=at[halves.dev],
                 held=at[halves.held],
@@ -237,7 +248,9 @@ def _parts(study: Running, found: Readings, items: list[Item], names: tuple[str,
     )
     own = [s for s in situations if s.emotion in emotions]
     columns = [APPRAISALS.index(name) for name in names]
-    rated_so = torch.tensor([s.appraisals for s in own], dtype=torch.float64)[:, columns]
+    regressed = (*names, *(name for name in APPRAISALS if name not in names))
+    every = torch.tensor([s.appraisals for s in own], dtype=torch.float64)
+    rated_so = every[:, columns]
     felt = torch.tensor([emotions.index(s.emotion) for s in own])
     none = torch.zeros(0, dtype=torch.long)
     fitted = sum(one.split == "train" for one in appraisal_texts())
@@ -246,7 +259,13 @@ def _parts(study: Running, found: Readings, items: list[Item], names: tuple[str,
         source=_OWN,
         emotions=emotions,
         ratings=ratings_of(rated_so, felt, len(emotions)),
-        partial=partial_of(rated_so, felt, len(emotions)),
+        partial=partial_of(
+            every[:, [APPRAISALS.index(name) for name in regressed]],
+            felt,
+            len(emotions),
+            named=len(names),
+        ),
+        regressed=regressed,
         train=torch.full((fitted,), -1),
         dev=none,
         held=torch.arange(len(items)),

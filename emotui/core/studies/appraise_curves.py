@@ -13,8 +13,9 @@ from torch.nn.functional import one_hot
 from emotui.core.studies.appraise_measure import (
     Ratings,
     agreement,
-    permutation_p,
-    random_agreement,
+    drawn_agreement,
+    permuted,
+    reached,
 )
 from emotui.core.studies.appraise_results import Against, Agreement, AppraiseCurve, Projection
 from emotui.core.studies.common.chunks import Chunks
@@ -160,31 +161,77 @@ def agreements_of(
             for name in plan.appraisals
         ]
         for (s, strength), (against, ratings) in product(enumerate(plan.strengths), signs.items()):
-            columns_of: dict[str, list[float | None]] = {}
-            for window in range(len(plan.windows)):
-                effect = effects(pairs, s, window)
-                values = {
-                    "agreement": agreement(effect, ratings),
-                    "p": permutation_p(effect, ratings, generator),
-                }
-                for control in CONTROLS:
-                    middle, high = random_agreement(
-                        effects(draws[control], s, window), ratings, generator
-                    )
-                    values |= {control: middle, f"{control}_95": high}
-                for name, value in values.items():
-                    columns_of.setdefault(name, []).append(value)
+            at_each = torch.stack([effects(pairs, s, n) for n in range(len(plan.windows))])
+            random: dict[str, Tensor] = {
+                control: torch.stack([effects(those, s, n) for n in range(len(plan.windows))])
+                for control, those in draws.items()
+            }
             found.append(
-                Agreement(
-                    projection=projection,
+                _agreement(
+                    at_each,
+                    random,
+                    ratings,
+                    generator,
+                    projection="projected" if projection == "projected" else "released",
                     against=against,
                     strength=strength,
-                    layer=tuple(window.center for window in plan.windows),
-                    cells=int(ratings.decided.sum()),
-                    **{name: tuple(values) for name, values in columns_of.items()},
+                    layers=tuple(window.center for window in plan.windows),
                 )
             )
     return tuple(found)
+
+
+def _agreement(
+    effects: Tensor,
+    random: Mapping[str, Tensor],
+    ratings: Ratings,
+    generator: torch.Generator,
+    *,
+    projection: Projection,
+    against: Against,
+    strength: float,
+    layers: tuple[int, ...],
+) -> Agreement:
+    """Return the agreement of effects [layers, appraisals, emotions], beside random ones
+    [layers, draws, emotions]: at each layer, and at the best against the best of every draw.
+    """
+    cells = int(ratings.decided.sum())
+    if not cells:
+        nothing = (None,) * len(layers)
+        return Agreement(
+            projection=projection,
+            against=against,
+            strength=strength,
+            layer=layers,
+            cells=0,
+            agreement=nothing,
+            p=nothing,
+            isotropic=nothing,
+            isotropic_95=nothing,
+            covariance=nothing,
+            covariance_95=nothing,
+        )
+    values = [agreement(one, ratings) or 0.0 for one in effects]
+    null = permuted(effects, ratings, generator)
+    drawn = {name: drawn_agreement(those, ratings, generator) for name, those in random.items()}
+    high = {name: one.quantile(0.95, dim=0) for name, one in drawn.items()}
+    highest = {name: float(one.amax(dim=1).quantile(0.95)) for name, one in drawn.items()}
+    return Agreement(
+        projection=projection,
+        against=against,
+        strength=strength,
+        layer=layers,
+        cells=cells,
+        agreement=tuple(values),
+        p=tuple(reached(null[:, n], value) for n, value in enumerate(values)),
+        isotropic=tuple(drawn["isotropic"].mean(dim=0).tolist()),
+        isotropic_95=tuple(high["isotropic"].tolist()),
+        covariance=tuple(drawn["covariance"].mean(dim=0).tolist()),
+        covariance_95=tuple(high["covariance"].tolist()),
+        best_p=reached(null.amax(dim=1), max(values)),
+        isotropic_best_95=highest["isotropic"],
+        covariance_best_95=highest["covariance"],
+    )
 
 
 def _single(plan: Plan, sign: int, name: str) -> int:

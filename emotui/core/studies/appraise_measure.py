@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 PERMUTATIONS = 1000
 ASSIGNMENTS = 200
 _ERRORS = 2.0
+_NEWTON_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -43,32 +43,68 @@ def ratings_of(values: Tensor, labels: Tensor, emotions: int) -> Ratings:
     return Ratings(difference, known & (difference.abs() > _ERRORS * error))
 
 
-def partial_of(values: Tensor, labels: Tensor, emotions: int) -> Ratings:
-    """Return what each appraisal says of each emotion with the others held, from the same ratings.
+def partial_of(values: Tensor, labels: Tensor, emotions: int, *, named: int) -> Ratings:
+    """Return what each of the first `named` appraisals says of each emotion, all others held.
 
-    Coefficients of an ordinary least squares regression of "is this emotion" on all appraisals,
-    each of unit variance; decided beyond two standard errors. Nothing is decided where the
-    appraisals cannot be told apart.
+    `values` [n, appraisals] are all appraisals there are ratings of (METHODS 4), `labels` [n].
+    Coefficients of a logistic regression of "is this emotion" on all of them, each of unit
+    variance, with a penalty of half their squared sum (scikit-learn's C=1); decided beyond two
+    standard errors (of the inverse Hessian, penalty included). Nothing is decided where the
+    appraisals cannot be told apart, or of an emotion with fewer than two texts.
     """
     known = ~values.isnan().any(dim=1)
     x, y = values[known].double(), labels[known]
     n, count = x.shape
-    nothing = torch.zeros(count, emotions, dtype=torch.float64)
+    found = Ratings(
+        torch.zeros(named, emotions, dtype=torch.float64),
+        torch.zeros(named, emotions, dtype=torch.bool),
+    )
     x = x - x.mean(dim=0)
     spread = x.std(dim=0) if n > 1 else torch.zeros(count)
     if n <= count + 1 or not bool((spread > 0).all()):
-        return Ratings(nothing, nothing.bool())
+        return found
     x = x / spread
     sizes = torch.linalg.svdvals(x)
     if float(sizes[-1]) <= 1e-6 * float(sizes[0]):
-        return Ratings(nothing, nothing.bool())
-    target = one_hot(y, emotions).double()
-    target = target - target.mean(dim=0)
-    inverse = torch.linalg.inv(x.T @ x)
-    beta = inverse @ (x.T @ target)
-    variance = (target - x @ beta).square().sum(dim=0) / (n - count - 1)
-    error = (inverse.diagonal()[:, None] * variance).sqrt()
-    return Ratings(beta, beta.abs() > _ERRORS * error)
+        return found
+    for emotion in range(emotions):
+        target = (y == emotion).double()
+        if 2 <= float(target.sum()) < n:
+            coefficients, errors = _logistic(x, target)
+            found.difference[:, emotion] = coefficients[:named]
+            found.decided[:, emotion] = coefficients[:named].abs() > _ERRORS * errors[:named]
+    return found
+
+
+def _logistic(inputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return coefficients [d] and their standard errors by Newton's method; the intercept is free.
+
+    The objective is convex; steps are halved while they do not lower it.
+    """
+    x = torch.cat([inputs, torch.ones(len(inputs), 1, dtype=inputs.dtype)], dim=1)
+    penalty = torch.ones(x.shape[1], dtype=x.dtype)
+    penalty[-1] = 0
+    weights = torch.zeros(x.shape[1], dtype=x.dtype)
+
+    def loss(at: Tensor) -> float:
+        scores = x @ at
+        summed = torch.nn.functional.softplus(scores).sum() - target @ scores
+        return float(summed + (penalty * at.square()).sum() / 2)
+
+    hessian = torch.eye(x.shape[1], dtype=x.dtype)
+    for _ in range(_NEWTON_STEPS):
+        p = (x @ weights).sigmoid()
+        gradient = x.T @ (p - target) + penalty * weights
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + penalty.diag()
+        step = torch.linalg.solve(hessian, gradient)
+        size, before = 1.0, loss(weights)
+        while loss(weights - size * step) > before and size > 1e-6:
+            size /= 2
+        weights = weights - size * step
+        if float(step.abs().max()) < 1e-10:
+            break
+    errors = torch.linalg.inv(hessian).diagonal().clamp_min(0).sqrt()
+    return weights[:-1], errors[:-1]
 
 
 def agreement(effect: Tensor, ratings: Ratings) -> float | None:
@@ -82,38 +118,38 @@ def agreement(effect: Tensor, ratings: Ratings) -> float | None:
     return float(same[ratings.decided].double().mean())
 
 
-def permutation_p(effect: Tensor, ratings: Ratings, generator: torch.Generator) -> float | None:
-    """Return how often the emotions of the ratings, permuted, agree as well or better.
+def permuted(
+    effects: Tensor, ratings: Ratings, generator: torch.Generator, *, draws: int = PERMUTATIONS
+) -> Tensor:
+    """Return the agreement [draws, layers] where the emotions of the ratings change places.
 
-    (1 + count) / (1 + permutations); whole emotions change places, so that what goes together
-    stays together.
+    `effects` is [layers, appraisals, emotions]; the same draws at every layer. Whole emotions
+    change places, so that what goes together stays together.
     """
-    found = agreement(effect, ratings)
-    if found is None:
-        return None
-    emotions = effect.shape[1]
-    orders = torch.rand(PERMUTATIONS, emotions, generator=generator).argsort(dim=1)
-    signs = ratings.difference.sign()[:, orders]  # [appraisals, permutations, emotions]
-    decided = ratings.decided[:, orders]
-    same = ((effect.sign()[:, None] == signs) & decided).sum(dim=(0, 2))
-    share = same.double() / ratings.decided.sum()
-    return (1 + int((share >= found - 1e-12).sum())) / (1 + PERMUTATIONS)
+    orders = torch.rand(draws, effects.shape[-1], generator=generator).argsort(dim=1)
+    signs = ratings.difference.sign()[:, orders].movedim(1, 0)  # [draws, appraisals, emotions]
+    decided = ratings.decided[:, orders].movedim(1, 0)
+    same = [((one.sign() == signs) & decided).sum(dim=(1, 2)) for one in effects]
+    return torch.stack(same, dim=1).double() / ratings.decided.sum()
 
 
-def random_agreement(
-    effects: Tensor, ratings: Ratings, generator: torch.Generator
-) -> tuple[float | None, float | None]:
-    """Return mean and 95th percentile of agreement with random directions for appraisals.
+def drawn_agreement(effects: Tensor, ratings: Ratings, generator: torch.Generator) -> Tensor:
+    """Return the agreement [assignments, layers] with random directions for appraisals.
 
-    `effects` is [draws, emotions]; each of many assignments puts a draw, of either sign, in the
-    place of each appraisal.
+    `effects` is [layers, draws, emotions]; each of many assignments puts a draw, of either sign,
+    in the place of each appraisal, the same at every layer.
     """
-    if not bool(ratings.decided.any()):
-        return None, None
     shape = (ASSIGNMENTS, len(ratings.difference))
-    rows = torch.randint(len(effects), shape, generator=generator)
+    rows = torch.randint(effects.shape[1], shape, generator=generator)
     signs = 2.0 * torch.randint(2, shape, generator=generator) - 1
-    drawn = signs[..., None] * effects[rows]  # [assignments, appraisals, emotions]
-    same = (drawn.sign() == ratings.difference.sign()) & ratings.decided
-    values = same.sum(dim=(1, 2)).double() / ratings.decided.sum()
-    return float(values.mean()), float(values.quantile(0.95))
+    wanted = ratings.difference.sign()
+    same = [
+        (((signs[..., None] * one[rows]).sign() == wanted) & ratings.decided).sum(dim=(1, 2))
+        for one in effects
+    ]
+    return torch.stack(same, dim=1).double() / ratings.decided.sum()
+
+
+def reached(null: Tensor, found: float) -> float:
+    """Return the p of a value against draws [n]: (1 + as high or higher) / (1 + n)."""
+    return (1 + int((null >= found - 1e-12).sum())) / (1 + len(null))

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from emotui.core.studies.common.report import Cell, Heat, Line, Plot, Report, Table
+from emotui.core.studies.common.report import Cell, Heat, Line, Plot, Report, Table, shown_p
 from emotui.core.studies.label_mix import LabelMix, table_of
 from emotui.core.studies.promote_results import Control
 
@@ -16,6 +16,8 @@ Against = Literal["means", "partial"]
 """The signs of mean ratings, or those with the other appraisals held."""
 
 
+_LEVEL = 0.05
+_READABLE = 0.05  # below, R² on other texts is about none
 _HELD = 0.1  # standard deviations that a kept appraisal may move by
 _AGAINST: dict[str, str] = {
     "means": "mean ratings",
@@ -74,6 +76,11 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     isotropic_95: tuple[float | None, ...]
     covariance: tuple[float | None, ...]
     covariance_95: tuple[float | None, ...]
+    best_p: float | None = None
+    """Share of the permutations that agree at their best layer as well as this does at its own."""
+    isotropic_best_95: float | None = None
+    """95th percentile, over random directions, of the agreement at their best layer."""
+    covariance_best_95: float | None = None
 
 
 class AppraiseResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,9 +106,11 @@ class AppraiseResult(msgspec.Struct, frozen=True, kw_only=True):
     decided: tuple[tuple[bool, ...], ...]
     """[appraisals, emotions]: whether that is more than two standard errors from none."""
     partial: tuple[tuple[float, ...], ...]
-    """[appraisals, emotions]: coefficients of the emotion on all appraisals, each of unit
-    variance."""
+    """[appraisals, emotions]: coefficients of a logistic regression of the emotion on all
+    appraisals there are ratings of, each of unit variance."""
     partial_decided: tuple[tuple[bool, ...], ...]
+    regressed: tuple[str, ...] = ()
+    """Those appraisals; () in results of before this, when it was least squares on `appraisals`."""
     span: int
     strengths: tuple[float, ...]
     norms: tuple[float, ...]
@@ -138,12 +147,14 @@ def report(result: AppraiseResult) -> Report:
         "Sign agreement with the ratings",
         (
             *("projection", "against", "strength", "layer", "cells", "agreement", "p", "isotropic"),
-            *("isotropic_95", "covariance", "covariance_95"),
+            *("isotropic_95", "covariance", "covariance_95", "p of the best layer"),
+            *("isotropic_95 of the best layer", "covariance_95 of the best layer"),
         ),
         tuple(
             (
                 *(a.projection, a.against, a.strength, a.layer[n], a.cells, a.agreement[n], a.p[n]),
                 *(a.isotropic[n], a.isotropic_95[n], a.covariance[n], a.covariance_95[n]),
+                *(a.best_p, a.isotropic_best_95, a.covariance_best_95),
             )
             for a in result.agreements
             for n in range(len(a.layer))
@@ -313,8 +324,9 @@ def _sentences(result: AppraiseResult) -> list[str]:
         f"(ratings: {result.source}), added in {sum(result.held.values())} others ({counts}).",
         f"R² on other texts at layer {layer}: {fits}. Where it is near 0, the direction is noise.",
         f"The mean ratings decide the sign of {decided} of {cells} cells (two standard errors), "
-        f"with the other appraisals held {partial}. Appraisals go together in people, so that a "
-        "change of one alone is to be held against the latter.",
+        f"with the other appraisals held {partial} (logistic regression on the "
+        f"{len(result.regressed) or len(result.appraisals)} that are rated). Appraisals go "
+        "together in people, so that a change of one alone is to be held against the latter.",
     ]
     for projection in _projections(result):
         for strength in result.strengths:
@@ -330,6 +342,20 @@ def _sentences(result: AppraiseResult) -> list[str]:
     if result.unreadable:
         found.append(f"Texts too long for the model with the prompt: {result.unreadable:,}.")
     return found
+
+
+def _held_against(found: Agreement, best: int) -> str:
+    """Return the agreement at a layer that was chosen, beside what choosing gives by chance."""
+    value = found.agreement[best] or 0.0
+    said = f"{value:.2f} of {found.cells} cells of the {_AGAINST[found.against]}"
+    if found.best_p is None or found.covariance_best_95 is None:
+        return f"{said} (not corrected for the choice of the layer)"
+    chance = found.best_p >= _LEVEL or value <= found.covariance_best_95
+    return (
+        f"{said} (p {shown_p(found.best_p)}, corrected for the choice of the layer; at their best "
+        f"layer random directions with the covariance stay below {found.covariance_best_95:.2f} in "
+        f"95 %{', so this is no more than chance' if chance else ''})"
+    )
 
 
 def _changes(result: AppraiseResult, projection: Projection, strength: float) -> list[str]:
@@ -348,18 +374,15 @@ def _changes(result: AppraiseResult, projection: Projection, strength: float) ->
     moved = sum(c.moved[best] for c in curves) / len(curves)
     random = _of(result, "covariance", strength)[0].moved[best]
     how = "with the projection" if projection == "projected" else "as released, without it"
-    said = [
-        f"{a.agreement[best]:.2f} of {a.cells} cells of the {_AGAINST[a.against]} (p "
-        f"{a.p[best]:.3f}; random directions with the covariance {a.covariance[best]:.2f}, 95 % "
-        f"{a.covariance_95[best]:.2f})"
-        for a in both.values()
-        if a.agreement[best] is not None
-    ]
+    read = [fit.r_squared[best] for fit in result.fits]
     line = (
-        f"Strength {strength:g}, {how}: signs agree most at layer {main.layer[best]} (chosen on "
-        f"these texts), in {' and in '.join(said)}. There {moved:.2f} of the answers move, by a "
-        f"random direction with the covariance {random:.2f}"
+        f"Strength {strength:g}, {how}: signs agree most at layer {main.layer[best]} of "
+        f"{len(main.layer)} (chosen on these texts), in "
+        f"{'; in '.join(_held_against(a, best) for a in both.values() if a.cells)}. There "
+        f"{moved:.2f} of the answers move, by a random direction with the covariance {random:.2f}"
     )
+    if max(read) < _READABLE:
+        line += f"; R² there is at most {max(read):.2f}, so that the directions are noise"
     kept = drift(curves, result.appraisals)[best]
     changed = gain(curves, result.appraisals)[best]
     if kept is not None and changed is not None:

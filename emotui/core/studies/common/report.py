@@ -55,3 +55,8 @@ class Report(msgspec.Struct, frozen=True):
     tables: tuple[Table, ...] = ()
     plots: tuple[Plot, ...] = ()
     heats: tuple[Heat, ...] = ()
+
+
+def shown_p(p: float) -> str:
+    """Return a p value as it is read: never as zero."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
