@@ -76,6 +76,32 @@ def test_replicates_and_cells_are_fitted_as_if_alone() -> None:
             )
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("group_bytes", [1, 2**14, 2**30])
+def test_groups_of_cells_on_their_threads_come_back_in_order(
+    threads: int, group_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, labels = clusters(120, 8, 3, 0.5)
+    cells = torch.stack([first * (0.2 + 0.1 * cell) for cell in range(11)])
+    strength = torch.tensor(0.1)
+    alone = [
+        fit_logistic(cell[None], labels[None], classes=3, strength=strength, tolerance=1e-5)
+        for cell in cells
+    ]
+    monkeypatch.setattr("emotui.core.engine.logistic._GROUP_BYTES", group_bytes)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        fit = fit_logistic(cells, labels[None], classes=3, strength=strength, tolerance=1e-5)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    objectives = torch.cat([one.objective for one in alone])
+    assert torch.allclose(fit.objective, objectives, atol=1e-5)
+    assert (objectives[:-1] - objectives[1:]).min() > 1e-3  # else the order could not be seen
+    assert torch.allclose(fit.logits(cells)[3], alone[3].logits(cells[[3]])[0], atol=5e-3)
+
+
 def test_rows_without_weight_play_no_part() -> None:
     inputs, labels = clusters(300, 16, 5, 0.4)
     keep = torch.arange(300) % 3 != 0

@@ -59,7 +59,7 @@ def test_wide_inputs_are_fitted_without_factors(monkeypatch: pytest.MonkeyPatch)
         return fit.objective
 
     quick = fitted()
-    monkeypatch.setattr("emotui.core.engine.logistic._INVERSE_VALUES", 0)
+    monkeypatch.setattr("emotui.core.engine.logistic_problem._INVERSE_VALUES", 0)
     assert torch.allclose(quick, fitted(), atol=1e-5)
 
 
