@@ -6,9 +6,6 @@ One engine, a cache that is removed at the end, no text twice. Resident memory i
 after every 50 texts; the bar is 1 % between the 50th and the last. With --file the texts go
 through the model in batches, as with `emotui inspect --file`; batches grow with the chunks of the
 file, so there the bar counts from the 300th text. Without --model: the demo.
-
-One step of about 4 MB comes once in the life of a process: Python's table of interned strings
-(parts of paths among them) is doubled when it is full. Afterwards it is emptied at that size.
 """
 
 from __future__ import annotations
