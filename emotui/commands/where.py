@@ -13,6 +13,7 @@ from emotui.commands.common import cache_for
 from emotui.commands.texts import text_of_argument
 from emotui.core.errors import UsageError
 from emotui.core.export.where import document_bytes, table_of
+from emotui.core.model_names import recorded_name
 from emotui.core.protocol import InspectRequest, Located, Outcome
 from emotui.core.records import Where
 from emotui.core.text import clean
@@ -54,7 +55,8 @@ def tell_where(
             found,
             without_probes=_WITHOUT_PROBES,
         )
-    document = document_bytes(where, model=request.spec.model, fingerprint=fingerprint)
+    name = recorded_name(request.spec.model)
+    document = document_bytes(where, model=name, fingerprint=fingerprint)
     tell(page_of(where), document, as_json=as_json)
 
 

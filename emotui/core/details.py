@@ -128,6 +128,7 @@ class FeatureDetail(msgspec.Struct, frozen=True, kw_only=True):
     """As the edit language writes it."""
     sae: str
     source: str
+    """A release, or the name of a file or folder, without its path."""
     site: Site
     layer: int
     index: int

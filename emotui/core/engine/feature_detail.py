@@ -29,6 +29,7 @@ from emotui.core.engine.lens_words import promoted_words, written_by
 from emotui.core.errors import EditError, SaeError, UsageError
 from emotui.core.protocol import Featured, FeatureRequest
 from emotui.core.records import Trace
+from emotui.core.sae_directory import is_path
 from emotui.core.text import clean, template_named
 
 if TYPE_CHECKING:
@@ -117,8 +118,7 @@ def name_of(sae: Sae, index: int) -> str:
 
 def _recorded_source(sae: Sae) -> str:
     """Return the source of an SAE for a record: a release, or a file's or folder's name alone."""
-    here = Path(sae.source).expanduser().exists()
-    return sae.id.rpartition("/")[0] if here else sae.source
+    return sae.id.rpartition("/")[0] if is_path(sae.source) else sae.source
 
 
 def _found(request: FeatureRequest, instruments: Instruments, job: Job) -> tuple[Sae, int]:

@@ -5,8 +5,11 @@ Study NAME is implemented by `emotui.core.studies.NAME`, whose `STUDY` the runne
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from emotui.core.errors import UsageError
@@ -22,7 +25,7 @@ class Option:
     name: str
     kind: OptionKind
     """`column` is a column of the dataset, read along with the texts; `file` an absolute path.
-    Several are separated by commas."""
+    Several are separated by commas, those for one of several by plus signs."""
     default: str
     """As it would be given; "" for none."""
     help: str
@@ -197,7 +200,7 @@ STUDIES: tuple[Study, ...] = (
             Option("eval_limit", "number", "300", "most texts of each of these"),
             Option("eval_text", "text", "", "text column of each of these, with commas between"),
             Option("eval_label", "text", "", "label column of each of these"),
-            Option("eval_maps", "text", "", "label maps of each; + joins several of one"),
+            Option("eval_maps", "files", "", "label maps of each; + joins several of one"),
             Option("save", "text", "", "name of a recipe for the explorer"),
         ),
         most_texts=1000,
@@ -272,6 +275,32 @@ def settings_of(study: Study, given: dict[str, str]) -> dict[str, str]:
         elif known[name].kind == "number":
             _count(name, value, least=known[name].least)
     return {name: given.get(name, option.default) for name, option in known.items()}
+
+
+def recorded_settings(study: Study, given: dict[str, str]) -> dict[str, str]:
+    """Return the value of every option as a result names it: of files no path, but a hash.
+
+    UsageError as `settings_of`.
+    """
+    recorded = settings_of(study, given)
+    for option in study.options:
+        if option.kind in ("file", "files") and recorded[option.name]:
+            one = r".+" if option.kind == "file" else r"[^,+]+"
+            recorded[option.name] = re.sub(
+                one, lambda path: _recorded_file(path[0]), recorded[option.name]
+            )
+    return recorded
+
+
+def _recorded_file(path: str) -> str:
+    """Return a file's name and the beginning of its SHA-256; the name alone where it is no file."""
+    file = Path(path.strip()).expanduser()
+    try:
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError:
+        return file.name
+    return f"{file.name} ({digest[:12]})"
 
 
 def least_of_a_label(study: Study, settings: dict[str, str]) -> int:

@@ -33,6 +33,8 @@ class StudyRun(msgspec.Struct, frozen=True, kw_only=True):
 
     study: str
     settings: dict[str, str]
+    """As they were given, but of a file its name and the beginning of its hash, without its path;
+    the path, which resuming needs, is in the request of study.json alone."""
     seed: int
     limit: int | None
     dataset: DatasetSummary

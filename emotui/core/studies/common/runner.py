@@ -27,7 +27,7 @@ from emotui.core.studies.common.folder import StudyDocument, StudyFile, StudyRun
 from emotui.core.studies.common.pages import write_pages
 from emotui.core.studies.common.readings import run_batch
 from emotui.core.studies.common.running import Implementation, Running
-from emotui.core.studies.table import Study, settings_of, study_named
+from emotui.core.studies.table import Study, recorded_settings, study_named
 from emotui.core.text import template_named
 
 _TIMED = 8  # texts of the batch that is timed
@@ -102,7 +102,7 @@ def _running(
     )
     run = StudyRun(
         study=request.study,
-        settings=settings_of(study, request.settings),
+        settings=recorded_settings(study, request.settings),
         seed=request.seed,
         limit=request.limit,
         dataset=summary,

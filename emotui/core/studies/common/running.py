@@ -20,7 +20,7 @@ from emotui.core.studies.common.chunks import Chunks
 from emotui.core.studies.common.dataset import Dataset, Item
 from emotui.core.studies.common.folder import StudyRun
 from emotui.core.studies.common.report import Cell, Report
-from emotui.core.studies.table import numbers
+from emotui.core.studies.table import numbers, settings_of, study_named
 from emotui.core.text import Template
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Running:
 
     def text(self, option: str) -> str:
         """Return an option of the study as it was given."""
-        return self.run.settings[option]
+        return settings_of(study_named(self.run.study), self.request.settings)[option]
 
     def number(self, option: str) -> int:
         """Return an option that is one number; the table of studies has it whole."""
@@ -63,7 +63,7 @@ class Running:
 
     def numbers(self, option: str) -> tuple[float, ...]:
         """Return an option that is numbers."""
-        return numbers(option, self.run.settings[option])
+        return numbers(option, self.text(option))
 
     def read(self, text: str) -> TextRecord:
         """Return the tokens of a text in the template; TextError where it cannot be read."""
