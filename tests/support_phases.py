@@ -119,28 +119,38 @@ def _write(weight: torch.Tensor, meaning: int) -> None:
         weight[VALENCE, meaning] = _AMOUNT["valence"] * 5
 
 
-def coordinate_saes(root: Path) -> Path:
-    """Write TopK SAEs with a feature for each coordinate but the hidden ones."""
+def coordinate_saes(root: Path, *, twins: int = 0) -> Path:
+    """Write TopK SAEs with a feature for each coordinate but the hidden ones.
+
+    `twins` more features for each emotion fire as its own does, and as strongly, but write to
+    coordinates that nothing reads: alike in all but the effect.
+    """
     for layer in range(LAYERS):
         folder = root / f"layer_{layer}"
         folder.mkdir(parents=True)
         seen = torch.eye(WIDTH)
         seen[_TOPIC_SOURCE:_NOISE] = 0
+        reading, writing = [seen], [torch.eye(WIDTH)]
+        for number in range(twins):
+            reading.append(seen[:, EMOTION : EMOTION + len(LABELS)])
+            writing.append(torch.zeros(len(LABELS), WIDTH))
+            writing[-1][:, _NOISE + number] = 1
+        width = WIDTH + twins * len(LABELS)
         save_file(
             {
-                "W_enc": seen,
-                "W_dec": torch.eye(WIDTH),
-                "b_enc": torch.zeros(WIDTH),
+                "W_enc": torch.cat(reading, dim=1).contiguous(),
+                "W_dec": torch.cat(writing),
+                "b_enc": torch.zeros(width),
                 "b_dec": torch.zeros(WIDTH),
             },
             folder / "sae_weights.safetensors",
         )
         config = {
             "architecture": "topk",
-            "k": ACTIVE,
+            "k": ACTIVE + twins,
             "rescale_acts_by_decoder_norm": False,
             "d_in": WIDTH,
-            "d_sae": WIDTH,
+            "d_sae": width,
             "dtype": "float32",
             "device": "cpu",
             "apply_b_dec_to_input": True,

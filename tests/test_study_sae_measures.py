@@ -18,7 +18,6 @@ from emotui.core.studies.steer_fit import GRID, fit_bias, fit_global, fit_target
 from emotui.core.studies.steer_prompts import with_examples
 from emotui.core.studies.steer_results import Evaluated, Trained, macro_f1, mcnemar, measure
 from emotui.core.studies.steer_runs import Scales
-from emotui.core.studies.trace_measures import Effects, judged, listed, phase_of, sign_flip_p
 from emotui.core.text import template_named
 
 
@@ -109,56 +108,6 @@ def test_lexical_share_counts_the_strongest_texts() -> None:
     words[30:, 0] = True  # ten of the twenty strongest
     assert lexical_share(values, words, torch.tensor([True, False])) == 0.5
     assert lexical_share(values, words, torch.tensor([False, False])) is None
-
-
-def test_features_are_listed_by_attribution_and_matched_in_rate_and_size() -> None:
-    attribution = torch.zeros(1000)
-    attribution[:64] = torch.linspace(2, 1, 64) * torch.tensor([1, -1]).repeat(32)
-    rate, size = torch.full((1000,), 0.2), torch.full((1000,), 5.0)
-    rate[:64], size[:64] = 0.8, 1.0
-    rate[100:200], size[100:200] = 0.8, 1.0
-    rate[900:], size[900:] = 0.0, 0.0
-    found = listed(attribution, rate, size, _generator())
-    assert set(found.shortlist) == set(range(64))
-    assert len(found.matched) == 32 and set(found.matched) <= set(range(100, 200))
-    assert len(found.overlooked) == 16 and not set(found.overlooked) & set(found.matched)
-    few = listed(attribution[:28], rate[:28], size[:28], _generator())
-    everything = (*few.shortlist, *few.matched, *few.overlooked)
-    assert len(everything) == len(set(everything)) <= 28 and len(few.shortlist) == 16
-
-
-def test_planted_causes_are_found_and_keep_their_sign() -> None:
-    generator = _generator()
-    cells, planted = [], []
-    for number in range(12):
-        effects = torch.randn(20, 64, generator=generator) * 0.05
-        causal = torch.randperm(64, generator=generator)[:8]
-        effects[:, causal] += 0.4
-        effects[:, causal[0]] -= 0.8
-        planted += [(number, int(j), -1 if j == causal[0] else 1) for j in causal]
-        null = torch.randn(20, 32, generator=generator) * 0.05
-        cells.append(Effects(effects, null, torch.randn(20, 16, generator=generator) * 0.05))
-    found = {
-        (n, j, int(one.sign[j]))
-        for n, one in enumerate(judged(cells, generator))
-        for j in one.sign.nonzero().flatten().tolist()
-    }
-    assert 2 * len(found & set(planted)) / (len(found) + len(planted)) >= 0.9
-    alone = judged([Effects(torch.eye(5)[:1] * 3, torch.zeros(1, 0), torch.zeros(1, 0))], generator)
-    assert alone[0].participation == 1.0 and alone[0].top_share == 1.0
-    assert int(alone[0].sign.abs().sum()) == 0, "one text proves nothing"
-
-
-def test_p_of_sign_flips_is_near_the_exact_one() -> None:
-    effects = torch.randn(12, 6, generator=_generator()).double() + 0.4
-    flips = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=12))).double()
-    exact = ((flips @ effects).abs() >= effects.sum(dim=0).abs() - 1e-9).double().mean(dim=0)
-    assert torch.allclose(sign_flip_p(effects), exact, atol=0.03)
-    assert sign_flip_p(torch.zeros(4, 1)).tolist() == [1.0]
-
-
-def test_layers_fall_into_phases() -> None:
-    assert phase_of(6, (2, 4)) == [0, 0, 1, 1, 2, 2]
 
 
 def test_logit_bias_is_the_optimum_that_scipy_finds() -> None:

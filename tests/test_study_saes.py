@@ -51,18 +51,19 @@ from emotui.core.studies.trace_results import TraceResult
 from emotui.core.text import template_named
 
 TEXTS = 210
+TWINS = 3
 TEMPLATE = template_named("ask")
 
 
 class Built:
     """A model built by hand, with SAEs, and a folder for runs."""
 
-    def __init__(self, root: Path, layers: Any) -> None:
+    def __init__(self, root: Path, layers: Any, *, twins: int = 0) -> None:
         self.root = root
         self.model: LoadedModel = load_model(
             ModelSpec(str(phased_model(root / "model", layers))), QuietJob()
         )
-        self.saes = coordinate_saes(root / "saes")
+        self.saes = coordinate_saes(root / "saes", twins=twins)
 
     def run(self, study: str, name: str, *, texts: int = TEXTS, **settings: str) -> StudyDocument:
         folder = self.root / name
@@ -120,8 +121,13 @@ def test_features_that_were_built_are_found_with_their_kind(phased: Built) -> No
 
 
 @pytest.fixture(scope="module")
-def traced(phased: Built) -> TraceResult:
-    document = phased.run("trace", "trace", examples="10", boundaries="4,8")
+def twinned(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return Built(tmp_path_factory.mktemp("twinned"), PHASED, twins=TWINS)
+
+
+@pytest.fixture(scope="module")
+def traced(twinned: Built) -> TraceResult:
+    document = twinned.run("trace", "trace", examples="10", boundaries="4,8")
     return msgspec.convert(document.result, TraceResult)
 
 
@@ -135,6 +141,9 @@ def test_the_causes_that_were_built_are_found(traced: TraceResult) -> None:
     }
     assert f1(found, planted) >= 0.9, found ^ planted
     assert all(cell.causal == 0 for cell in traced.cells if cell.phase < 3)
+    for cell in traced.cells:
+        if cell.phase == 3:
+            assert cell.paired >= 4 and abs(cell.balance.size or 0) < 0.1 < cell.largest
     # What is selective but not read has no effect: selectivity only nominates.
     assert not [f for _, f in found if f.endswith((f"/{AFFECT}", f"/{VALENCE}"))]
     assert all(value == (0.0 if a != b else 1.0) for a, row in enumerate(traced.overlap)
@@ -145,22 +154,22 @@ def test_the_causes_that_were_built_are_found(traced: TraceResult) -> None:
 
 
 @torch.no_grad()
-def test_an_effect_is_that_of_plain_hooks(phased: Built, traced: TraceResult) -> None:
+def test_an_effect_is_that_of_plain_hooks(twinned: Built, traced: TraceResult) -> None:
     """The largest effect of joy, measured again by transformers and a hook of its own."""
     template = TEMPLATE
-    plain = plain_model(phased.root / "model")
-    tokens = label_tokens(phased.model.reader, "ekman7", template)
+    plain = plain_model(twinned.root / "model")
+    tokens = label_tokens(twinned.model.reader, "ekman7", template)
     deciding, own = list(tokens.deciding), LABELS.index("joy")
     best = max((f for f in traced.features if f.emotion == "joy"), key=lambda f: f.effect)
     layer, index = (int(part) for part in best.feature[1:].split("/"))
-    rows = (phased.root / "trace" / "letters.csv").read_text().splitlines()[1:]
+    rows = (twinned.root / "trace" / "letters.csv").read_text().splitlines()[1:]
     texts = sorted(
         (row.split(",")[0] for row in rows if row.split(",")[1] == "joy"),
         key=lambda text: draw(text, 0),
     )
     effects = []
     for text in texts[:10]:
-        ids = torch.tensor([[t.id for t in phased.model.reader.read(text, template).tokens]])
+        ids = torch.tensor([[t.id for t in twinned.model.reader.read(text, template).tokens]])
 
         def margin(scores: torch.Tensor) -> float:
             others = [k for k in range(len(LABELS)) if k != own]

@@ -4,12 +4,13 @@ The margin of an emotion is its label's logit less the mean of the others. In te
 one backward pass a text estimates what every feature at the readout adds to it; the 64 largest of
 each emotion and phase are ablated one by one in texts of the other half, exactly. Traps avoided:
 attribution only nominates and never judges, and what it overlooks is sampled; features are chosen
-and judged on different texts; causal is what is beyond the 99th percentile of active features
-matched in firing rate and size, and has q < .05 over all emotions and phases (Benjamini-Hochberg);
+and judged on different texts; each has controls, active features that were not listed, alike in
+firing rate and size, and the balance is said; causal is what is beyond its controls, with q < .05
+over all emotions and phases, and a feature without any like it is unmatched, not causal;
 suppressors keep their sign and stand apart; a late feature may be strong only by its nearness to
 the logits, so effects are also given over those of random directions of the same norm at the same
-layer; the effect of a set is not the sum, so sets are ablated together, beside sets of matched
-features. The phases are thirds of the depth unless --set boundaries names their first layers:
+layer; the effect of a set is not the sum, so sets are ablated together, beside as many of their
+controls. The phases are thirds of the depth unless --set boundaries names their first layers:
 `phases` says whether there are any.
 """
 
@@ -30,7 +31,7 @@ from emotui.core.studies.common.running import Cost, Implementation, Running
 from emotui.core.studies.decided import captured, check_decides, scores_of
 from emotui.core.studies.sae_texts import NEUTRAL, residual_saes
 from emotui.core.studies.trace_measures import (
-    MATCHED,
+    MOST_CONTROLS,
     OVERLOOKED,
     SHORTLIST,
     Effects,
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 JOINT = (1, 2, 4, 8, 16, 32)
 """Sizes of the sets that are ablated together."""
+_KEPT = 0.8
+"""Share of the features with a control that must keep theirs where each gets more."""
 
 
 def run(study: Running) -> TraceResult:
@@ -153,9 +156,25 @@ class _Lists:
     """The features of one emotion, by phase."""
 
     features: list[list[Feature]]
-    """By phase: shortlist, matched and overlooked, one after the other."""
+    """By phase: shortlist, its controls feature by feature, and overlooked, one after the other."""
     sizes: list[Listed]
     """By phase: how many of each, as indices of candidates."""
+    each: int
+    """Controls of a feature that has any."""
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """All features of one emotion in one phase, [m] each."""
+
+    where: list[Feature]
+    attribution: Tensor
+    rate: Tensor
+    size: Tensor
+
+    def listed(self, controls: int) -> Listed:
+        """List some, with so many controls each."""
+        return listed(self.attribution, self.rate, self.size, controls=controls)
 
 
 def _lists(study: Running, tracing: _Tracing) -> list[_Lists]:
@@ -178,24 +197,48 @@ def _lists(study: Running, tracing: _Tracing) -> list[_Lists]:
         return sums
 
     chunks = study.stage("attribution", len(tracing.emotions), work, phase="attributing")
-    return [_listed(study, tracing, e, chunk) for e, chunk in enumerate(chunks)]
+    candidates = [_candidates(tracing, chunk) for chunk in chunks]
+    everything = [one for phases in candidates for one in phases]
+    count = _controls_each(everything)
+    lists = []
+    for phases in candidates:
+        sizes = [one.listed(count) for one in phases]
+        features = []
+        for one, found in zip(phases, sizes, strict=True):
+            controls = [index for own in found.controls for index in own]
+            rows = (*found.shortlist, *controls, *found.overlooked)
+            features.append([one.where[row] for row in rows])
+        lists.append(_Lists(features, sizes, count))
+    return lists
 
 
-def _listed(study: Running, tracing: _Tracing, emotion: int, sums: dict[str, Tensor]) -> _Lists:
-    features, sizes = [], []
+def _controls_each(candidates: Sequence[_Candidates]) -> int:
+    """Return how many controls each feature gets: the most that costs few features theirs.
+
+    More make fewer findings enough for q < .05; it is decided before any effect is known.
+    """
+    paired = {
+        count: sum(one.listed(count).paired for one in candidates)
+        for count in range(1, MOST_CONTROLS + 1)
+    }
+    return max(count for count, n in paired.items() if n >= _KEPT * paired[1])
+
+
+def _candidates(tracing: _Tracing, sums: dict[str, Tensor]) -> list[_Candidates]:
+    found = []
     for phase in sorted(set(tracing.phases)):
         numbers = [n for n, at in enumerate(tracing.phases) if at == phase]
         norms = [tracing.saes[n].weights.decoder_norm.cpu() for n in numbers]
-        found = listed(
-            torch.cat([sums[f"attribution {n}"] for n in numbers]),
-            torch.cat([sums[f"rate {n}"] for n in numbers]),
-            torch.cat([sums[f"mean {n}"] * norm for n, norm in zip(numbers, norms, strict=True)]),
-            study.generator(f"matched {emotion} {phase}"),
+        means = [sums[f"mean {n}"] * norm for n, norm in zip(numbers, norms, strict=True)]
+        found.append(
+            _Candidates(
+                where=[(n, j) for n in numbers for j in range(tracing.saes[n].width)],
+                attribution=torch.cat([sums[f"attribution {n}"] for n in numbers]),
+                rate=torch.cat([sums[f"rate {n}"] for n in numbers]),
+                size=torch.cat(means),
+            )
         )
-        where = [(n, j) for n in numbers for j in range(tracing.saes[n].width)]
-        features.append([where[i] for i in (*found.shortlist, *found.matched, *found.overlooked)])
-        sizes.append(found)
-    return _Lists(features, sizes)
+    return found
 
 
 def _singles(study: Running, tracing: _Tracing, lists: Sequence[_Lists]) -> list[dict[str, Tensor]]:
@@ -229,7 +272,7 @@ def _singles(study: Running, tracing: _Tracing, lists: Sequence[_Lists]) -> list
             }
         return tensors
 
-    return list(study.stage("ablations", len(texts), work, phase="ablating"))
+    return list(study.stage("effects", len(texts), work, phase="ablating"))
 
 
 def _cell(
@@ -247,16 +290,23 @@ def _cell(
         return torch.stack(found) if found else torch.zeros(len(mine), width)
 
     effect = rows("effect", 0)
-    cuts = [len(sizes.shortlist), len(sizes.matched), len(sizes.overlooked)]
-    short, matched, over = torch.split(effect, cuts, dim=1)
+    paired = torch.tensor([bool(own) for own in sizes.controls], dtype=torch.bool)
+    each = lists[emotion].each
+    cuts = [len(sizes.shortlist), each * int(paired.sum()), len(sizes.overlooked)]
+    short, alone, over = torch.split(effect, cuts, dim=1)
+    controls = torch.full((len(mine), cuts[0], each), float("nan"))
+    controls[:, paired] = alone.view(len(mine), -1, each)
     norms = [float(tracing.saes[n].weights.decoder_norm[j]) for n, j in features]
+    beside = iter(features[cuts[0] : cuts[0] + cuts[1]])
     return CellRuns(
         emotion=emotion,
         phase=phase,
         features=tuple(features[: cuts[0]]),
-        matched=tuple(features[cuts[0] : cuts[0] + cuts[1]]),
-        effects=Effects(short, matched, over),
+        controls=tuple(tuple(next(beside) for _ in own) for own in sizes.controls),
+        balance=sizes.balance,
+        effects=Effects(short, controls, over),
         estimates=rows("estimate", len(effect[0])),
+        exact=effect,
         flipped=rows("flipped", len(effect[0])).mean(dim=0)[: cuts[0]],
         random=rows("random", len(tracing.saes)).nanmean(dim=0),
         size=rows("size", len(tracing.saes)).nanmean(dim=0),
@@ -265,17 +315,29 @@ def _cell(
     )
 
 
-def _sets(
-    cells: Sequence[CellRuns],
-) -> list[tuple[list[list[Feature]], list[list[Feature]]]]:
-    """Return, for each cell, its features by exact effect and matched ones: nested sets."""
+@dataclass(frozen=True)
+class _Sets:
+    """Nested sets of features of one cell, the strongest by exact effect first."""
+
+    strongest: list[Feature]
+    own: list[list[Feature]]
+    """Of those that have controls."""
+    controls: list[list[Feature]]
+    """One control of each of these."""
+
+
+def _sets(cells: Sequence[CellRuns]) -> list[_Sets]:
     found = []
     for cell in cells:
         mean = cell.effects.shortlist.mean(dim=0)
         order = mean.argsort(descending=True, stable=True).tolist()
-        ranked = [cell.features[n] for n in order]
+        paired = [n for n in order if cell.controls[n]]
         found.append(
-            ([ranked[:k] for k in JOINT], [list(cell.matched[:k]) for k in JOINT]),
+            _Sets(
+                strongest=[cell.features[n] for n in order[:TOP]],
+                own=[[cell.features[n] for n in paired[:k]] for k in JOINT],
+                controls=[[cell.controls[n][0] for n in paired[:k]] for k in JOINT],
+            )
         )
     return found
 
@@ -283,23 +345,24 @@ def _sets(
 def _joint(
     study: Running,
     tracing: _Tracing,
-    sets: Sequence[tuple[list[list[Feature]], list[list[Feature]]]],
+    sets: Sequence[_Sets],
 ) -> tuple[list[list[Tensor]], Tensor, Tensor]:
     """Ablate sets in the texts that features were listed on: not those they were ranked on.
 
-    Returns the effect on the own margin [texts, 2, sizes] of each cell, the mean effect of the top
+    Returns the effect on the own margin [texts, 2, sizes] of each cell (features that have
+    controls, and as many of these), the mean effect of the top
     eight of each cell in texts of each emotion [cells, emotions], and on neutral texts their KL
     [cells], NaN without neutral texts.
     """
     texts = [(e, text) for e, mine in enumerate(tracing.select) for text in mine]
     texts += [(-1, text) for text in tracing.neutral]
-    top = [own[JOINT.index(TOP)] for own, _ in sets]
+    top = [one.strongest for one in sets]
 
     def work(number: int) -> dict[str, Tensor]:
         e, text = texts[number]
         run = captured(study, text)
         mine = [n for n, (emotion, _) in enumerate(tracing.cells) if emotion == e]
-        rows = [*top, *(one for n in mine for kind in sets[n] for one in kind)]
+        rows = [*top, *(one for n in mine for one in (*sets[n].own, *sets[n].controls))]
         scores, divergence = sets_ablated(study, tracing.saes, run, rows, position=text.readout)
         if e < 0:
             return {"divergence": divergence[: len(top)]}
@@ -308,7 +371,7 @@ def _joint(
         effect = before - margin(scores, own)
         return {"cross": effect[: len(top)], "own": effect[len(top) :]}
 
-    chunks = list(study.stage("sets", len(texts), work, phase="ablating sets"))
+    chunks = list(study.stage("joint", len(texts), work, phase="ablating sets"))
     n_phases = len(set(tracing.phases))
     own: list[list[Tensor]] = [[] for _ in tracing.cells]
     cross = torch.full((len(top), len(tracing.emotions)), float("nan"))
@@ -330,7 +393,7 @@ def cost(study: Running) -> Cost:
     """Return a forward and backward for each text, and the last tokens of all ablations."""
     emotions = sum(label != NEUTRAL for label in study.dataset.labels)
     texts = min(emotions * 2 * study.number("examples"), study.run.dataset.texts)
-    rows = 3 * (SHORTLIST + MATCHED + OVERLOOKED)
+    rows = 3 * (SHORTLIST * (1 + MOST_CONTROLS) + OVERLOOKED)
     width = sum(sae.width for sae in study.saes)
     return Cost(
         forwards=texts * (6 + 0.01 * rows),

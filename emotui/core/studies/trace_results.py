@@ -9,8 +9,17 @@ import torch
 from torch import Tensor
 
 from emotui.core.studies.common.statistics import pearson
-from emotui.core.studies.trace_measures import Effects, Judged, judged
+from emotui.core.studies.trace_measures import (
+    DRAWS,
+    LEVEL,
+    Balance,
+    Effects,
+    Judged,
+    judged,
+    too_few,
+)
 
+_VERDICTS = {1: "causal", -1: "suppressor", 0: ""}
 TOP = 8
 """Features of a set whose effect on other emotions and on neutral texts is measured."""
 
@@ -28,13 +37,20 @@ class TracedFeature(msgspec.Struct, frozen=True, kw_only=True):
     """Mean of the margin before less after."""
     low: float
     high: float
-    q: float
+    """95 % bootstrap interval over texts."""
+    p: float
+    """Sign-flip test of an effect of zero; exact up to 24 texts."""
+    control: float | None
+    """Effect of its control, the farthest from zero of several; None where nothing is alike."""
+    q: float | None
+    """Least false discovery rate at which it counts as beyond its controls; 1 where one of these
+    has the larger effect or p does not hold, None without any."""
     flips: float
     """Share of the texts whose answer changed."""
     relative: float | None
     """Effect over that of a random direction of the same norm at the same layer."""
     verdict: str
-    """`causal`, `suppressor` or ""."""
+    """`causal`, `suppressor`, `unmatched` (nothing alike to hold it against) or ""."""
 
 
 class TraceCell(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,29 +59,36 @@ class TraceCell(msgspec.Struct, frozen=True, kw_only=True):
     emotion: str
     phase: int
     texts: int
+    judged: bool
+    """Whether there are texts enough for any feature to be called causal."""
     listed: int
-    matched: int
+    paired: int
+    """Listed features that have controls."""
+    balance: Balance
+    """How alike features and controls are in firing rate and log size."""
     overlooked: int
     causal: int
     suppressors: int
-    null_low: float
-    null_high: float
+    control_low: float | None
+    """The controls' effects: smallest and largest mean; None without any."""
+    control_high: float | None
     largest: float
     top_share: float | None
-    """The five largest effects over all positive ones."""
+    """The five largest effects over all positive ones; None with too few texts."""
     participation: float | None
     """Participation ratio of the positive effects."""
     missed: int
-    """Overlooked features with an effect beyond the null."""
+    """Overlooked features with an effect as large as the smallest called causal here."""
     attribution_r: float | None
     """Pearson's r of estimate and exact effect over all ablated features."""
     random: float | None
     """Mean absolute effect of random directions."""
-    joint: tuple[float, ...]
-    """Effect of the 1, 2, 4, ... strongest together, in other texts."""
-    joint_matched: tuple[float, ...]
-    """That of as many matched features."""
-    summed: tuple[float, ...]
+    joint: tuple[float | None, ...]
+    """Effect of the 1, 2, 4, ... strongest that have controls together, in other texts; None
+    where there are fewer."""
+    joint_controls: tuple[float | None, ...]
+    """That of one control of each."""
+    summed: tuple[float | None, ...]
     """The sum of their single effects."""
     others: float | None
     """Mean effect of the eight strongest on the other emotions' margins in their texts."""
@@ -78,6 +101,14 @@ class TraceResult(msgspec.Struct, frozen=True, kw_only=True):
 
     emotions: dict[str, int]
     """Emotion to texts that features were ablated in."""
+    too_few: tuple[str, ...]
+    """Emotions with too few texts for anything to be called causal."""
+    controls: int
+    """Controls of each feature that has any."""
+    level: float
+    """Bar of q, over all emotions and phases."""
+    draws: int
+    """Bootstrap draws of each interval."""
     phases: int
     boundaries: tuple[int, ...]
     joint_sizes: tuple[int, ...]
@@ -100,10 +131,14 @@ class CellRuns:
     emotion: int
     phase: int
     features: tuple[tuple[int, int], ...]
-    matched: tuple[tuple[int, int], ...]
+    controls: tuple[tuple[tuple[int, int], ...], ...]
+    """Of each feature; () for none."""
+    balance: Balance
     effects: Effects
     estimates: Tensor
-    """[n, shortlist + matched + overlooked]."""
+    """[n, shortlist + controls + overlooked]."""
+    exact: Tensor
+    """Likewise, the effects."""
     flipped: Tensor
     """[shortlist]."""
     random: Tensor
@@ -129,7 +164,7 @@ class TraceRuns:
     joint: tuple[int, ...]
     cells: tuple[CellRuns, ...]
     own: list[list[Tensor]]
-    """Of each cell: [2, sizes] of each text, the strongest and the matched."""
+    """Of each cell: [2, sizes] of each text, the strongest with controls, and their controls."""
     cross: Tensor
     """[cells, emotions]."""
     divergence: Tensor
@@ -150,10 +185,13 @@ def measure(runs: TraceRuns, *, generator: torch.Generator) -> TraceResult:
             feature for feature, sign in zip(cell.features, signs, strict=True) if sign > 0
         }
     last = [n for n, cell in enumerate(runs.cells) if cell.phase == runs.phases - 1]
+    texts = {name: int((runs.answered_for == n).sum()) for n, name in enumerate(runs.emotions)}
     return TraceResult(
-        emotions={
-            name: int((runs.answered_for == n).sum()) for n, name in enumerate(runs.emotions)
-        },
+        emotions=texts,
+        too_few=tuple(name for name, n in texts.items() if too_few(n)),
+        controls=runs.cells[0].effects.controls.shape[2] if runs.cells else 0,
+        level=LEVEL,
+        draws=DRAWS,
         phases=runs.phases,
         boundaries=runs.boundaries,
         joint_sizes=runs.joint,
@@ -193,10 +231,12 @@ def _features(runs: TraceRuns, number: int, one: Judged) -> list[TracedFeature]:
                 effect=float(one.mean[row]),
                 low=float(one.low[row]),
                 high=float(one.high[row]),
-                q=float(one.q[row]),
+                p=float(one.p[row]),
+                control=_known(one.control[row]),
+                q=_known(one.q[row]),
                 flips=float(cell.flipped[row]),
                 relative=float(one.mean[row]) / expected if expected > 0 else None,
-                verdict="causal" if sign > 0 else "suppressor" if sign < 0 else "",
+                verdict=_VERDICTS[sign] if cell.controls[row] else "unmatched",
             )
         )
     return sorted(found, key=lambda feature: -feature.effect)
@@ -204,38 +244,53 @@ def _features(runs: TraceRuns, number: int, one: Judged) -> list[TracedFeature]:
 
 def _cell(runs: TraceRuns, number: int, one: Judged) -> TraceCell:
     cell = runs.cells[number]
-    exact = torch.cat(
-        [cell.effects.shortlist, cell.effects.matched, cell.effects.overlooked], dim=1
-    ).mean(dim=0)
+    exact = cell.exact.mean(dim=0)
     r = None
     if len(exact) > 2:
         value = float(pearson(cell.estimates.mean(dim=0)[:, None], exact[:, None])[0])
         r = value if value == value else None
     joint = torch.stack(runs.own[number]).mean(dim=0)
+    paired = torch.tensor([bool(own) for own in cell.controls], dtype=torch.bool)
+    ordered = one.mean[paired].sort(descending=True).values
+    controls = one.control[paired]
     others = [n for n in range(len(runs.emotions)) if n != cell.emotion]
     divergence = float(runs.divergence[number])
     drawn = cell.random[~cell.random.isnan()]
-    ordered = one.mean.sort(descending=True).values
     return TraceCell(
         emotion=runs.emotions[cell.emotion],
         phase=cell.phase + 1,
         texts=len(cell.effects.shortlist),
+        judged=not too_few(len(cell.effects.shortlist)),
         listed=len(cell.features),
-        matched=cell.effects.matched.shape[1],
+        paired=len(ordered),
+        balance=cell.balance,
         overlooked=cell.effects.overlooked.shape[1],
         causal=int((one.sign > 0).sum()),
         suppressors=int((one.sign < 0).sum()),
-        null_low=one.null_low,
-        null_high=one.null_high,
+        control_low=float(controls.min()) if len(controls) else None,
+        control_high=float(controls.max()) if len(controls) else None,
         largest=float(one.mean.max()) if len(one.mean) else 0.0,
         top_share=one.top_share,
         participation=one.participation,
         missed=one.missed,
         attribution_r=r,
         random=float(drawn.mean()) if len(drawn) else None,
-        joint=tuple(joint[0].tolist()),
-        joint_matched=tuple(joint[1].tolist()),
-        summed=tuple(float(ordered[:k].sum()) for k in runs.joint),
+        joint=_where_enough(joint[0], runs.joint, len(ordered)),
+        joint_controls=_where_enough(joint[1], runs.joint, len(ordered)),
+        summed=_where_enough(
+            torch.stack([ordered[:k].sum() for k in runs.joint]), runs.joint, len(ordered)
+        ),
         others=float(runs.cross[number, others].mean()) if others else None,
         divergence=divergence if divergence == divergence else None,
     )
+
+
+def _where_enough(values: Tensor, sizes: tuple[int, ...], count: int) -> tuple[float | None, ...]:
+    """Return a value for each size of a set, None for one of more features than there are."""
+    return tuple(
+        value if size <= count else None for value, size in zip(values.tolist(), sizes, strict=True)
+    )
+
+
+def _known(value: Tensor) -> float | None:
+    return None if bool(value.isnan()) else float(value)
