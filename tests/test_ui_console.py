@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -15,12 +16,14 @@ from test_ui_edits import edited
 from emotui.cache.history import load_history
 from emotui.cache.notes import add_note, notes_of
 from emotui.cache.recipes import Recipe, load_recipe, recipes, save_recipe
-from emotui.core.edits import OPERATIONS
+from emotui.core.edits import OPERATIONS, PatchEdit, parse_edit
 from emotui.core.errors import EditError, ModelError
 from emotui.core.protocol import InspectRequest
 from emotui.core.records import Trace
+from emotui.ui import edits
 from emotui.ui.actions import ACTIONS
 from emotui.ui.commands import command_in, command_table
+from emotui.ui.state import Other
 
 
 @pytest.fixture
@@ -447,6 +450,49 @@ async def test_visited_traces_have_names_to_patch_from(scene: Scene) -> None:
         await until(pilot, lambda: len(scene.engine.asked) == 2)
         edits = scene.engine.asked[1].operation.edits
         assert edits == (f"patch resid L1 from {first} at readout",)
+
+
+async def test_a_patch_is_suggested_from_the_other_text_seen_last(scene: Scene) -> None:
+    other = 'He said "no" and left.'
+    async with scene.open() as (app, pilot):
+        await shown(app, pilot)
+        before = trace_of(app).text.raw
+        await pilot.press("p")
+        layer = app.explorer.state.layer
+        console = app.explorer.console
+        assert console.value == f'patch resid L{layer} from "another text" at readout'
+        assert console.selected_text == "another text", "typed over"
+        await pilot.press("escape")
+        app.explorer.handlers.text.read(other)
+        await until(pilot, lambda: scene.engine.asked)
+        scene.answer(scene.engine.asked[0])
+        await until(pilot, lambda: trace_of(app).text.raw == other)
+        await until(pilot, lambda: not app.workbench.busy)
+        await pilot.press("p")
+        assert f'from "{before}" at readout' in console.value and not console.selected_text
+        await pilot.press("escape")
+        app.explorer.handlers.text.read(before)
+        await until(pilot, lambda: trace_of(app).text.raw == before)
+        await pilot.press("p")
+        assert r'from "He said \"no\" and left." at readout' in console.value
+        await pilot.press("enter")
+        await until(pilot, lambda: len(scene.engine.asked) == 2)
+        (line,) = scene.engine.asked[1].operation.edits
+        edit = parse_edit(line)
+        assert isinstance(edit, PatchEdit) and str(edit) == line
+        assert edit.source.value == other
+
+
+@pytest.mark.parametrize("raw", ["one line\nand another", "long " * 60, "a\u202eb"])
+async def test_a_text_that_is_no_short_line_goes_by_the_name_of_its_trace(
+    scene: Scene, raw: str
+) -> None:
+    async with scene.open() as (app, pilot):
+        await shown(app, pilot)
+        state = replace(app.explorer.state, other=Other("t7", raw))
+        assert edits.patch(state) == f"patch resid L{state.layer} from t7 at readout"
+        same = replace(state, other=Other("t1", state.text))
+        assert '"another text"' in (edits.patch(same) or "")
 
 
 # The palette

@@ -25,6 +25,7 @@ from emotui.core.errors import SaeError
 from emotui.core.protocol import Inspected, InspectRequest
 from emotui.core.records import Trace
 from emotui.ui.clipboard import LIMIT, copying
+from emotui.ui.handlers.compare import compare
 from emotui.ui.handlers.search import features_found, next_of, tokens_found
 from emotui.ui.panes.difference import DifferenceCell, change_step, change_text
 from emotui.ui.readings import FeatureRow
@@ -125,6 +126,20 @@ async def test_without_an_edit_another_is_chosen_in_the_list(scene: Scene) -> No
         assert is_on(app, TracesScreen)
         await pilot.press("k", "c")
         assert traces.list.marked == "", "c on the marked one takes the mark away"
+
+
+async def test_the_text_a_trace_was_compared_with_is_suggested_for_a_patch(scene: Scene) -> None:
+    shown = scene.put_trace(probes=scene.put_probes())
+    other = scene.put_trace("Another text.")
+    async with scene.open() as (app, pilot):
+        await ready(app, pilot)
+        assert trace_of(app).id == shown.id
+        compare(app.explorer, other.id, shown.id, lambda _line: None)
+        await comparing(app, pilot)
+        await pilot.press("escape")
+        await until(pilot, lambda: is_on(app, ExploreScreen))
+        await pilot.press("p")
+        assert 'from "Another text." at readout' in app.explorer.console.value
 
 
 async def test_traces_without_any_readout_are_shown(scene: Scene) -> None:

@@ -12,10 +12,16 @@ from emotui.core.edits import (
     position_of_token,
     positions_in,
 )
+from emotui.core.edits.words import quoted
 from emotui.core.errors import EditError
 from emotui.core.records import EMBEDDING_LAYER, Trace
+from emotui.core.text import clean
 from emotui.ui.state import ScreenState
 
+ANOTHER_TEXT = "another text"
+"""What stands where a text is still to be typed."""
+_LONGEST_SOURCE = 200
+"""Characters of a text that is put into the console; a longer one goes by its trace's name."""
 _ON_ANY_TEXT = ("all", "last", "readout")
 
 
@@ -57,10 +63,18 @@ def knockout(state: ScreenState) -> str | None:
 
 
 def patch(state: ScreenState) -> str | None:
-    """Return a patch at the cursor's layer, its source still to be typed."""
+    """Return a patch at the cursor's layer, from the other text seen or compared last.
+
+    Without one, its source is still to be typed. None at the embedding row.
+    """
     if state.layer == EMBEDDING_LAYER:
         return None
-    return f'patch {state.site} L{state.layer} from "another text" at readout'
+    source, other = quoted(ANOTHER_TEXT), state.other
+    if other is not None and other.raw != state.text:
+        # What is not one line of plain characters goes by the name of its trace.
+        plain = other.raw == clean(other.raw) and len(other.raw) <= _LONGEST_SOURCE
+        source = quoted(other.raw) if plain else other.name
+    return f"patch {state.site} L{state.layer} from {source} at readout"
 
 
 def promotion(state: ScreenState) -> str | None:

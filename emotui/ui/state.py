@@ -70,6 +70,15 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class Other:
+    """A text that is not the one on the screen."""
+
+    name: str
+    """As the edit language calls its trace: `t1`, or an id."""
+    raw: str
+
+
+@dataclass(frozen=True)
 class Visit:
     """A trace that was on the screen in this session."""
 
@@ -117,6 +126,8 @@ class ScreenState:
     """What the user wrote beside the trace on the screen, the oldest first."""
     visits: tuple[Visit, ...] = ()
     """The traces of this session, the first one first."""
+    other: Other | None = None
+    """The other text that was on the screen, or compared with it, last."""
     verification: Verification | None = None
     """The last edit of the trace on the screen repeated on other texts."""
 
@@ -185,6 +196,7 @@ def shown(
         marks=state.marks if former is not None and _same_run(former, readings) else (),
         notes=tuple(notes),
         visits=_visited(state.visits, readings.trace),
+        other=_left(state, readings.trace),
         verification=readings.verification,
     )
     return _settled(fresh)
@@ -194,6 +206,15 @@ def _same_run(one: Readings, other: Readings) -> bool:
     """Return whether features of one are features of the other, at the same tokens."""
     same_model = one.trace.run.fingerprint == other.trace.run.fingerprint
     return same_model and one.trace.text.raw == other.trace.text.raw
+
+
+def _left(state: ScreenState, trace: Trace) -> Other | None:
+    """Return the text that a trace takes the place of; the one before that where it is the same."""
+    former = None if state.readings is None else state.readings.trace
+    if former is None or former.text.raw == trace.text.raw:
+        return state.other
+    name = next((visit.name for visit in state.visits if visit.id == former.id), former.id)
+    return Other(name, former.text.raw)
 
 
 def _visited(visits: tuple[Visit, ...], trace: Trace) -> tuple[Visit, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from emotui.core.difference import Difference, compare_traces
 from emotui.core.errors import EmotuiError
 from emotui.ui.exports import export_folder
 from emotui.ui.messages import Fetched
+from emotui.ui.state import Other
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +45,12 @@ def _show(screen: ExploreScreen, difference: Difference) -> None:
         difference, start=start, export=lambda: _export(screen, difference, opened.post_message)
     )
     screen.app.push_screen(opened)
+    for here, other in (
+        (difference.first, difference.second),
+        (difference.second, difference.first),
+    ):
+        if here.id == shown and other.raw != here.raw:
+            screen.update(replace(screen.state, other=Other(other.id, other.raw)))
 
 
 def _export(screen: ExploreScreen, difference: Difference, post: Callable[..., object]) -> None:

@@ -14,7 +14,8 @@ from textual.widget import Widget
 from textual.widgets.input import Selection
 
 from emotui.core.text import clean
-from emotui.ui.definition import PLACEHOLDER
+from emotui.ui.definition import PLACEHOLDER, PREFILLED
+from emotui.ui.edits import ANOTHER_TEXT
 from emotui.ui.paint import fit, safe, visible
 from emotui.ui.panes.entry import Entry
 from emotui.ui.panes.lines import bindings_of
@@ -130,8 +131,9 @@ class Console(Entry):
             widget.add_class("-open")
         self.focus()
         self.cursor_position = len(line)
-        if (start := line.find(PLACEHOLDER)) >= 0:
-            self.selection = Selection(start, start + len(PLACEHOLDER))  # typed over
+        words = PLACEHOLDER if line.startswith(PREFILLED) else ANOTHER_TEXT
+        if (start := line.find(words)) >= 0:
+            self.selection = Selection(start, start + len(words))  # typed over
         self._look()
 
     def close(self) -> None:
