@@ -40,6 +40,7 @@ def diagnose(model: LoadedModel | None, job: Job) -> Iterator[Fact]:
     yield "system", f"{platform.system()} {platform.release()} {platform.machine()}", True
     for name, (lowest, beyond) in _PACKAGES.items():
         yield _package(name, lowest, beyond)
+    yield _optional("bitsandbytes", "--dtype int8 and nf4")
     yield from _devices()
     if model is not None:
         yield from _of_model(model, job)
@@ -54,6 +55,13 @@ def _package(name: str, lowest: tuple[int, ...], beyond: tuple[int, ...]) -> Fac
     numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:2] if part.isdigit())
     good = lowest <= numbers < beyond
     return name, found if good else f"{found} (needs {wanted})", good
+
+
+def _optional(name: str, wanted_by: str) -> Fact:
+    try:
+        return name, version(name), True
+    except PackageNotFoundError:
+        return name, f"not installed ({wanted_by} need it)", True
 
 
 def _dotted(numbers: tuple[int, ...]) -> str:

@@ -7,6 +7,7 @@ of what PyTorch holds there. Nothing here imports torch before it is used.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import resource
 import sys
@@ -30,6 +31,7 @@ _LATER_BYTES = 48 * 2**20
 """Of modules that are imported and buffers that are made while the first text is run."""
 FLOAT = 4
 """Bytes of a float32."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _CGROUP_FILES = (
     ("memory.max", "memory.current"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -331,6 +333,27 @@ def free_memory() -> None:
     loaded = sys.modules.get("torch")
     if loaded is not None and loaded.cuda.is_initialized():
         loaded.cuda.empty_cache()
+
+
+@contextmanager
+def copies_given_back() -> Iterator[None]:
+    """Have what is freed inside given back to the system at once, where malloc is glibc's.
+
+    Else copies of matrices leave gaps between what is kept, on several threads: hundreds of MiB,
+    another number each time, held until the process ends.
+    """
+    try:
+        adjust: Callable[[int, int], int] = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another system
+        yield
+        return
+    adjust(_M_MMAP_THRESHOLD, 2**20)
+    try:
+        yield
+    finally:
+        # What glibc itself comes to after a while.
+        adjust(_M_MMAP_THRESHOLD, 2**25)
+        adjust(_M_TRIM_THRESHOLD, 2**26)
 
 
 @contextmanager

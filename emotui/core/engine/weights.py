@@ -8,6 +8,7 @@ A checkpoint that bitsandbytes has quantised already stays as it is.
 from __future__ import annotations
 
 import importlib
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,12 +72,13 @@ def check_packages(placement: Placement) -> None:
         if not asked or find_spec(package) is not None:
             continue
         stored = option == quantised and placement.stored
+        wanted = "'emotui[quantised]'" if option == quantised else package
         instead = "use a checkpoint that is not quantised" if stored else f"leave {option} out"
         raise ModelError(
             f"{f'This {placement.quantised} checkpoint' if stored else option} needs the package "
             f"{package}, which is not installed.",
             why="transformers leaves this to it.",
-            todo=f"Install it (pip install {package}), or {instead}.",
+            todo=f"Install it (pip install {wanted}), or {instead}.",
         )
     if placement.quantised is not None:
         import_bitsandbytes()
@@ -98,28 +100,27 @@ def estimated(weights: Weights, placement: Placement, *, device: torch.device) -
         file = weights.values * itemsize
     elif placement.quantised is not None:
         held -= int(weights.linear * (itemsize - QUANTISED[placement.quantised]))
-        file = _while_quantised(weights, itemsize, same=same)
+        file = _while_quantised(weights, placement.quantised, itemsize, same=same)
     parts = [(f"of weights in {placement.words}", held)]
     if device.type == "cpu" and file:
         parts.append(("of the file while it is converted", file))
     return Estimate(memory.held_bytes(device), tuple(parts), memory.free_bytes(device))
 
 
-def _while_quantised(weights: Weights, itemsize: int, *, same: bool) -> int:
+def _while_quantised(weights: Weights, kind: str, itemsize: int, *, same: bool) -> int:
     """Return what there is beside the quantised weights: the file, and copies of one matrix.
 
     Where the rest is stored in the run's dtype it is not touched before all is quantised, and
-    copied then, while the file that holds it is still mapped and the allocator keeps about half
-    of the copies.
+    copied then, while the file that holds it is still mapped.
     """
     rest = (weights.values - weights.linear) * itemsize
-    copies = _QUANTISING * weights.largest_linear
+    copies = _COPIES[kind] * weights.largest_linear
     if same:
-        return max(weights.in_file - 2 * rest + copies, weights.file_of_embedding + copies // 2)
+        return max(weights.in_file - 2 * rest + copies, weights.file_of_embedding)
     return weights.in_file + copies
 
 
-_QUANTISING = 15
+_COPIES = {"int8": 8, "nf4": 13}
 """Bytes for each number of a matrix while it is quantised, measured."""
 
 _STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float64: "F64"}
@@ -173,17 +174,19 @@ def read_weights(folder: Path, *, placement: Placement, attention: str) -> Any:
         name = not_finite(folder)
         if name is not None:
             raise _not_finite(name, folder)
+    given_back = memory.copies_given_back() if placement.quantised else nullcontext()
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            dtype=placement.dtype,
-            attn_implementation=attention,
-            output_loading_info=True,
-            **_placed(placement),
-        )
+        with given_back:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                dtype=placement.dtype,
+                attn_implementation=attention,
+                output_loading_info=True,
+                **_placed(placement),
+            )
     except ImportError as error:
         raise ModelError(
             f"The model in {clean(str(folder))} needs a package that is not installed.",
