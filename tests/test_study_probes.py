@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
 from sklearn.preprocessing import StandardScaler
 from support_command import emotui_here
-from support_studies import TEXTS, files_of, run_here, stories_model
+from support_studies import TEXTS, files_of, request_of, run_here, stories_model
 
 from emotui.commands.schemas import document_schema
 from emotui.core.engine.capture import QuietJob
 from emotui.core.errors import Cancelled, UsageError
 from emotui.core.studies.common.chunks import Chunks
+from emotui.core.studies.common.dataset import dataset_of
 from emotui.core.studies.common.pages import schema_of
 from emotui.core.studies.compare import compare
 from emotui.core.studies.probe_results import ProbesResult
@@ -197,6 +199,30 @@ def test_texts_that_the_model_cannot_read_do_not_count(stories: Path, tmp_path: 
             writer.writerow((f"{text} It was day {number}.{long if number % 2 else ''}", label))
     with pytest.raises(UsageError, match="too few texts to judge probes on"):
         run_here(model, tmp_path, "probes", data, settings={"random": "no"})
+
+
+def test_a_split_that_holds_out_too_few_of_a_label_is_named_as_what_is_missing(
+    stories: Path, tmp_path: Path
+) -> None:
+    """The bundled situations bring their split: of 260 every label has texts, few are held out."""
+    with pytest.raises(UsageError, match="too few texts to judge probes on") as refused:
+        run_here(
+            stories_model(stories),
+            tmp_path,
+            "probes",
+            "bundled",
+            limit=260,
+            settings={"random": "no"},
+        )
+    assert "needs 5 held-out texts" in refused.value.why and "have 34" not in refused.value.why
+    held = dict(
+        part.rsplit(" ", 1) for part in refused.value.why.split("are: ")[1].rstrip(".").split(", ")
+    )
+    request = request_of(stories_model(stories), tmp_path, "probes", "bundled", limit=260)
+    dataset, _ = dataset_of(request)
+    counts = Counter(dataset.labels[item.label] for item in dataset if item.split == "test")
+    assert held == {label: str(counts[label]) for label in dataset.labels}
+    assert min(counts.values()) < 5
 
 
 def test_two_results_are_compared_by_layer_and_by_depth(folder: Path) -> None:

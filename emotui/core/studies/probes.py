@@ -79,7 +79,9 @@ def run(study: Running) -> ProbesResult:
     if "gold" not in fits:
         raise UsageError(
             "There are too few texts to judge probes on.",
-            why=f"Fewer than two labels have {LEAST_OF_A_LABEL} texts: {_counts(gold)}.",
+            why=f"Fewer than two labels have {LEAST_OF_A_LABEL} texts: {_counts(gold)}."
+            if len(gold.kept) < 2
+            else f"{gold.refused} Held out for that are: {gold.held_out}.",
             todo="Give more texts, or raise --limit.",
         )
     if study.text("random") == "yes":
@@ -128,6 +130,13 @@ class _Target:
             [row for row, label in enumerate(labels.tolist()) if label in number], dtype=torch.long
         )
         self.items = [items[row] for row in self.rows.tolist()]
+        held = Counter(
+            label for label, split in zip(labels.tolist(), splits, strict=True) if split == "test"
+        )
+        self.held_out = ", ".join(f"{names[label]} {held[label]}" for label in kept)
+        """How many texts of each label are there to be judged on."""
+        self.refused = ""
+        """Why there is no design although two labels have enough texts."""
         self.design = self._design(labels, number, splits) if len(kept) > 1 else None
 
     def _design(
@@ -139,8 +148,9 @@ class _Target:
         )
         try:
             return design_of(Labelled(texts, self.kept, self.name), seed=0)
-        except UsageError:
-            return None  # of some label no text was held out
+        except UsageError as error:
+            self.refused = error.why or error.what
+            return None
 
     @property
     def must_design(self) -> Design:
