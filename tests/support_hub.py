@@ -2,7 +2,10 @@
 
 It speaks what huggingface_hub asks: the repository's listing, HEAD and GET of files with ranges,
 the commit and the error headers. A gated repository answers 403 for its files, as the real one
-does for an account that has not agreed; a breaking one closes the connection inside a file.
+does for an account that has not agreed; a breaking one closes the connection inside a file, a
+stalling one goes silent there. Files in Xet storage are redirected to a content network, with the
+headers `X-Xet-Hash`, `X-Linked-ETag`, `X-Linked-Size` and the link `xet-auth` to a route that gives
+a token for the storage, as huggingface.co answers for its large files.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -30,6 +33,12 @@ class Repository:
     """A file that is broken off in the middle."""
     breaks_left: int = 0
     """How often it still is; -1 for always."""
+    stalls: str = ""
+    """A file that is sent to the middle, and no further while the hub serves."""
+    xet: dict[str, str] = field(default_factory=dict)
+    """Hashes of the files that lie in Xet storage, by their names."""
+    storage: str = "http://127.0.0.1:9"
+    """Address of the Xet storage that the token is for; "" where none is given."""
 
 
 @dataclass
@@ -40,6 +49,9 @@ class Hub:
     endpoint: str = ""
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     """Method, path and the bearer token (or "") of every request."""
+    ranges: list[tuple[str, str]] = field(default_factory=list)
+    """Path and range of every request for a part of a file."""
+    ended: threading.Event = field(default_factory=threading.Event)
 
     def gets(self) -> list[str]:
         """Return the names of the files that were downloaded, in order."""
@@ -76,7 +88,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             path = unquote(urlsplit(self.path).path)
             token = self.headers.get("Authorization", "").removeprefix("Bearer ")
             hub.requests.append((self.command, path, token))
-            if path.startswith("/api/datasets/"):
+            if wanted := self.headers.get("Range", ""):
+                hub.ranges.append((path, wanted))
+            if "/xet-read-token/" in path:
+                self._token(path, body=body)
+            elif path.startswith("/api/datasets/"):
                 name, _, revision = path.removeprefix("/api/datasets/").partition("/revision/")
                 self._listing(f"datasets/{name}", revision or "main", body=body)
             elif path.startswith("/api/models/"):
@@ -86,8 +102,38 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 name, _, rest = path.removeprefix("/").partition("/resolve/")
                 revision, _, file = rest.partition("/")
                 self._file(name, revision, file, body=body)
+            elif path.startswith("/content-network/"):
+                name, _, file = path.removeprefix("/content-network/").partition("//")
+                self._content(hub.repositories[name], file, body=body)
             else:
                 self._error(404, "EntryNotFound", "Not found", body=body)
+
+        def _token(self, path: str, *, body: bool) -> None:
+            kind, name = path.removeprefix("/api/").split("/xet-read-token/")[0].split("/", 1)
+            repository = hub.repositories[name if kind == "models" else f"{kind}/{name}"]
+            if not repository.storage:
+                self._error(403, "", "No token for this storage", body=body)
+                return
+            headers = {
+                "X-Xet-Cas-Url": repository.storage,
+                "X-Xet-Access-Token": "xet-token",
+                "X-Xet-Token-Expiration": "4102444800",  # in 2100
+            }
+            self._send(200, b"{}", body=body, headers=headers, kind="application/json")
+
+        def _redirect(self, name: str, repository: Repository, file: str, *, body: bool) -> None:
+            # Another host: redirects to that of the hub itself are followed for the headers.
+            network = hub.endpoint.replace("127.0.0.1", "localhost")
+            short = name if name.startswith("datasets/") else f"models/{name}"
+            headers = {
+                "X-Repo-Commit": COMMIT,
+                "X-Linked-ETag": f'"{hashlib.sha256(repository.files[file]).hexdigest()}"',
+                "X-Linked-Size": str(len(repository.files[file])),
+                "X-Xet-Hash": repository.xet[file],
+                "Link": f'<{hub.endpoint}/api/{short}/xet-read-token/{COMMIT}>; rel="xet-auth"',
+                "Location": f"{network}/content-network/{quote(name)}//{quote(file)}",
+            }
+            self._send(302, b"", body=body, headers=headers)
 
         def _listing(self, name: str, revision: str, *, body: bool) -> None:
             repository = hub.repositories.get(name)
@@ -126,6 +172,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self._error(404, "RevisionNotFound", "Invalid rev id", body=body)
             elif file not in repository.files:
                 self._error(404, "EntryNotFound", "Entry not found", body=body)
+            elif file in repository.xet:
+                self._redirect(name, repository, file, body=body)
             else:
                 self._content(repository, file, body=body)
 
@@ -143,14 +191,17 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             status = 206 if start else 200
             breaks = body and file == repository.breaks and repository.breaks_left != 0
-            if not breaks:
+            stalls = body and file == repository.stalls
+            if not (breaks or stalls):
                 self._send(status, content[start:], body=body, headers=headers)
                 return
-            repository.breaks_left -= 1
+            repository.breaks_left -= breaks
             middle = len(content) // 2
             self._begin(status, len(content) - start, headers, "application/octet-stream")
             self.wfile.write(content[start:middle])
             self.wfile.flush()
+            if stalls:
+                hub.ended.wait()
             self.close_connection = True  # although more was promised
 
         def _error(self, status: int, code: str, message: str, *, body: bool) -> None:
@@ -197,6 +248,7 @@ def serving(repositories: dict[str, Repository]) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.ended.set()
         server.shutdown()
         server.server_close()
         thread.join()

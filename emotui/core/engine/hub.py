@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal
 
 from emotui.cache.fingerprints import hub_commit, hub_folder
 from emotui.core.engine.capture import Job
-from emotui.core.errors import ModelError
+from emotui.core.engine.transfer import Meter, transfer
+from emotui.core.errors import EmotuiError, ModelError, SaeError, UsageError
 from emotui.core.model_names import ALIASES, near_names
-from emotui.core.sizes import in_bytes, in_time
+from emotui.core.sizes import in_bytes
 from emotui.core.text import clean
 
 Choose = Callable[[Sequence[str]], Sequence[str]]
@@ -27,195 +29,240 @@ Choose = Callable[[Sequence[str]], Sequence[str]]
 
 LICENCE_PAGE = "https://huggingface.co"
 _SPARE_BYTES = 256 * 2**20
+_XET_SWITCH = "HF_HUB_DISABLE_XET"
+DATASETS = ("dair-ai/emotion",)
+"""Public datasets whose labels emotui reads, for what may have been meant by an unknown name."""
 
 
-def _error(what: str, why: str, todo: str) -> ModelError:
-    return ModelError(clean(what), why=clean(why), todo=clean(todo))
+@dataclass(frozen=True)
+class Kind:
+    """What a repository holds, as messages call it, and which error tells of it."""
+
+    noun: str
+    error: type[EmotuiError] = ModelError
+    repo_type: Literal["model", "dataset"] = "model"
+    known: Callable[[], Sequence[str]] = tuple
+    """Names that may have been meant by an unknown one."""
+    otherwise: str = ""
+    """What can be done where there is no such repository."""
+
+    def failed(self, what: str, why: str, todo: str) -> EmotuiError:
+        """Return the error for a download that did not come to its end."""
+        # A dataset is named by an option; what breaks off is no fault of that.
+        kind = EmotuiError if self.error is UsageError else self.error
+        return kind(clean(what), why=clean(why), todo=clean(todo))
+
+    def refused(self, what: str, why: str, todo: str) -> EmotuiError:
+        """Return the error for a repository that cannot be had."""
+        return self.error(clean(what), why=clean(why), todo=clean(todo))
+
+    @property
+    def page(self) -> str:
+        """Where the hub shows such repositories."""
+        return LICENCE_PAGE + ("/datasets" if self.repo_type == "dataset" else "")
+
+
+def _known_models() -> list[str]:
+    from emotui.core.sae_directory import known_models
+
+    return [*ALIASES, *ALIASES.values(), *known_models()]
+
+
+def _known_repositories() -> list[str]:
+    from emotui.core.sae_directory import directory
+
+    return list(dict.fromkeys(one.repository for one in directory().values()))
+
+
+def _known_datasets() -> list[str]:
+    here = (one.name.removeprefix("datasets--") for one in hub_folder().glob("datasets--*--*"))
+    return [*DATASETS, *(name.replace("--", "/", 1) for name in here)]
+
+
+MODEL = Kind(
+    "model",
+    known=_known_models,
+    otherwise="`emotui models` lists what is known; a folder is given by its path.",
+)
+SAES = Kind(
+    "SAE repository",
+    SaeError,
+    known=_known_repositories,
+    otherwise="Use --sae none to go on without SAEs, or another release (`emotui models`).",
+)
+DATASET = Kind(
+    "dataset",
+    UsageError,
+    "dataset",
+    known=_known_datasets,
+    otherwise="Give OWNER/NAME[:SPLIT] as the hub writes it, or a file.",
+)
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What is written once more of a download, converted."""
+
+    folder: Path
+    share: float
+    """Bytes of the copies for each byte of the download."""
 
 
 def snapshot_here(repo: str, revision: str | None = None) -> Path | None:
-    """Return the folder of a repository's revision in the local cache, complete or not."""
+    """Return the folder of a model's or SAEs' revision in the local cache, complete or not."""
     commit = hub_commit(repo, revision)
     if commit is None:
         return None
-    folder = _home(repo) / "snapshots" / commit
+    folder = _home(repo, MODEL) / "snapshots" / commit
     return folder if folder.is_dir() else None
 
 
-def fetch(repo: str, *, revision: str | None, choose: Choose, job: Job) -> Path:
+def fetch(
+    repo: str,
+    *,
+    revision: str | None,
+    choose: Choose,
+    job: Job,
+    kind: Kind = MODEL,
+    copies: Copies | None = None,
+) -> Path:
     """Fetch what `choose` picks of a repository and return its snapshot folder.
 
-    Progress tells bytes and time left. ModelError where the repository does not exist, is gated,
-    breaks off, or there is no room or connection; Cancelled as soon as the job is.
+    Progress tells bytes and time left; room for `copies` is asked for too. The kind's error where
+    the repository does not exist, is gated, breaks off, or there is no room or connection;
+    Cancelled as soon as the job is.
     """
     from huggingface_hub import HfApi, hf_hub_download
 
     endpoint = os.environ.get("HF_ENDPOINT") or None
-    with _told(repo, revision) as meter:
-        job.progress(f"asking the hub for {clean(repo)}")
-        info = HfApi(endpoint=endpoint).model_info(
-            repo, revision=revision, files_metadata=True, timeout=30
+    meter = Meter()
+    job.progress(f"asking the hub for {clean(repo)}")
+    with _told(repo, revision, kind, meter):
+        api = HfApi(endpoint=endpoint)
+        ask = api.dataset_info if kind is DATASET else api.model_info
+        info = ask(repo, revision=revision, files_metadata=True, timeout=30)
+    commit = str(info.sha)
+    sizes = {one.rfilename: int(one.size or 0) for one in info.siblings or ()}
+    names = list(choose(list(sizes)))
+    folder = _home(repo, kind) / "snapshots" / commit
+    missing = [name for name in names if not (folder / name).is_file()]
+    total = sum(sizes.get(name, 0) for name in missing)
+    copied = int(copies.share * sum(sizes.get(name, 0) for name in names)) if copies else 0
+    check_room(repo, {hub_folder(): total, **({copies.folder: copied} if copies else {})}, kind)
+    if total:
+        further = f", and {in_bytes(copied)} for converted copies" if copied else ""
+        job.notice(f"Downloading {clean(repo)}: {in_bytes(total)}{further}.")
+    meter.begin(repo, total, job)
+    for name in missing:
+        job.check()
+        get = partial(
+            hf_hub_download,
+            repo,
+            name,
+            repo_type=kind.repo_type,
+            revision=commit,
+            cache_dir=hub_folder(),
+            endpoint=endpoint,
         )
-        commit = str(info.sha)
-        sizes = {one.rfilename: int(one.size or 0) for one in info.siblings or ()}
-        names = list(choose(list(sizes)))
-        folder = _home(repo) / "snapshots" / commit
-        missing = [name for name in names if not (folder / name).is_file()]
-        meter.begin(repo, sum(sizes.get(name, 0) for name in missing), job)
-        _check_room(repo, meter.total)
-        for name in missing:
-            job.check()
-            hf_hub_download(
-                repo,
-                name,
-                revision=commit,
-                cache_dir=hub_folder(),
-                endpoint=endpoint,
-                tqdm_class=meter.bar_class(),
-            )
-            meter.finished(sizes.get(name, 0))
-    _note_revision(repo, revision or "main", commit)
+        with _told(repo, revision, kind, meter):
+            transfer(partial(_with_bars, get), meter=meter, job=job)
+        meter.finished(sizes.get(name, 0))
+    _note_revision(_home(repo, kind), revision or "main", commit)
     return folder
 
 
-def _home(repo: str) -> Path:
-    return hub_folder() / f"models--{repo.replace('/', '--')}"
+def _with_bars(get: Callable[..., str], bars: type[Any]) -> str:
+    return get(tqdm_class=bars)
 
 
-def _note_revision(repo: str, revision: str, commit: str) -> None:
+def _home(repo: str, kind: Kind) -> Path:
+    return hub_folder() / f"{kind.repo_type}s--{repo.replace('/', '--')}"
+
+
+def _note_revision(home: Path, revision: str, commit: str) -> None:
     """Write which commit a branch or tag stands for, as huggingface_hub does."""
     if revision == commit:
         return
-    reference = _home(repo) / "refs" / revision
+    reference = home / "refs" / revision
     reference.parent.mkdir(parents=True, exist_ok=True)
     unfinished = reference.with_name(f"{reference.name}.{os.getpid()}.new")
     unfinished.write_text(commit, encoding="ascii")
     unfinished.replace(reference)
 
 
-def _check_room(repo: str, needed: int) -> None:
-    place = hub_folder()
-    place.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(place).free
-    if needed and needed + _SPARE_BYTES > free:
-        raise _error(
-            f"There is no room for {repo}.",
-            f"It needs {in_bytes(needed)}; {place} has {in_bytes(free)} free.",
-            "Make room, or set HF_HOME to a folder on another disk.",
-        )
-
-
-class Meter:
-    """Counts the bytes of a download and reports them, with the time left, to a job."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self.done = 0
-        self._before = 0
-        self._repo = ""
-        self._job: Job | None = None
-        self._started = 0.0
-
-    def begin(self, repo: str, total: int, job: Job) -> None:
-        """Start to count towards `total` bytes."""
-        self._repo, self.total, self._job = repo, total, job
-        self._started = time.monotonic()
-        if total:
-            job.notice(f"Downloading {clean(repo)}: {in_bytes(total)}.")
-            job.progress(f"downloading {clean(repo)}: {in_bytes(total)}", 0, 100)
-
-    def advance(self, count: int) -> None:
-        """Count bytes that arrived; raises Cancelled where the job was cancelled."""
-        self.done += count
-        if self._job is None:
-            return
-        self._job.check()
-        share = min(self.done / self.total, 1.0) if self.total else 1.0
-        seconds = time.monotonic() - self._started
-        left = f", {in_time(seconds * (1 - share) / share)} left" if 0 < share < 1 else ""
-        what = f"{in_bytes(self.done)} of {in_bytes(self.total)}{left}"
-        self._job.progress(f"downloading {clean(self._repo)}: {what}", int(100 * share), 100)
-
-    def finished(self, size: int) -> None:
-        """Note that a file is whole, also where it came another way than through the bar."""
-        self._before += size
-        self.advance(self._before - self.done)
-
-    def bar_class(self) -> type[Any]:
-        """Return the class that huggingface_hub makes a bar of for each file, in tqdm's place."""
-        meter = self
-
-        class Bar(_Bar):
-            def __init__(self, *_arguments: Any, **_named: Any) -> None:
-                super().__init__(meter)
-
-        return Bar
-
-
-class _Bar:
-    """The part of tqdm's surface that huggingface_hub uses."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_problem: object) -> None:
-        return None
-
-    def update(self, count: float | None = 1) -> None:
-        """Count bytes."""
-        self._meter.advance(int(count or 0))
-
-    def __getattr__(self, _name: str) -> Callable[..., None]:
-        return lambda *_arguments, **_named: None
+def check_room(repo: str, needed: dict[Path, int], kind: Kind) -> None:
+    """Raise the kind's error where a disk has no room for what is written in its folders."""
+    for folder in needed:
+        folder.mkdir(parents=True, exist_ok=True)
+    disks = {folder: folder.stat().st_dev for folder in needed}
+    for folder, disk in disks.items():
+        together = sum(needed[one] for one in needed if disks[one] == disk)
+        free = shutil.disk_usage(folder).free
+        if together and together + _SPARE_BYTES > free:
+            raise kind.failed(
+                f"There is no room for {repo}.",
+                f"It needs {in_bytes(together)}"
+                + (" with the converted copies" if len(needed) > 1 else "")
+                + f"; {folder} has {in_bytes(free)} free.",
+                "Make room, or choose folders on another disk: HF_HOME for what is downloaded, "
+                "--cache-dir for what emotui keeps.",
+            )
 
 
 @contextmanager
-def _told(repo: str, revision: str | None) -> Iterator[Meter]:
-    """Turn what huggingface_hub raises into a ModelError that says what to do."""
+def _told(repo: str, revision: str | None, kind: Kind, meter: Meter) -> Iterator[None]:
+    """Turn whatever huggingface_hub raises into an error of ours that says what to do."""
     from huggingface_hub import errors as hub
 
     # Of the HTTP library that this version of huggingface_hub is built on.
     http_error: type[Exception] = getattr(hub, "HTTPError", OSError)
-    meter = Meter()
     try:
-        yield meter
+        yield
+    except (EmotuiError, MemoryError):
+        raise
     except hub.HFValidationError as error:
-        raise unknown_model(repo, "It is not a valid Hugging Face id.") from error
+        raise _unknown(repo, "It is not a valid Hugging Face id.", kind) from error
     except hub.GatedRepoError as error:
-        raise _error(
-            f"The model {repo} is gated: its owners ask for an agreement first.",
+        raise kind.refused(
+            f"The {kind.noun} {repo} is gated: its owners ask for an agreement first.",
             f"Tried with {token_source()}.",
-            f"Accept the terms at {LICENCE_PAGE}/{repo} with your account, then run "
+            f"Accept the terms at {kind.page}/{repo} with your account, then run "
             "`hf auth login` or set HF_TOKEN.",
         ) from error
     except hub.RevisionNotFoundError as error:
-        raise _error(
-            f"The model {repo} has no revision {revision or 'main'!r}.", "", "Check --revision."
+        raise kind.refused(
+            f"The {kind.noun} {repo} has no revision {revision or 'main'!r}.",
+            "",
+            "Check --revision.",
         ).of_input() from error
     except hub.RepositoryNotFoundError as error:
-        raise unknown_model(repo, f"The hub has no such model, tried with {token_source()}.") from (
-            error
-        )
+        why = f"The hub has no such {kind.noun}, tried with {token_source()}."
+        raise _unknown(repo, why, kind) from error
     except (OSError, http_error) as error:
-        raise _broken(repo, error, meter) from error
+        raise _broken(repo, error, kind, meter, answered=False) from error
+    # hf_xet's errors are RuntimeErrors, and what the library lets through is of any kind.
+    except Exception as error:
+        raise _broken(repo, error, kind, meter, answered=True) from error
 
 
-def _broken(repo: str, error: Exception, meter: Meter) -> ModelError:
-    kind = type(error).__name__
+def _broken(
+    repo: str, error: Exception, kind: Kind, meter: Meter, *, answered: bool
+) -> EmotuiError:
+    name = type(error).__name__
     if meter.total:
-        return _error(
+        otherwise = "" if os.environ.get(_XET_SWITCH) else f" {_XET_SWITCH}=1 tries plain HTTP."
+        return kind.failed(
             f"The download of {repo} broke off at {in_bytes(meter.done)} of "
             f"{in_bytes(meter.total)}.",
-            f"{kind}: {_first_line(error)}",
-            "Run the same command again: files that are whole are not fetched again.",
+            f"{name}: {_first_line(error)}",
+            f"Run the same command again: files that are whole are not fetched again.{otherwise}",
         )
-    return _error(
-        f"The model {repo} could not be fetched.",
-        f"It is not in the local cache, and the Hugging Face hub did not answer ({kind}).",
-        "Check the name, the network and HF_ENDPOINT, or give a local folder.",
+    why = f"It is not in the local cache, and the Hugging Face hub did not answer ({name})."
+    return kind.failed(
+        f"The {kind.noun} {repo} could not be fetched.",
+        f"{name}: {_first_line(error)}" if answered else why,
+        "Check the name, the network and HF_ENDPOINT, or give a local "
+        + ("file." if kind is DATASET else "folder."),
     )
 
 
@@ -236,14 +283,16 @@ def token_source() -> str:
     return f"no token: HF_TOKEN is not set and there is no file {constants.HF_TOKEN_PATH}"
 
 
-def unknown_model(name: str, why: str) -> ModelError:
+def unknown_model(name: str, why: str) -> EmotuiError:
     """Return the error for a name that no model has, with the names that are near it."""
-    from emotui.core.sae_directory import known_models
+    return _unknown(name, why, MODEL)
 
-    near = near_names(name, [*ALIASES, *ALIASES.values(), *known_models()])
-    meant = f"Did you mean {', '.join(near)}?" if near else f"Known: {', '.join(ALIASES)}."
-    return _error(
-        f"There is no model called {name!r}.",
-        why,
-        f"{meant} `emotui models` lists what is known; a folder is given by its path.",
+
+def _unknown(name: str, why: str, kind: Kind) -> EmotuiError:
+    near = near_names(name, kind.known())
+    meant = f"Did you mean {', '.join(near)}? " if near else ""
+    if not near and kind is MODEL:
+        meant = f"Known: {', '.join(ALIASES)}. "
+    return kind.refused(
+        f"There is no {kind.noun} called {name!r}.", why, f"{meant}{kind.otherwise}"
     ).of_input()
