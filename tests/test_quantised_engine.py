@@ -126,11 +126,14 @@ def test_probes_are_fitted_listed_and_used(kind: str, tmp_path: Path) -> None:
     trace = json.loads(done.stdout)
     assert {"joy", "sadness"} <= set(trace["readouts"]["emotion"])
     assert all(np.isfinite([z for z in trace["readouts"]["z"] if z is not None]))
-    # Fitted on these numbers: no probe of the model in another precision.
+    # In full precision they are others.
     whole = emotui_here(
-        *("inspect", TEXT, *model[:2], "--device", "cpu", "--json"), cache_dir=cache
+        *("probe", "fit", *model[:2], "--device", "cpu", "--data", str(data), "--preview"),
+        "--json",
+        cache_dir=cache,
     )
-    assert json.loads(whole.stdout)["run"]["dtype"] == "float32"
+    ids = [{card["id"] for card in json.loads(fitted.stdout)} for fitted in (fit, whole)]
+    assert len(ids[0]) == 2 and not ids[0] & ids[1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
