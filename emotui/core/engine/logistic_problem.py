@@ -27,7 +27,6 @@ class Problem:
         self, inputs: Tensor, labels: Tensor, classes: int, strength: Tensor, weights: Tensor
     ) -> None:
         cells, rows, width = inputs.shape
-        self.inputs = width
         padded = -(-(width + 1) // _ALIGNED) * _ALIGNED
         self.shape: tuple[int, int, int, int] = (cells, labels.shape[0], classes, padded)
         self._design = inputs.new_zeros(cells, rows, padded)
@@ -70,16 +69,18 @@ class Problem:
         """Return the parameters to begin with."""
         return self._design.new_zeros(self.shape)
 
-    def of_cells(self, cells: Tensor) -> Problem:
-        """Return the problem of some cells alone, by index or mask."""
+    def of(self, cells: Tensor, replicates: Tensor) -> Problem:
+        """Return the problem of some cells and some of their replicates, by index in order."""
         part = object.__new__(Problem)
-        part._design = self._design[cells]
-        part.inputs = self.inputs
-        part.shape = (len(part._design), *self.shape[1:])
-        part._target, part._labels = self._target, self._labels
-        part._row_weights = self._row_weights
-        part._ridge = self._ridge[cells]
+        # The largest by far: copied only where it gets smaller.
+        part._design = self._design if len(cells) == self.shape[0] else self._design[cells]
+        part.shape = (len(cells), len(replicates), *self.shape[2:])
+        part._target, part._labels = self._target[:, replicates], self._labels[:, replicates]
+        part._row_weights = self._row_weights[:, replicates]
+        part._ridge = self._ridge[cells][:, replicates]
         part.inverse = None if self.inverse is None else self.inverse[cells]
+        if part.inverse is not None and part.inverse.shape[1] > 1:
+            part.inverse = part.inverse[:, replicates]
         return part
 
     def logits(self, parameters: Tensor) -> Tensor:

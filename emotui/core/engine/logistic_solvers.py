@@ -22,7 +22,7 @@ _CURVATURE_FLOOR = 1e-12
 _DECREMENT = 0.1  # share of the tolerance that the objective may still fall by, twice over,
 _AT_TOLERANCE = 1e-4  # at this one; the fall goes with the square of the gradient that is left
 _MEMORY = 10  # pairs of steps and gradient changes
-_FEWER = 0.8  # share of the cells that are still going below which the others are left behind
+_FEWER = 0.8  # share of the fits that are still going below which the others are left behind
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class _Memory:
         self._products = like.new_zeros(fits, _MEMORY, _MEMORY)
         self._taken = 0
 
-    def of_cells(self, kept: Tensor) -> _Memory:
-        """Return the memory of some of the cells."""
-        fits = kept.repeat_interleave(self._replicates)
+    def of(self, cells: Tensor, replicates: Tensor) -> _Memory:
+        """Return the memory of some cells and some of their replicates."""
+        fits = (cells[:, None] * self._replicates + replicates).flatten()
         part = object.__new__(_Memory)
-        part._replicates, part._taken = self._replicates, self._taken
+        part._replicates, part._taken = len(replicates), self._taken
         part._steps, part._changes = self._steps[fits], self._changes[fits]
         part._products = self._products[fits]
         return part
@@ -114,15 +114,16 @@ class _Run:
     """[C, R], whether there is something left to gain."""
     memory: _Memory
 
-    def of_cells(self, kept: Tensor) -> _Run:
-        """Return the run of some of its cells."""
+    def of(self, cells: Tensor, replicates: Tensor) -> _Run:
+        """Return the run of some cells and some of their replicates."""
+        fits = (cells[:, None], replicates)
         return _Run(
-            self.parameters[kept],
-            self.logits[kept],
-            self.value[kept],
-            self.gradient[kept],
-            self.open[kept],
-            self.memory.of_cells(kept),
+            self.parameters[fits],
+            self.logits[fits],
+            self.value[fits],
+            self.gradient[fits],
+            self.open[fits],
+            self.memory.of(cells, replicates),
         )
 
 
@@ -175,23 +176,35 @@ def quasi_newton(
     """
     run = _begun(problem, problem.zeros())
     parameters, value, gradient = run.parameters.clone(), run.value.clone(), run.gradient.clone()
-    cells = torch.arange(len(parameters), device=parameters.device)
+    fits = _all_of(run.open)
     for _ in range(max_steps):
         check()
         _quasi_step(problem, run, tolerance)
-        going = run.open.any(dim=1)
-        count = int(going.sum())
-        if count > _FEWER * len(going):
+        left = _still(run.open)
+        if left is None:
             continue
-        # Cells that are done drop out, some at a time: the slowest few set the pace otherwise.
-        parameters[cells], value[cells], gradient[cells] = run.parameters, run.value, run.gradient
-        cells = cells[going]
-        if not count:
+        parameters[fits], value[fits], gradient[fits] = run.parameters, run.value, run.gradient
+        if not len(left[0]):
             break
-        problem, run = problem.of_cells(going), run.of_cells(going)
-    if len(cells):
-        parameters[cells], value[cells], gradient[cells] = run.parameters, run.value, run.gradient
+        fits = (fits[0][left[0]], fits[1][left[1]])
+        problem, run = problem.of(*left), run.of(*left)
+    parameters[fits], value[fits], gradient[fits] = run.parameters, run.value, run.gradient
     return Found(parameters, value, _largest(gradient))
+
+
+def _all_of(fits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the places of cells [C, 1] and of replicates [R] that stand for all fits [C, R]."""
+    cells, replicates = (torch.arange(count, device=fits.device) for count in fits.shape)
+    return cells[:, None], replicates
+
+
+def _still(going: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the cells and the replicates that any fit [C, R] still goes on in.
+
+    None where too few would be left behind for it to pay: the slowest few set the pace otherwise.
+    """
+    cells, replicates = (going.any(dim=dim).nonzero()[:, 0] for dim in (1, 0))
+    return None if len(cells) * len(replicates) > _FEWER * going.numel() else (cells, replicates)
 
 
 def _newton_direction(problem: Problem, probabilities: Tensor, gradient: Tensor) -> Tensor:
@@ -263,16 +276,16 @@ def newton(problem: Problem, tolerance: float, max_steps: int, check: Callable[[
     """As `quasi_newton`, without a first guess of the curvature."""
     parameters = problem.zeros()
     value, gradient = parameters[..., 0, 0].clone(), parameters[..., 0, 0].clone()
-    cells = torch.arange(len(parameters), device=parameters.device)
-    part = problem
+    fits = _all_of(value)
     for _ in range(max_steps):
         check()
-        step = _newton_step(part, parameters[cells], tolerance)
-        parameters[cells], value[cells], gradient[cells] = step.parameters, step.value, step.left
-        going = step.moved.any(dim=1)
-        if not bool(going.all()):
-            cells = cells[going]
-            if not len(cells):
-                break
-            part = problem.of_cells(cells)
+        step = _newton_step(problem, parameters[fits], tolerance)
+        parameters[fits], value[fits], gradient[fits] = step.parameters, step.value, step.left
+        left = _still(step.moved)
+        if left is None:
+            continue
+        if not len(left[0]):
+            break
+        fits = (fits[0][left[0]], fits[1][left[1]])
+        problem = problem.of(*left)
     return Found(parameters, value, gradient)
