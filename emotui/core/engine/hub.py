@@ -125,12 +125,13 @@ def fetch(
     job: Job,
     kind: Kind = MODEL,
     copies: Copies | None = None,
+    most_bytes: int | None = None,
 ) -> Path:
     """Fetch what `choose` picks of a repository and return its snapshot folder.
 
     Progress tells bytes and time left; room for `copies` is asked for too. The kind's error where
-    the repository does not exist, is gated, breaks off, or there is no room or connection;
-    Cancelled as soon as the job is.
+    the repository does not exist, is gated, breaks off, is larger than `most_bytes`, or there is
+    no room or connection; Cancelled as soon as the job is.
     """
     from huggingface_hub import HfApi, hf_hub_download
 
@@ -147,6 +148,12 @@ def fetch(
     folder = _home(repo, kind) / "snapshots" / commit
     missing = [name for name in names if not (folder / name).is_file()]
     total = sum(sizes.get(name, 0) for name in missing)
+    if most_bytes is not None and total > most_bytes:
+        raise kind.refused(
+            f"The {kind.noun} {repo} is larger than {in_bytes(most_bytes)}.",
+            f"Its files take {in_bytes(total)}.",
+            "Give a file with a part of it.",
+        )
     copied = int(copies.share * sum(sizes.get(name, 0) for name in names)) if copies else 0
     check_room(repo, {hub_folder(): total, **({copies.folder: copied} if copies else {})}, kind)
     if total:

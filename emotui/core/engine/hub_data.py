@@ -11,11 +11,14 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emotui.cache.fingerprints import hub_folder
 from emotui.core.errors import UsageError
 from emotui.core.text import clean
+
+if TYPE_CHECKING:
+    from emotui.core.engine.capture import Job
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+(:[A-Za-z0-9._-]+)?")
 _SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
@@ -29,30 +32,53 @@ def is_dataset_id(source: str) -> bool:
     return _ID.fullmatch(source) is not None and not Path(source).expanduser().exists()
 
 
-def dataset_files(source: str) -> list[Path]:
+def dataset_files(source: str, job: Job | None = None) -> list[Path]:
     """Return the files of a dataset's split (train), downloaded where they are not here.
 
-    UsageError for an unknown, gated or unreachable dataset, or one without files that are read.
+    Progress tells bytes and time left. UsageError for an unknown or gated dataset, one of more
+    than a gigabyte, or one without files that are read; EmotuiError where the download broke off
+    or the hub could not be reached.
     """
     repo, _, split = source.partition(":")
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    names = _here(repo) if offline else _listed(repo)
-    wanted = _of_split(names, split or _SPLIT)
-    if not wanted:
-        raise UsageError(
-            f"The dataset {clean(repo)} has no file that emotui reads"
-            + (f" for the split {clean(split)}." if split else "."),
-            why=(
-                "With --offline only what is on this machine counts."
-                if offline and not names
-                else f"It has: {clean(', '.join(names[:6])) or 'nothing'}."
-            ),
-            todo="Give a dataset of parquet, CSV, TSV or JSONL files, or a file of your own.",
-        )
-    if offline:
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         folder = _snapshot(repo)
+        wanted = _wanted(repo, _here(repo), split, offline=True)
         return [folder / name for name in wanted] if folder is not None else []
-    return [_download(repo, name) for name in wanted]
+    # Late: the terminal asks `is_dataset_id` too, and these import torch.
+    from emotui.core.engine.capture import QuietJob
+    from emotui.core.engine.hub import DATASET, fetch
+
+    found: list[str] = []
+
+    def choose(names: Sequence[str]) -> list[str]:
+        found.extend(_wanted(repo, sorted(names), split, offline=False))
+        return found
+
+    folder = fetch(
+        repo,
+        revision=None,
+        choose=choose,
+        job=job or QuietJob(),
+        kind=DATASET,
+        most_bytes=_MOST_BYTES,
+    )
+    return [folder / name for name in found]
+
+
+def _wanted(repo: str, names: Sequence[str], split: str, *, offline: bool) -> list[str]:
+    wanted = _of_split(names, split or _SPLIT)
+    if wanted:
+        return wanted
+    raise UsageError(
+        f"The dataset {clean(repo)} has no file that emotui reads"
+        + (f" for the split {clean(split)}." if split else "."),
+        why=(
+            "With --offline only what is on this machine counts."
+            if offline and not names
+            else f"It has: {clean(', '.join(names[:6])) or 'nothing'}."
+        ),
+        todo="Give a dataset of parquet, CSV, TSV or JSONL files, or a file of your own.",
+    )
 
 
 def _of_split(names: Sequence[str], split: str) -> list[str]:
@@ -64,57 +90,6 @@ def _of_split(names: Sequence[str], split: str) -> list[str]:
     folder = chosen[0].rpartition("/")[0] if chosen else ""
     suffix = Path(chosen[0]).suffix if chosen else ""
     return [n for n in chosen if n.rpartition("/")[0] == folder and Path(n).suffix == suffix]
-
-
-def _listed(repo: str) -> list[str]:
-    from huggingface_hub import HfApi
-
-    endpoint = os.environ.get("HF_ENDPOINT") or None
-    try:
-        info = HfApi(endpoint=endpoint).dataset_info(repo, files_metadata=True, timeout=30)
-    # huggingface_hub's errors and those of the HTTP library it is built on have no common base.
-    except Exception as error:
-        raise _unreachable(repo, error) from error
-    sizes = {one.rfilename: int(one.size or 0) for one in info.siblings or ()}
-    if sum(sizes.get(name, 0) for name in _of_split(list(sizes), _SPLIT)) > _MOST_BYTES:
-        raise UsageError(
-            f"The dataset {clean(repo)} is larger than a gigabyte.",
-            todo="Give a file with a part of it.",
-        )
-    return sorted(sizes)
-
-
-def _download(repo: str, name: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        path = hf_hub_download(
-            repo,
-            name,
-            repo_type="dataset",
-            cache_dir=hub_folder(),
-            endpoint=os.environ.get("HF_ENDPOINT") or None,
-        )
-    except Exception as error:
-        raise _unreachable(repo, error) from error
-    return Path(path)
-
-
-def _unreachable(repo: str, error: Exception) -> UsageError:
-    kind = type(error).__name__
-    gated = "Gated" in kind
-    return UsageError(
-        f"The dataset {clean(repo)} "
-        + (
-            "is gated: its owners ask for an agreement first." if gated else "could not be fetched."
-        ),
-        why=clean(f"{kind}: {(str(error).splitlines() or [''])[0][:200]}"),
-        todo=(
-            f"Accept the terms at https://huggingface.co/datasets/{clean(repo)}, then log in."
-            if gated
-            else "Check the name, the network and HF_ENDPOINT, or give a file."
-        ),
-    )
 
 
 def _snapshot(repo: str) -> Path | None:
