@@ -16,13 +16,19 @@ import scipy.stats
 import torch
 from sklearn.metrics import cohen_kappa_score
 from support_command import emotui_here
-from support_studies import TEXTS, files_of, run_here, write_texts
+from support_studies import TEXTS, files_of, run_here, stories_model, write_texts
 
 from emotui.cache.demo import demo_spec
 from emotui.core.emotions import LABEL_SETS
 from emotui.core.engine.answer import label_tokens
 from emotui.core.engine.capture import QuietJob
-from emotui.core.engine.forms import Asking, pair_cosine, read_labels, spellings
+from emotui.core.engine.forms import (
+    Asking,
+    fragments,
+    pair_cosine,
+    read_labels,
+    spellings,
+)
 from emotui.core.engine.model import LoadedModel, load_model
 from emotui.core.errors import UsageError
 from emotui.core.forms import ANSWER_LAST, orders
@@ -35,6 +41,7 @@ from emotui.core.studies.consistency_measures import (
     pair_row,
     position_of,
 )
+from emotui.core.studies.consistency_report import report
 from emotui.core.studies.consistency_results import ConsistencyResult
 from emotui.core.studies.questionnaires import read_items
 from emotui.core.text import template_named
@@ -85,13 +92,28 @@ def test_a_negation_answered_alike_is_inconsistent_however_often_it_is_affirmed(
     second = (torch.rand(400, generator=draw) < 0.9).double() * 0.8 + 0.1
     names = ("True/False", "not")
     valid = torch.ones(400, dtype=torch.bool)
-    row = pair_row(first, second, valid, kind="negation", names=names, generator=draw)
+    texts = torch.arange(400)
+    row = pair_row(first, second, valid, kind="negation", names=names, texts=texts, generator=draw)
     theirs = cohen_kappa_score(first > 0.5, second <= 0.5)
     assert row.kappa == pytest.approx(theirs, abs=1e-6) and abs(row.kappa or 0) < 0.1
     assert row.consistent == pytest.approx(row.chance, abs=0.05)
-    turned = pair_row(first, 1 - first, valid, kind="negation", names=names, generator=draw)
+    turned = pair_row(
+        first, 1 - first, valid, kind="negation", names=names, texts=texts, generator=draw
+    )
     assert turned.consistent == 1 and turned.kappa == pytest.approx(1.0)
     assert turned.gap == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["negation", "wording"])
+def test_an_answer_that_never_varies_has_no_kappa(kind: str) -> None:
+    never, sometimes = torch.full((40,), 0.1), torch.arange(40).remainder(2).double()
+    valid, texts = torch.ones(40, dtype=torch.bool), torch.arange(40)
+    for pair in ((never, never), (never, sometimes), (sometimes, never)):
+        row = pair_row(
+            *pair, valid, kind=kind, names=("a", "b"), texts=texts, generator=_generator()
+        )
+        assert (row.kappa, row.low, row.high) == (None, None, None)
+        assert row.consistent == pytest.approx(row.chance)
 
 
 def test_orders_that_are_followed_and_orders_that_are_not() -> None:
@@ -100,9 +122,9 @@ def test_orders_that_are_followed_and_orders_that_are_not() -> None:
     first_listed = torch.tensor([form.order[0] for form in forms]).expand(50, -1)
     follows = position_of(first_listed, slots)
     assert follows.counts[0] == 50 * len(forms) and sum(follows.counts) == 50 * len(forms)
-    assert follows.p is not None and follows.p < 1e-6
+    assert follows.p is None and follows.statistic > 100
     stays = position_of(torch.full((50, len(forms)), 3), slots)
-    assert stays.statistic == pytest.approx(0) and stays.p == pytest.approx(1)
+    assert stays.statistic == pytest.approx(0)
     agreeing = agreement_row(
         torch.arange(50).remainder(7)[:, None].expand(-1, 6),
         classes=7,
@@ -144,7 +166,12 @@ def test_accuracy_lost_is_that_of_the_true_label() -> None:
         ((0.9, 0.85, [0.7, 0.9]), "robust"),
         ((0.9, 0.7, [0.7, 0.9]), "form-dependent (orders)"),
         ((0.9, 0.9, [0.1, 0.9]), "form-dependent (negations)"),
-        ((None, 0.9, [0.7]), "not judged (the same answer everywhere has no kappa)"),
+        ((None, 0.9, [0.7]), "not judged (templates: an answer that never varies has no kappa)"),
+        (
+            (0.9, 0.1, [None, 0.9]),
+            "form-dependent (orders); not judged (negations: an answer that never varies has no "
+            "kappa)",
+        ),
     ],
 )
 def test_the_badge(kappas: tuple[Any, Any, Any], badge: str) -> None:
@@ -169,13 +196,28 @@ def demo() -> LoadedModel:
 
 @contextmanager
 def answering(model: LoadedModel, answer: Callable[[str], str]) -> Iterator[None]:
-    """Let the model write the word that `answer` gives for the prompt."""
+    """Let the model write the word that `answer` gives for the prompt, all of its tokens."""
+    asked: dict[tuple[int, ...], tuple[int, ...]] = {}
+
+    def wanted(ids: tuple[int, ...]) -> int:
+        """Return the next token: after a prompt of a word, within the word, or a full stop."""
+        for written in range(1, 10):
+            word = asked.get(ids[:-written])
+            if word is not None:
+                begun = ids[-written:] == word[:written]
+                full_stop = model.reader.continuation_ids(".")[0]
+                return word[written] if begun and written < len(word) else full_stop
+        said = answer(model.reader.decode(ids, after=[]))
+        asked[ids] = tuple(model.reader.continuation_ids(f" {said}"))
+        return asked[ids][0]
 
     def hook(_module: Any, _inputs: Any, named: dict[str, Any], output: Any) -> Any:
         output.logits.zero_()
+        kept = output.logits.shape[1]
         for row, ids in enumerate(named["input_ids"].tolist()):
-            word = answer(model.reader.decode(ids, after=[]))
-            output.logits[row, -1, model.reader.continuation_ids(f" {word}")[0]] = 20.0
+            for step in range(kept):
+                end = len(ids) - kept + 1 + step
+                output.logits[row, step, wanted(tuple(ids[:end]))] = 20.0
         return output
 
     handle = model.hf.register_forward_hook(hook, with_kwargs=True)
@@ -232,15 +274,17 @@ def test_an_answerer_that_never_changes_is_robust(demo: LoadedModel, tmp_path: P
 
 def test_an_answerer_that_follows_the_order_is_found(demo: LoadedModel, tmp_path: Path) -> None:
     result = _run(demo, tmp_path, follower)
-    assert result.badge == "form-dependent (orders, negations)"
+    assert result.badge.startswith("form-dependent (orders); not judged (negations:")
     answer = {row.group: row for row in result.agreements if row.readout == "answer"}
     assert answer["template"].kappa == 1
     assert answer["order"].kappa is not None and answer["order"].kappa < 0
     position = result.position
     assert position.counts[0] == sum(position.counts) == 16 * 6
-    assert position.p is not None and position.p < 1e-6
+    assert position.p is None and position.statistic > 100
     negations = [pair for pair in result.pairs if pair.kind == "negation"]
     assert [pair.consistent for pair in negations] == [0, 0]
+    assert all(pair.kappa is None for pair in result.pairs)
+    assert "kappa not defined" in " ".join(report(result).sentences)
     assert [pair.agrees_second for pair in negations] == [1, 1]
 
 
@@ -269,14 +313,46 @@ def test_the_lens_at_the_last_layer_is_the_answer(demo: LoadedModel) -> None:
 
 
 def test_validity_counts_every_spelling(demo: LoadedModel) -> None:
-    found = spellings(demo.reader, ["joy"])
+    found, unsure = spellings(demo.reader, ["joy"])
+    assert not unsure & found
     wanted = {demo.reader.continuation_ids(one)[0] for one in (" joy", "joy", " Joy", "JOY")}
-    assert wanted <= found
+    assert wanted <= found | unsure
     with answering(demo, lambda _prompt: "banana"):
         template = template_named("ask")
         tokens = label_tokens(demo.reader, "ekman7", template)
         read = read_labels(Asking(demo, template, "ekman7", tokens, seed=0), [TEXTS[0][0]])
     assert not read.valid.any()
+
+
+def test_words_whose_first_token_is_a_fragment_are_compared_whole(stories: Path) -> None:
+    """`joy` begins with a bare space there, `anger` with the article a: both begin other words."""
+    model, template = stories_model(stories), template_named("ask")
+    tokens = label_tokens(model.reader, "ekman7", template)
+    assert tokens.rule == "first_token"  # what the answer of a trace is read by
+    assert fragments(model.reader, tokens) == ("anger", "disgust", "fear", "joy", "surprise")
+    asking = Asking(model, template, "ekman7", tokens, seed=0)
+    text = "Once upon a time a girl was very happy."
+    read = read_labels(asking, [text])
+    ids = [token.id for token in model.reader.read(text, template).tokens]
+    by_hand = []
+    for label in LABELS:
+        word = model.reader.continuation_ids(f" {label}")
+        logits = model.forward([[*ids, *word]], keep=0)[0].detach().log_softmax(dim=-1)
+        places = range(len(ids) - 1, len(ids) + len(word) - 1)
+        by_hand.append(float(sum(logits[at, one] for at, one in zip(places, word, strict=True))))
+    wanted = torch.tensor(by_hand).log_softmax(dim=-1)
+    assert torch.allclose(read.scores[0, 0], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(("word", "valid"), [("joy", True), ("jumped", False), ("a", False)])
+def test_what_begins_like_an_answer_is_none_unless_it_goes_on_as_one(
+    stories: Path, word: str, valid: bool
+) -> None:
+    model, template = stories_model(stories), template_named("ask")
+    tokens = label_tokens(model.reader, "ekman7", template)
+    with answering(model, lambda _prompt: word):
+        read = read_labels(Asking(model, template, "ekman7", tokens, seed=0), ["A girl was happy."])
+    assert bool(read.valid.all()) is valid and bool(read.valid.any()) is valid
 
 
 # -- questionnaire, files, command line -----------------------------------------------------------

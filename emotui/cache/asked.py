@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from emotui.cache.store import Store
 
 
+_CONSISTENCY = "consistency-whole"
+"""What is kept; renamed when words with fragments for first tokens began to be compared whole."""
+
+
 def consistency_request(inspect: InspectRequest) -> ConsistencyRequest:
     """Return the question without what plays no part: edits, SAEs, attribution, generation."""
     return ConsistencyRequest(msgspec.structs.replace(_bare(inspect), edits=(), saes=()))
@@ -55,7 +59,7 @@ def known_consistency(
 ) -> TextConsistency | None:
     """Return the answer where it is kept; None where the engine must be asked."""
     key = known_request_key(request.inspect, store, fingerprint=fingerprint)
-    found = None if key is None else find(store, trace_id(key), "consistency", TextConsistency)
+    found = None if key is None else find(store, trace_id(key), _CONSISTENCY, TextConsistency)
     return None if found is None else found[0]
 
 
@@ -65,7 +69,7 @@ def keep_consistency(
     """Keep an answer."""
     key = known_request_key(request.inspect, store, fingerprint=fingerprint)
     if key is not None:
-        keep(store, trace_id(key), "consistency", done)
+        keep(store, trace_id(key), _CONSISTENCY, done)
 
 
 def known_terms(

@@ -95,7 +95,7 @@ def _asked(
     return TextConsistency(
         label_set=tokens.set,
         template=template.name,
-        rule=tokens.rule,
+        rule=asking.labels_after(template).rule,
         answers=tuple(rows),
         templates_agree=templates,
         orders_agree=ordered,

@@ -1,14 +1,17 @@
 """Texts read in many forms: what is answered in each, and what stands inside at the readout.
 
-An answer is chosen among the words by the rule that tells them apart (`engine/answer.py`); it is
-valid where the likeliest next token of the whole vocabulary begins one of the words, in any case,
-with a space or without (METHODS 6, which takes the larger of two words among the 50 likeliest).
+An answer is chosen among the words by the rule that tells them apart (`engine/answer.py`), but
+whole words are compared where a first token is a fragment: white space or one letter, which begins
+other words just as well. It is valid where the likeliest next token of the whole vocabulary begins
+one of the words, in any case, with a space or without (METHODS 6, which takes the larger of two
+words among the 50 likeliest); where that token is a fragment, what the model would write is read on
+until it is a word or none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -17,6 +20,7 @@ from torch import Tensor
 
 from emotui.core.engine.answer import LabelTokens, tokens_of_words
 from emotui.core.engine.batch import run_batch
+from emotui.core.engine.capture import hooked
 from emotui.core.engine.collect import Place, batches
 from emotui.core.errors import ModelError, TextError
 from emotui.core.forms import (
@@ -167,8 +171,11 @@ class Asking:
         return tuple(("resid", layer) for layer in range(self.model.n_layers))
 
     def words(self, labels: tuple[str, ...], template: Template) -> LabelTokens:
-        """Return how words are told apart after a prompt."""
-        return tokens_of_words(self.model.reader, self.label_set, labels, template)
+        """Return how words are told apart after a prompt: whole ones where some are fragments."""
+        found = tokens_of_words(self.model.reader, self.label_set, labels, template)
+        if found.rule == "first_token" and fragments(self.model.reader, found):
+            return replace(found, rule="whole_label")
+        return found
 
     def labels_after(self, template: Template) -> LabelTokens:
         """Return how the labels are told apart after a prompt."""
@@ -200,15 +207,33 @@ class Asking:
         return [token.id for token in record.tokens]
 
 
-def spellings(reader: TokenReader, words: Sequence[str]) -> frozenset[int]:
-    """Return the first tokens of words in every case, with a space before them or without."""
+def fragments(reader: TokenReader, tokens: LabelTokens) -> tuple[str, ...]:
+    """Return the words whose first token says too little to stand for them."""
+    return tuple(
+        label
+        for label, sequence in zip(tokens.labels, tokens.sequences, strict=True)
+        if _is_fragment(reader, sequence)
+    )
+
+
+def _is_fragment(reader: TokenReader, sequence: Sequence[int]) -> bool:
+    return len(sequence) > 1 and len(reader.string(sequence[0]).strip()) < 2
+
+
+def spellings(reader: TokenReader, words: Sequence[str]) -> tuple[frozenset[int], frozenset[int]]:
+    """Return the first tokens of words in every case, with a space before them or without.
+
+    Those that stand for a word, and the fragments, with which a word may begin.
+    """
     written = {
         lead + spelled
         for word in words
         for spelled in (word, word.lower(), word.title(), word.upper())
         for lead in ("", " ")
     }
-    return frozenset(reader.continuation_ids(one)[0] for one in written)
+    found = [reader.continuation_ids(one) for one in written]
+    sure = frozenset(one[0] for one in found if not _is_fragment(reader, one))
+    return sure, frozenset(one[0] for one in found) - sure
 
 
 @torch.no_grad()
@@ -225,13 +250,34 @@ def read_form(
     scores = torch.zeros(len(prompts), len(tokens.labels))
     valid = torch.zeros(len(prompts), dtype=torch.bool)
     h = torch.zeros(len(places), len(prompts), model.d_model, dtype=model.dtype)
-    beginnings = torch.tensor(sorted(spellings(model.reader, tokens.labels)))
+    sure, unsure = spellings(model.reader, tokens.labels)
+    beginnings = torch.tensor(sorted(sure))
     for rows in batches([len(prompt) for prompt in prompts]):
         batch = run_batch(model, [prompts[row] for row in rows], tokens, places=places, job=job)
         scores[rows] = batch.scores.log_softmax(dim=-1)
-        valid[rows] = torch.isin(batch.logits.argmax(dim=-1).cpu(), beginnings)
+        likeliest = batch.logits.argmax(dim=-1).cpu()
+        valid[rows] = torch.isin(likeliest, beginnings)
+        for row, token in zip(rows, likeliest.tolist(), strict=True):
+            if token in unsure:
+                valid[row] = _writes(model, prompts[row], token, tokens.labels, job)
         h[:, rows] = batch.h.cpu()
     return FormReading(scores, valid, h, tokens)
+
+
+def _writes(
+    model: LoadedModel, prompt: Sequence[int], first: int, words: Sequence[str], job: Job | None
+) -> bool:
+    """Whether what the model would write after `first`, token by token, begins with a word."""
+    written = [first]
+    while True:
+        text = model.reader.decode(written, after=prompt).strip().lower()
+        if any(text.startswith(word.lower()) for word in words):
+            return True
+        if len(written) == _ROOM or not any(word.lower().startswith(text) for word in words):
+            return False
+        with hooked(model, (), job=job):
+            logits = model.forward([[*prompt, *written]])[0, -1]
+        written.append(int(logits.argmax()))
 
 
 def read_labels(asking: Asking, texts: Sequence[str], *, job: Job | None = None) -> LabelReading:

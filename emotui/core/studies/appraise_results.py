@@ -344,17 +344,21 @@ def _sentences(result: AppraiseResult) -> list[str]:
     return found
 
 
-def _held_against(found: Agreement, best: int) -> str:
-    """Return the agreement at a layer that was chosen, beside what choosing gives by chance."""
-    value = found.agreement[best] or 0.0
-    said = f"{value:.2f} of {found.cells} cells of the {_AGAINST[found.against]}"
+def _held_against(found: Agreement) -> str:
+    """Return the agreement at its best layer, beside what choosing one gives by chance."""
+    values = [value or 0.0 for value in found.agreement]
+    best = max(range(len(values)), key=values.__getitem__)
+    said = (
+        f"{values[best]:.2f} of {found.cells} cells of the {_AGAINST[found.against]} at layer "
+        f"{found.layer[best]}"
+    )
     if found.best_p is None or found.covariance_best_95 is None:
         return f"{said} (not corrected for the choice of the layer)"
-    chance = found.best_p >= _LEVEL or value <= found.covariance_best_95
+    chance = found.best_p >= _LEVEL or values[best] <= found.covariance_best_95
     return (
-        f"{said} (p {shown_p(found.best_p)}, corrected for the choice of the layer; at their best "
-        f"layer random directions with the covariance stay below {found.covariance_best_95:.2f} in "
-        f"95 %{', so this is no more than chance' if chance else ''})"
+        f"{said} (p {shown_p(found.best_p)}; of random directions with the covariance, each at its "
+        f"best layer, 95 % reach at most {found.covariance_best_95:.2f}"
+        f"{': no more than chance' if chance else ''})"
     )
 
 
@@ -376,10 +380,11 @@ def _changes(result: AppraiseResult, projection: Projection, strength: float) ->
     how = "with the projection" if projection == "projected" else "as released, without it"
     read = [fit.r_squared[best] for fit in result.fits]
     line = (
-        f"Strength {strength:g}, {how}: signs agree most at layer {main.layer[best]} of "
-        f"{len(main.layer)} (chosen on these texts), in "
-        f"{'; in '.join(_held_against(a, best) for a in both.values() if a.cells)}. There "
-        f"{moved:.2f} of the answers move, by a random direction with the covariance {random:.2f}"
+        f"Strength {strength:g}, {how}: signs agree most, of {len(main.layer)} layers and "
+        "corrected for choosing one, in "
+        f"{'; in '.join(_held_against(a) for a in both.values() if a.cells)}. At layer "
+        f"{main.layer[best]} {moved:.2f} of the answers move, by a random direction with the "
+        f"covariance {random:.2f}"
     )
     if max(read) < _READABLE:
         line += f"; R² there is at most {max(read):.2f}, so that the directions are noise"

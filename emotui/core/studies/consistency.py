@@ -18,6 +18,7 @@ from torch import Tensor
 
 from emotui.core.engine.forms import (
     Asking,
+    fragments,
     pair_cosine,
     read_items,
     read_labels,
@@ -164,7 +165,8 @@ def measure(
     kappas = {row.group: row.kappa for row in agreements if row.readout == "answer"}
     flat, sound = read.agrees.flatten(0, 1), read.statements_valid.flatten(0, 1)
     names = [name for name, _, _ in STATEMENT_FORMS]
-    pairs = statement_pairs(flat, sound, names, draw)
+    texts = torch.arange(n).repeat_interleave(_STATEMENTS)
+    pairs = statement_pairs(flat, sound, names, texts, draw)
     answers = read.scores.argmax(dim=-1)
     fixed = slice(first, first + asking.n_orders - 1)
     orders = read.scores[:, groups["order"]].softmax(dim=-1)
@@ -177,8 +179,9 @@ def measure(
         texts=n,
         unreadable=study.run.dataset.texts - n,
         labels=labels,
-        rule=study.tokens.rule,
+        rule=asking.labels_after(asking.template).rule,
         statement_rule=asking.words(WORDINGS["True/False"], asking.template).rule,
+        fragments=_fragments(asking),
         gold=study.dataset.labels,
         counts={label: named.count(label) for label in study.dataset.labels},
         forms=forms,
@@ -244,9 +247,12 @@ def _agreements(
 
 
 def statement_pairs(
-    agrees: Tensor, valid: Tensor, names: Sequence[str], draw: torch.Generator
+    agrees: Tensor, valid: Tensor, names: Sequence[str], texts: Tensor, draw: torch.Generator
 ) -> tuple[PairRow, ...]:
-    """Compare the wordings and the negations of statements, [m, forms], with the first form."""
+    """Compare the wordings and the negations of statements, [m, forms], with the first form.
+
+    `texts` [m] says which text a statement is about: intervals resample texts.
+    """
     kinds = {"False/True": "order", "Yes/No": "wording", "No/Yes": "wording"}
     return tuple(
         pair_row(
@@ -255,10 +261,23 @@ def statement_pairs(
             valid[:, 0] & valid[:, number],
             kind=kinds.get(name, "negation"),
             names=(names[0], name),
+            texts=texts,
             generator=draw,
         )
         for number, name in enumerate(names)
         if number
+    )
+
+
+def _fragments(asking: Asking) -> tuple[str, ...]:
+    """Return the words of which the first token says too little, in the first form."""
+    words = (asking.tokens.labels, *dict.fromkeys(WORDINGS.values()))
+    found = [asking.words(one, asking.template) for one in words]
+    return tuple(
+        word
+        for tokens in found
+        if tokens.rule == "whole_label"
+        for word in fragments(asking.model.reader, tokens)
     )
 
 
@@ -303,7 +322,9 @@ def _questionnaire(
         digest=digest,
         items=len(items),
         valid=float(valid.double().mean()),
-        pairs=statement_pairs(agrees, valid, names, study.generator("items")),
+        pairs=statement_pairs(
+            agrees, valid, names, torch.arange(len(items)), study.generator("items")
+        ),
         axes=tuple(axes),
     )
 

@@ -5,7 +5,7 @@ Raw agreement is dominated by the bias of the answer, so kappa, chance and rates
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,9 +13,13 @@ from torch.nn.functional import one_hot
 
 from emotui.core.forms import ROBUST_KAPPA, ROBUST_NEGATION
 from emotui.core.studies.common.paired import chi_square, holm, wilcoxon
+from emotui.core.studies.common.resampling import (
+    Interval,
+    cohen_interval,
+    fleiss_interval,
+)
 from emotui.core.studies.common.statistics import (
     balanced,
-    bootstrap,
     cohen_kappa,
     fleiss_kappa,
     jensen_shannon,
@@ -82,7 +86,7 @@ def agreement_row(
     counts = one_hot(answers, classes).sum(dim=1).double()
     forms = answers.shape[1]
     pairs = (counts.square().sum(dim=1) - forms) / (forms * (forms - 1))
-    low, high = _interval(lambda rows: fleiss_kappa(counts[rows]), len(counts), generator)
+    low, high = _bounds(fleiss_interval(counts, generator))
     divergence = None
     if probabilities is not None:
         middle = probabilities.mean(dim=1, keepdim=True).expand_as(probabilities)
@@ -108,26 +112,30 @@ def pair_row(
     *,
     kind: str,
     names: tuple[str, str],
+    texts: Tensor,
     generator: torch.Generator,
 ) -> PairRow:
     """Compare two forms of statements by P(agree), [m] each; `valid` [m] bool, of both.
 
+    `texts` [m] says which text a statement is about. Where one of the forms is answered the same
+    way every time there is no kappa: nothing can be told from an answer that never varies.
     For kind `negation` the second is the statement's negation: consistent is to answer it the
     other way round, and kappa is with its answer turned.
     """
     yes, other = first > 0.5, second > 0.5
     wanted = ~other if kind == "negation" else other
     p, q = float(yes.double().mean()), float(wanted.double().mean())
-    low, high = _interval(
-        lambda rows: cohen_kappa(yes[rows], wanted[rows], classes=2), len(yes), generator
-    )
+    kappa, low, high = None, None, None
+    if 0 < p < 1 and 0 < q < 1:
+        kappa = _number(cohen_kappa(yes, wanted, classes=2))
+        low, high = _bounds(cohen_interval(yes, wanted, texts, generator, classes=2))
     return PairRow(
         kind=kind,
         first=names[0],
         second=names[1],
         consistent=_mean(yes == wanted),
         chance=p * q + (1 - p) * (1 - q),
-        kappa=_number(cohen_kappa(yes, wanted, classes=2)),
+        kappa=kappa,
         low=low,
         high=high,
         agrees_first=p,
@@ -150,9 +158,9 @@ def position_of(answers: Tensor, slots: Tensor) -> Position:
     share = one_hot(answers, labels).double().mean(dim=1)
     there = one_hot(slots, labels).double()  # [n, orders, label, slot]
     expected = torch.einsum("nl,nols->s", share, there)
-    statistic, p = chi_square(counts, expected)
+    statistic, _ = chi_square(counts, expected)  # its p would need independent orders
     return Position(
-        counts=tuple(counts.tolist()), expected=tuple(expected.tolist()), statistic=statistic, p=p
+        counts=tuple(counts.tolist()), expected=tuple(expected.tolist()), statistic=statistic
     )
 
 
@@ -162,18 +170,18 @@ def badge_of(template: float | None, order: float | None, negations: Sequence[fl
     failing = [name for name, kappa in known if kappa is not None and kappa < ROBUST_KAPPA]
     if any(kappa is not None and kappa < ROBUST_NEGATION for kappa in negations):
         failing.append("negations")
+    open_ = [name for name, kappa in known if kappa is None]
+    if "negations" not in failing and None in negations:
+        open_.append("negations")
+    unjudged = f"{', '.join(open_)}: an answer that never varies has no kappa"
     if failing:
-        return f"form-dependent ({', '.join(failing)})"
-    if None in (template, order, *negations):
-        return "not judged (the same answer everywhere has no kappa)"
-    return "robust"
+        dependent = f"form-dependent ({', '.join(failing)})"
+        return f"{dependent}; not judged ({unjudged})" if open_ else dependent
+    return f"not judged ({unjudged})" if open_ else "robust"
 
 
-def _interval(
-    statistic: Callable[[Tensor], float], n: int, generator: torch.Generator
-) -> tuple[float | None, float | None]:
-    low, high = bootstrap(lambda rows: torch.tensor(statistic(rows)), n, generator)
-    return _number(float(low)), _number(float(high))
+def _bounds(interval: Interval) -> tuple[float | None, float | None]:
+    return _number(float(interval[0])), _number(float(interval[1]))
 
 
 def _number(value: float) -> float | None:

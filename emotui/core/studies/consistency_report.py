@@ -44,7 +44,7 @@ def report(result: ConsistencyResult) -> Report:
 
 def _kappa(kappa: float | None, low: float | None = None, high: float | None = None) -> str:
     if kappa is None:
-        return "not defined, the answer never varies"
+        return "not defined, an answer never varies"
     interval = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
     return f"{kappa:.2f}{interval}"
 
@@ -89,12 +89,11 @@ def _said_pair(pair: PairRow) -> str:
 
 def _said_position(result: ConsistencyResult) -> str:
     position = result.position
-    p = "no p" if position.p is None else f"p {position.p:.2g}"
     shares = ", ".join(f"{n / max(sum(position.counts), 1):.0%}" for n in position.counts)
     return (
         f"Where in the list the answer stands, from first to last: {shares}; against what the "
-        f"texts' own answers expect, chi-square {position.statistic:.1f}, {p} (a guide only: "
-        "the orders of one text are not independent)."
+        f"texts' own answers expect, chi-square {position.statistic:.1f} (without a p: the orders "
+        "of one text are not independent)."
     )
 
 
@@ -102,11 +101,17 @@ def _said_valid(result: ConsistencyResult) -> str:
     worst = min(result.forms, key=lambda row: row.valid)
     statements = min((pair.valid for pair in result.pairs), default=0.0)
     return (
-        f"The likeliest next token begins an answer in {result.forms[0].valid:.0%} of the texts in "
-        f"the first form, in {worst.valid:.0%} in the worst ({worst.form}); for statements in "
+        f"What the model would write begins an answer in {result.forms[0].valid:.0%} of the texts "
+        f"in the first form, in {worst.valid:.0%} in the worst ({worst.form}); for statements in "
         f"{statements:.0%} in the worst pair. Where it does not, the answer is what is likeliest "
         "among the words all the same. Labels are told apart by the rule "
         f"{result.rule!r}, True and False by {result.statement_rule!r}."
+        + (
+            f" The first token of {', '.join(result.fragments)} is white space or one letter, "
+            "which begins many other words, so whole words are compared."
+            if result.fragments
+            else ""
+        )
     )
 
 

@@ -11,7 +11,7 @@ class FormRow(msgspec.Struct, frozen=True, kw_only=True):
     group: str
     form: str
     valid: float
-    """Share of texts whose likeliest next token begins a label."""
+    """Share of texts where what the model would write begins with a label."""
     accuracy: float | None
     """Balanced over the labels of the dataset; None without labels."""
     lost: float | None
@@ -57,6 +57,7 @@ class PairRow(msgspec.Struct, frozen=True, kw_only=True):
     chance: float
     """Of that share, if the two answers were independent at their own rates."""
     kappa: float | None
+    """Cohen; None where one of the forms is answered the same way every time."""
     low: float | None
     high: float | None
     agrees_first: float
@@ -75,7 +76,9 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
     expected: tuple[float, ...]
     """If labels were answered as often as they are, wherever they stand."""
     statistic: float
-    p: float | None
+    """Chi-square of the two; without a p, since the orders of one text are not independent."""
+    p: float | None = None
+    """Of results of before it was left out."""
 
 
 class Axis(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,6 +114,9 @@ class ConsistencyResult(msgspec.Struct, frozen=True, kw_only=True):
     """How the labels are told apart in the first form."""
     statement_rule: str
     """How `True` and `False` are told apart."""
+    fragments: tuple[str, ...] = ()
+    """Labels and statement words whose first token is white space or one letter: because of them
+    whole words are compared."""
     gold: tuple[str, ...]
     counts: dict[str, int]
     """Label of the dataset to number of texts read."""
