@@ -37,6 +37,7 @@ class Place:
         self.names: dict[str, str] = {
             "TRACE": json.loads(self.run("inspect", TEXT, *EDIT, "--json")[1])["id"],
             "PROBE": json.loads(self.run("probe", "list", "--json")[1])[0]["id"],
+            "BLANK": " ",
             "MODEL": str(tiny_folder("llama")),
         }
 
@@ -79,6 +80,9 @@ OF_INPUT = (
     ("generate T --new-tokens 0", "0 new tokens"),
     ("where T --emotion envy", "envy"),
     ("where T", "No emotion was named"),
+    ("where T --emotion joy --neutral BLANK", "neutral rewrite is empty"),
+    ("without T --placeholder BLANK", "placeholder is empty"),
+    ("note TRACE BLANK", "has no words"),
     ("without rain", "no emotion word"),
     ("terms T --terms @gone", "could not be read"),
     ("consistency T --template nope", "nope"),

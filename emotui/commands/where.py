@@ -39,6 +39,11 @@ def tell_where(
         raise UsageError("There is no text to read.", todo="Give one, or - for standard input.")
     if not emotion:
         raise UsageError("No emotion was named.", todo="Name a label, as in --emotion joy.")
+    if neutral is not None and not neutral.strip():
+        raise UsageError(
+            "The neutral rewrite is empty.",
+            todo="Give one, or leave --neutral out: texts of the corpus stand for it then.",
+        )
 
     def found(outcome: Outcome) -> Where:
         assert isinstance(outcome, Located)
