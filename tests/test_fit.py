@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -208,10 +209,12 @@ def test_chance_pays_for_looking_at_every_layer() -> None:
     ],
 )
 def test_the_verdict(accuracy: float, bag_margin: float, expected: Trust) -> None:
-    found = controls.verdict(
-        accuracy=accuracy, shuffled_95=0.3, bag_margin=bag_margin, bag_error=0.02, needed=2.5
-    )
+    asked = {"accuracy": accuracy, "shuffled_95": 0.3, "bag_margin": bag_margin}
+    found = controls.verdict(**asked, bag_error=0.02, needed=2.5, may_trust=True)
     assert found == expected
+    # Texts of the same source as those fitted on earn no trust, however well a probe does.
+    strict = controls.verdict(**asked, bag_error=0.02, needed=2.5, may_trust=False)
+    assert strict == ("lexical" if expected == "trusted" else expected)
 
 
 @pytest.mark.parametrize("alike", [0.0, 0.9])
@@ -345,14 +348,25 @@ def test_a_corpus_with_shuffled_labels_gives_no_trusted_cell(seed: int) -> None:
 def test_judged_on_the_texts_without_emotion_words_or_on_another_source() -> None:
     data = planted_texts()
     design = design_of(data, seed=0)
-    assert design.judged_on == "held-out texts without emotion words"
+    assert design.judged_on == (
+        "held-out texts without emotion words, of topics that were not fitted on, of the same "
+        "source"
+    )
+    assert design.may_trust
+    own = design_of(msgspec.structs.replace(data, within=False), seed=0)
+    assert not own.may_trust and "never trusted" in own.judged_on
     assert all(
         data.texts[row].split == "test" and not data.texts[row].named
         for row in design.judged.tolist()
     )
     extra = tuple(LabelledText(f"other {n}", n % 7, "other", True, "x") for n in range(70))
-    design = design_of(Labelled(data.texts + extra, data.emotions, "two"), seed=0)
-    assert design.judged_on == "texts of another source"
+    two = Labelled(data.texts + extra, data.emotions, "two", other="three", within=False)
+    design = design_of(two, seed=0)
+    assert design.judged_on == "texts of another source: three"
+    assert design.may_trust
+    same = design_of(msgspec.structs.replace(two, another_source=False), seed=0)
+    assert same.judged_on.startswith("another file of the same source; ")
+    assert same.judged_on.endswith("never trusted: three") and not same.may_trust
     assert design.judged.tolist() == list(range(len(data.texts), len(data.texts) + 70))
     assert not set(design.neutral.tolist()) & set(design.judged.tolist())
 

@@ -12,10 +12,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from support_models import tiny_model
 
+from emotui.core.corpus import load_situations
+from emotui.core.emotions import LABEL_SETS
 from emotui.core.engine.capture import QuietJob, capture
 from emotui.core.engine.collect import Collected, batches, collect, places_of
 from emotui.core.engine.design import design_of
-from emotui.core.engine.labelled import Labelled, labelled_texts
+from emotui.core.engine.labelled import Labelled, labelled_texts, same_source
 from emotui.core.engine.logistic import balanced_weights
 from emotui.core.engine.model import LoadedModel, load_model
 from emotui.core.engine.place_fits import fit_places
@@ -24,6 +26,7 @@ from emotui.core.protocol import ModelSpec
 from emotui.core.records import TextRecord
 from emotui.core.text import template_named
 
+EMOTIONS_OF_CORPUS = {one.emotion for one in load_situations()}
 EKMAN7 = ("anger", "disgust", "fear", "joy", "sadness", "surprise", "neutral")
 
 
@@ -57,13 +60,13 @@ def test_columns_are_found_by_name_or_content(
     path = _write(tmp_path / f"mine{suffix}", header, rows)
     data = labelled_texts(label_set="ekman7", data=str(path))
     expected = {text: label for text, label in rows if label != "boredom"}
-    assert {t.text: data.emotions[t.label] for t in data.texts} == expected
+    own = [text for text in data.texts if text.split != "other"]
+    assert {t.text: data.emotions[t.label] for t in own} == expected
     assert f"text: {header[0]}, label: {header[1]}" in data.name
     assert f"{len(expected)} of 300 rows" in data.name
     assert str(tmp_path) not in data.name
     shares = {
-        split: sum(t.split == split for t in data.texts) / len(data.texts)
-        for split in ("train", "dev", "test")
+        split: sum(t.split == split for t in own) / len(own) for split in ("train", "dev", "test")
     }
     assert shares == pytest.approx({"train": 0.7, "dev": 0.15, "test": 0.15}, abs=0.03)
     assert data == labelled_texts(label_set="ekman7", data=str(path))
@@ -77,7 +80,8 @@ def test_groups_of_a_file_are_never_parted(tmp_path: Path) -> None:
     data = labelled_texts(label_set="ekman7", data=str(path))
     splits: dict[str, set[str]] = {}
     for text in data.texts:
-        splits.setdefault(text.group, set()).add(text.split)
+        if text.split != "other":
+            splits.setdefault(text.group, set()).add(text.split)
     assert len(splits) == 31
     assert all(len(found) == 1 for found in splits.values())
 
@@ -142,7 +146,73 @@ def test_texts_of_another_source_are_set_apart(tmp_path: Path, data_dir: Path) -
     others = [text for text in data.texts if text.split == "other"]
     assert 1000 < len(others) <= 4000
     assert {data.emotions[text.label] for text in others} == set(EKMAN7)
-    assert "generation.csv" in data.name
+    assert "generation.csv" in data.other and "generation.csv" not in data.name
+    assert data.another_source
+
+
+def _situations_of(*splits: str, emotions: tuple[str, ...] = EKMAN7) -> list[tuple[str, str]]:
+    return [
+        (one.text, one.emotion)
+        for one in load_situations()
+        if one.split in splits and one.emotion in emotions
+    ]
+
+
+def _without_quotes(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those that `_write` puts down as they are."""
+    return [row for row in rows if '"' not in row[0]]
+
+
+def test_a_file_without_another_is_judged_on_the_situations_of_held_out_topics(
+    tmp_path: Path,
+) -> None:
+    mine = _write(tmp_path / "mine.csv", ("text", "label"), _sentences(900))
+    data = labelled_texts(label_set="ekman7", data=str(mine))
+    others = {text.text for text in data.texts if text.split == "other"}
+    assert others == {text for text, _ in _situations_of("dev", "test")}
+    design = design_of(data, seed=0)
+    assert design.may_trust
+    assert design.judged_on == (
+        "texts of another source: emotui situations of held-out topics (336 texts)"
+    )
+    # Labels that the situations do not have: it is judged within its own source, untrusted.
+    labels = [label for label in LABEL_SETS["goemotions28"] if label not in EMOTIONS_OF_CORPUS][:3]
+    rows = [(f"a text that is number {n}", labels[n % 3]) for n in range(300)]
+    fine = _write(tmp_path / "fine.csv", ("text", "label"), rows)
+    data = labelled_texts(label_set="goemotions28", data=str(fine))
+    assert data.other == "" and not any(text.split == "other" for text in data.texts)
+    design = design_of(data, seed=0)
+    assert not design.may_trust
+    assert "of the same source; without texts of another source" in design.judged_on
+
+
+def test_texts_that_are_fitted_on_too_do_not_judge(tmp_path: Path) -> None:
+    rows = _without_quotes(_situations_of("train"))
+    mine = _write(tmp_path / "mine.csv", ("text", "label"), rows)
+    # The same texts under another name, here and there in capitals and with more space.
+    again = [(text.upper().replace(" ", "  "), label) for text, label in rows[:140]]
+    new = _without_quotes(_situations_of("test"))
+    other = _write(tmp_path / "another.tsv", ("text", "label"), again + new)
+    data = labelled_texts(label_set="ekman7", data=str(mine), other=str(other))
+    assert {t.text for t in data.texts if t.split == "other"} == {text for text, _ in new}
+    assert data.other.endswith("; 140 texts left out that are fitted on too")
+    assert data.another_source
+    copy = _write(tmp_path / "copy.tsv", ("text", "label"), rows)
+    with pytest.raises(UsageError, match="too few texts to judge") as refused:
+        labelled_texts(label_set="ekman7", data=str(mine), other=str(copy))
+    assert f"{len(rows):,} of its {len(rows):,} texts are fitted on too" in refused.value.why
+
+
+def test_two_files_of_one_data_set_are_one_source(tmp_path: Path) -> None:
+    train = _write(tmp_path / "Feelings-train.csv", ("text", "label"), _situations_of("train"))
+    test = _write(tmp_path / "feelings_test.tsv", ("text", "label"), _situations_of("test"))
+    data = labelled_texts(label_set="ekman7", data=str(train), other=str(test))
+    assert not data.another_source
+    design = design_of(data, seed=0)
+    assert not design.may_trust
+    assert design.judged_on.startswith("another file of the same source; ")
+    assert same_source("owner name:train (text: a)", "owner name:test (text: a)")
+    assert not same_source("reddit.csv (text: a)", "emotui situations (84 texts)")
 
 
 # --- collecting --------------------------------------------------------------------------------

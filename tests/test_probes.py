@@ -78,7 +78,10 @@ def test_both_kinds_cover_every_layer_and_site(
         assert card.emotions == EKMAN7
         assert probe.places == places_of(model.n_layers)
         assert card.layers == (-1, 0, 1, 2, 3, 4)
-        assert card.judged_on == "held-out texts without emotion words"
+        assert card.judged_on == (
+            "held-out texts without emotion words, of topics that were not fitted on, of the same "
+            "source"
+        )
         assert card.n_texts == sum(item.emotion in EKMAN7 for item in load_situations())
         assert card in store.probes(model.fingerprint)
     best = max(score.test_accuracy or 0 for score in token.file.card.scores)
@@ -408,7 +411,7 @@ def test_listing_and_showing_import_no_torch(probes: tuple[Probe, Probe], store:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("show", "nothing"), 1, "There is no probe 'nothing'"),
+        (("show", "nothing"), 2, "There is no probe 'nothing'"),
         (("fit", "--data", "/nowhere.tsv"), 2, "could not be read"),
         (("fit", "--labels", "moods"), 2, "no label set"),
         (("fit", "--template", "poem"), 2, "no template"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -81,7 +80,11 @@ def fit(
         label_column=label_column,
         seed=seed,
     )
-    say(f"Fitting on {len(texts.texts):,} texts: {texts.name}.")
+    judging = sum(text.split == "other" for text in texts.texts)
+    say(f"Fitting on {len(texts.texts) - judging:,} texts: {texts.name}.")
+    if texts.other:
+        also = "" if texts.another_source else ", of the same source by its name: never trusted"
+        say(f"Judging on {judging:,} texts: {texts.other}{also}.")
     with cache_for(cache_dir, private=False) as root:
         request = FitRequest(
             spec=spec,
@@ -170,33 +173,17 @@ def show(
             for score in {score.site: score for score in card.scores}.values()
         )
     )
-    typer.echo(f"{'source':<10} {_source_of(card)}")
     _print_table(_score_table(card))
     typer.echo(f"{'controls':<10} {_controls_of(card)}")
     if _has_controls(card):
         _print_table(_control_table(card))
     say(
         "Balanced accuracy. trusted: above shuffled labels (95 %, best layer) and above the bag of "
-        "embeddings by more than its standard error; lexical: above shuffled labels alone. "
+        "embeddings by more than the best layer of a site does by luck (95 %), on texts of another "
+        "source, or of held-out topics of the situations; lexical: above shuffled labels alone. "
         "selectivity: on the texts of the control task, the probe minus the control; random: from "
         "as many random directions; orthogonal: from those orthogonal to the probe's."
     )
-
-
-def _source_of(card: ProbeCard) -> str:
-    """Say whether the texts it was judged on are of another source than those it was fitted on."""
-    if all(score.other_accuracy is None for score in card.scores):
-        return (
-            "trust is judged on held-out texts of the SAME source as those it was fitted on; "
-            "--other FILE judges it on others"
-        )
-    fitted, _, judged = card.data.partition("; judged on ")
-    if judged and _stem(fitted) == _stem(judged):
-        return (
-            "trust is judged on another file of the SAME source, by their names: how it does on "
-            "texts of other kinds is not known"
-        )
-    return "trust is judged on texts of another source than those it was fitted on"
 
 
 def _has_controls(card: ProbeCard) -> bool:
@@ -216,12 +203,6 @@ def _controls_of(card: ProbeCard) -> str:
         f"control task: labels drawn for {card.control_words:,} first words, judged on "
         f"{card.control_texts:,} held-out texts; {random}"
     )
-
-
-def _stem(name: str) -> str:
-    """Return the name of a file without what tells its part of the data."""
-    first = name.split(" (")[0].lower()
-    return re.sub(r"[-_.]?(train|dev|test|validation|valid|val)\b.*$|\.[a-z]+$", "", first)
 
 
 def cards_in(cache_dir: Path | None) -> list[ProbeCard]:

@@ -89,14 +89,21 @@ def chance_level(accuracies: Tensor) -> tuple[float, float]:
 
 
 def verdict(
-    *, accuracy: float, shuffled_95: float, bag_margin: float, bag_error: float, needed: float
+    *,
+    accuracy: float,
+    shuffled_95: float,
+    bag_margin: float,
+    bag_error: float,
+    needed: float,
+    may_trust: bool,
 ) -> Trust:
     """Return whether a cell is trusted: above shuffled labels, and above the bag of embeddings by
-    more than `needed` standard errors of that difference; lexical where only the first holds.
+    more than `needed` standard errors of that difference; lexical where only the first holds, or
+    where the texts it is judged on cannot earn trust (not `may_trust`), being of the same source.
     """
     if accuracy <= shuffled_95:
         return "untrusted"
-    return "trusted" if bag_margin > needed * bag_error else "lexical"
+    return "trusted" if may_trust and bag_margin > needed * bag_error else "lexical"
 
 
 def length_bins(lengths: Sequence[int]) -> list[tuple[int, list[int]]]:

@@ -312,10 +312,9 @@ def _scores(
             bag_margin=float(margins[index]),
             bag_error=float(errors[index]),
             needed=needed[site],
+            # Told from neutral texts of another hand, a direction may be one of style.
+            may_trust=judged_elsewhere,
         )
-        # Told from neutral texts of another hand, a direction may be one of style.
-        if trust == "trusted" and not judged_elsewhere:
-            trust = "lexical"
         scores.append(
             ProbeScore(
                 site=site,

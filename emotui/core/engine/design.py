@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from emotui.core.engine.labelled import NEUTRAL, Labelled, LabelledText
+from emotui.core.engine.labelled import LEAST_JUDGED, NEUTRAL, Labelled, LabelledText
 from emotui.core.errors import UsageError
 
 FOLDS = 5
-_LEAST_JUDGED = 5  # texts of each label among those judged on
+NEVER_TRUSTED = "without texts of another source it is never trusted"
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,13 @@ class Design:
     subsets: dict[str, Tensor]
     """Rows whose accuracy is reported apart: test, named, unnamed, other; only those with rows."""
     judged_on: str
+    """Which texts the judged ones are, and whether they are of another source."""
     folds: Tensor
     """[n], the fold of a training row, -1 for others."""
     neutral: Tensor
     """Rows of neutral texts of the same source; empty without that label."""
+    may_trust: bool = False
+    """Whether the judged texts can earn more than `lexical`."""
 
 
 def design_of(data: Labelled, *, seed: int) -> Design:
@@ -56,19 +59,27 @@ def design_of(data: Labelled, *, seed: int) -> Design:
 
     def enough(chosen: Tensor) -> bool:
         counts = torch.bincount(labels[chosen], minlength=classes)
-        return bool((counts >= _LEAST_JUDGED).all())
+        return bool((counts >= LEAST_JUDGED).all())
 
+    source = f"of the same source; {NEVER_TRUSTED}"
+    if data.within:
+        source = "of topics that were not fitted on, of the same source"
+    elsewhere = (
+        "texts of another source"
+        if data.another_source
+        else f"another file of the same source; {NEVER_TRUSTED}"
+    )
     names = {
-        "other": "texts of another source",
-        "unnamed": "held-out texts without emotion words",
-        "test": "held-out texts",
+        "other": f"{elsewhere}: {data.other}" if data.other else elsewhere,
+        "unnamed": f"held-out texts without emotion words, {source}",
+        "test": f"held-out texts {source}",
     }
     judged = next((name for name in names if enough(subsets[name])), None)
     dev = rows([text.split == "dev" for text in texts])
     if judged is None or len(torch.unique(labels[dev])) < classes:
         raise UsageError(
             "There are too few texts to judge a probe on.",
-            why=f"Each label needs {_LEAST_JUDGED} held-out texts, which is 15 % of its texts.",
+            why=f"Each label needs {LEAST_JUDGED} held-out texts, which is 15 % of its texts.",
             todo="Give more texts, or leave --data out to use the bundled situations.",
         )
     neutral = data.emotions.index(NEUTRAL) if NEUTRAL in data.emotions else -1
@@ -80,6 +91,7 @@ def design_of(data: Labelled, *, seed: int) -> Design:
         judged=subsets[judged],
         subsets={name: chosen for name, chosen in subsets.items() if len(chosen)},
         judged_on=names[judged],
+        may_trust=data.another_source if judged == "other" else data.within,
         folds=_folds(texts, seed),
         neutral=rows([text.label == neutral and text.split != "other" for text in texts]),
     )

@@ -208,7 +208,8 @@ def _texts(request: LabelsFitRequest, model: LoadedModel) -> _Texts:
             label_column=request.label_column,
             seed=request.seed,
         )
-        rows = [(t.text, data.emotions[t.label], t.group, str(n)) for n, t in enumerate(data.texts)]
+        own = [text for text in data.texts if text.split != "other"]
+        rows = [(t.text, data.emotions[t.label], t.group, str(n)) for n, t in enumerate(own)]
         name = data.name
     template = template_named(request.template)
     records, kept = [], []

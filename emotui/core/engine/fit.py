@@ -3,8 +3,9 @@
 Texts are split by topic into train, dev and test. On train: the probe at each strength of the
 penalty, of which dev chooses one; the same with 20 shufflings of the labels, with labels drawn for
 each first word (the control task), and from random directions; and five folds by topic, whose
-out-of-fold scores of neutral texts give z. Everything is judged on texts of another
-source where there are some, else on the held-out topics' texts without emotion words.
+out-of-fold scores of neutral texts give z. Everything is judged on texts of another source where
+there are some (for a user's file without any, the situations of held-out topics), else on held-out
+texts without emotion words; the card says on which.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from emotui.core.engine.model import LoadedModel
 
 PREVIEW = "preview by ridge regression"
-FIT_VERSION = 2
+FIT_VERSION = 3
 """Raised whenever the same fit would give another probe."""
 LEAST_NEUTRAL = 20  # texts below which there is no z
 _LEAST_SPREAD = 1e-6  # relative sd below which a place says nothing of neutral texts

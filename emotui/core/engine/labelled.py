@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ MAX_TEXTS = 4000
 _LEAST_TRAIN = 8  # texts of a label in training; below that it is left out
 _HELD_OUT = 0.15  # share of the groups of a label for each of dev and test
 TEXT_NAMES = ("text", "sentence", "content", "utterance", "body", "hidden_emo_text")
+LEAST_JUDGED = 5
+"""Texts of each label that a probe is judged on."""
 LABEL_NAMES = ("label", "emotion", "emotion_label", "category", "class", "target")
 GROUP_NAMES = ("topic", "group")
 SAME_LABEL = {"no-emotion": NEUTRAL, "no emotion": NEUTRAL, "none": NEUTRAL, "happiness": "joy"}
@@ -54,6 +57,14 @@ class Labelled(msgspec.Struct, frozen=True):
     """The labels, in the order of their indices; those of the label set that have enough texts."""
     name: str
     """What it is, for the probe's card: no path, no text."""
+    other: str = ""
+    """What the texts of the split `other` are; "" without any."""
+    another_source: bool = True
+    """Whether they are of another source than the texts fitted on, not another file of the same."""
+    within: bool = True
+    """Whether held-out texts of the source itself may earn trust: of the situations, whose topics
+    are held out whole and half of which hold no emotion word, and of a study of one data set,
+    which says that it is one."""
 
     @property
     def digest(self) -> str:
@@ -93,14 +104,16 @@ def labelled_texts(
     """Return the bundled situations, or the texts of the file `data`, split by topic.
 
     Texts whose label is outside the label set are dropped, and so are labels with too few texts
-    to train on. The texts of `other`, a file of another source, get the split `other`. The columns
-    named are those of `data`, or of `other` where there is no `data`; others are found by name, or
-    by content. UsageError where a file cannot be read, has no such columns, or fewer than two
-    labels with enough texts.
+    to train on. The texts of `other`, a file of another source, get the split `other`; for a file
+    `data` without one, the situations of held-out topics do, where they have all its labels. Those
+    that occur among the texts fitted on are dropped. The columns named are those of `data`, or of
+    `other` where there is no `data`; others are found by name, or by content. UsageError where a
+    file cannot be read, has no such columns, or fewer than two labels with enough texts, and where
+    too few texts of `other` are left.
     """
     known = labels_of(label_set)
     if data is None:
-        rows, name = _situations(), BUNDLED
+        rows, name = list(_situations()), BUNDLED
     else:
         rows, name = _file_rows(data, known, text_column, label_column)
         rows = split_rows(_at_most(rows, known, seed), seed)
@@ -116,19 +129,79 @@ def labelled_texts(
     if data is not None and rare:
         counts = ", ".join(f"{label} ({rare[label]})" for label in known if rare[label])
         name = f"{name}; left out for too few texts: {counts}"
+    judging: list[Row] = []
+    other_name = ""
     if other is not None:
         columns = (text_column, label_column) if data is None else (None, None)
-        further, other_name = _file_rows(other, known, *columns)
-        further = _at_most(further, known, seed)
-        rows = [*rows, *(msgspec.structs.replace(row, split="other") for row in further)]
-        name = f"{name}; judged on {other_name}"
+        judging, other_name = _file_rows(other, known, *columns)
+        judging, told = _unseen(_at_most(judging, known, seed), rows, emotions, other_name)
+        other_name = f"{other_name}{told}"
+    elif data is not None:
+        held_out = [r for r in _situations() if r.split != "train" and r.label in emotions]
+        judging = _not_among(held_out, rows)
+        judging = judging if _enough(judging, emotions) else []
+        other_name = f"{BUNDLED} of held-out topics ({len(judging):,} texts)" if judging else ""
     index = {label: number for number, label in enumerate(emotions)}
     texts = tuple(
         LabelledText(row.text, index[row.label], row.split, row.named, row.group)
-        for row in rows
+        for row in (*rows, *(msgspec.structs.replace(row, split="other") for row in judging))
         if row.label in index and row.split is not None
     )
-    return Labelled(texts, emotions, name)
+    return Labelled(
+        texts,
+        emotions,
+        name,
+        other=other_name,
+        another_source=not same_source(name, other_name),
+        within=data is None,
+    )
+
+
+def same_source(first: str, second: str) -> bool:
+    """Return whether two names of data are those of files of one data set.
+
+    What tells a part (train, dev, test) and the kind of file apart is no part of the name.
+    """
+    return _stem(first) == _stem(second)
+
+
+def _stem(name: str) -> str:
+    first = name.split(" (")[0].lower()
+    return re.sub(r"[-_.: ]?(train|dev|test|validation|valid|val)\b.*$|\.[a-z]+$", "", first)
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _not_among(rows: Sequence[Row], fitted: Sequence[Row]) -> list[Row]:
+    known = {_normal(row.text) for row in fitted}
+    return [row for row in rows if _normal(row.text) not in known]
+
+
+def _enough(rows: Sequence[Row], emotions: Sequence[str]) -> bool:
+    counts = Counter(row.label for row in rows)
+    return all(counts[label] >= LEAST_JUDGED for label in emotions)
+
+
+def _unseen(
+    rows: list[Row], fitted: Sequence[Row], emotions: Sequence[str], name: str
+) -> tuple[list[Row], str]:
+    """Return the rows that are not fitted on, and what is to be said of those that are."""
+    left = _not_among(rows, fitted)
+    dropped = len(rows) - len(left)
+    if not dropped:
+        return left, ""
+    if not _enough(left, emotions):
+        counts = Counter(row.label for row in left)
+        raise UsageError(
+            f"{clean(name)} leaves too few texts to judge a probe on.",
+            why=f"{dropped:,} of its {len(rows):,} texts are fitted on too; of the others there "
+            f"are {', '.join(f'{label} {counts[label]}' for label in emotions)}, and "
+            f"{LEAST_JUDGED} of each are needed.",
+            todo="Give texts of another source with --other, or leave it out.",
+        )
+    return left, f"; {dropped:,} texts left out that are fitted on too"
 
 
 def _situations() -> list[Row]:

@@ -330,6 +330,7 @@ def scores_of(
                 bag_margin=float(margins[index]),
                 bag_error=float(errors[index]),
                 needed=needed[site],
+                may_trust=design.may_trust,
             ),
             **apart,
         )
