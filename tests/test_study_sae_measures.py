@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +12,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
 from emotui.core.studies.feature_kinds import Groups, kinds_of, lexical_share
-from emotui.core.studies.phase_curves import onset, segmented, token_hits
+from emotui.core.studies.phase_curves import token_hits
 from emotui.core.studies.steer_fit import GRID, fit_bias, fit_global, fit_targeted, nearest_mean
 from emotui.core.studies.steer_prompts import with_examples
 from emotui.core.studies.steer_results import Evaluated, Trained, macro_f1, mcnemar, measure
@@ -23,40 +22,6 @@ from emotui.core.text import template_named
 
 def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.mark.parametrize("layers", [16, 26, 42])
-def test_steps_are_told_from_ramps(layers: int) -> None:
-    one, two = layers // 3, 2 * layers // 3
-    x = torch.arange(layers, dtype=torch.float64)
-    step = torch.stack([(x < one) * 1.0, ((x >= one) & (x < two)) * 1.0, (x >= two) * 1.0], dim=1)
-    halves = torch.stack([(x < one) * 1.0, (x >= one) * 1.0], dim=1)
-    ramp = torch.stack([x / layers, 1 - x / layers, (x / layers) ** 2], dim=1)
-    for seed in range(20):
-        noise = torch.randn(layers, 3, generator=_generator(seed)).double() * 0.08
-        three, gradual = segmented(step + noise), segmented(ramp + noise)
-        pair = segmented(halves + noise[:, :2])
-        assert (three.phases, pair.phases, gradual.phases) == (3, 2, 1)
-        assert all(abs(a - b) <= 1 for a, b in zip(three.boundaries, (one, two), strict=True))
-        assert abs(pair.boundaries[0] - one) <= 1 and gradual.boundaries == ()
-    assert segmented(torch.ones(layers, 2)).phases == 1
-
-
-def test_segmentation_is_the_best_there_is() -> None:
-    """Against all ways to cut, by hand."""
-    curves = torch.rand(9, 2, generator=_generator()).double()
-    y = (curves - curves.amin(0)) / (curves.amax(0) - curves.amin(0))
-    best = min(
-        (sum(float((p - p.mean(0)).square().sum()) for p in (y[:a], y[a:b], y[b:])), (a, b))
-        for a, b in itertools.combinations(range(2, 8), 2)
-        if b - a >= 2
-    )
-    assert segmented(curves, phases=3).boundaries == best[1]
-
-
-def test_onset_is_the_first_of_two_layers_running() -> None:
-    curve = torch.tensor([0.0, 0.9, 0.0, 0.4, 0.6, 0.7])
-    assert onset(curve, 0.5) == 4 and onset(curve, 0.8) is None
 
 
 def test_a_feature_that_fires_once_proves_nothing() -> None:

@@ -89,7 +89,10 @@ def test_phases_that_were_built_are_found_within_one_layer(phases: PhasesResult)
         assert abs(boundary.layer - at) <= 1 and not boundary.unstable
         assert boundary.low - 1 <= at <= boundary.high + 1
     assert abs((phases.onset["emotion (patched)"] or 0) - 8) <= 1
-    curves = {curve.name: curve.value for curve in phases.curves}
+    curves = {curve.name: curve.net for curve in phases.curves}
+    for curve in phases.curves:
+        taken = [a - b for a, b in zip(curve.observed, curve.null, strict=True)]
+        assert curve.net == pytest.approx(taken) and curve.null_is
     assert curves["emotion (patched)"] == (0.0,) * 8 + (1.0,) * 4, "by construction"
     assert max(curves["semantic"][:4]) < 0.1 and min(curves["semantic"][4:]) > 0.7
     assert curves["token"][0] > curves["token"][5] > curves["token"][11]
@@ -286,7 +289,7 @@ def _demo(folder: Path, study: str, **settings: str) -> StudyDocument:
 @pytest.mark.parametrize(
     ("study", "settings", "columns"),
     [
-        ("phases", {"pairs": "8"}, "curve,layer,value,low,high,null"),
+        ("phases", {"pairs": "8"}, "curve,layer,observed,null,net,low,high"),
         ("features", {"least": "2", "shuffles": "40"}, "site,layer,label,specific,low,high"),
         ("trace", {"examples": "2"}, "feature,emotion,phase,layer,effect"),
         ("steer", {"shots": "1", "features": "2"}, "dataset,shots,method,balanced_accuracy"),

@@ -1,15 +1,4 @@
-"""Segmentation of curves over layers, and the curves themselves, each example apart so that they
-can be drawn again (METHODS 2.2).
-
-Curves [layers, curves] are scaled to 0..1 each and fitted by exact dynamic programming with 1, 2
-or 3 constant pieces of at least two layers. With SSE_k their squared error and SSE_line that of a
-straight line for each curve:
-
-    S = (SSE_line - SSE_3) / SSE_1      G = (SSE_2 - SSE_3) / SSE_1
-
-S < .10: gradual, no phases; else G < .10: two; else three. The number of phases is not chosen by
-BIC or an elbow, which find five segments in a ramp.
-"""
+"""Curves over layers, each example apart so that they can be drawn again (METHODS 2.2)."""
 
 from __future__ import annotations
 
@@ -22,89 +11,9 @@ from torch import Tensor
 from emotui.core.engine.selectivity import SPECIFIC_AREA, areas, mid_ranks
 from emotui.core.studies.common.statistics import ridge
 
-LEAST_STEPS = 0.10
-SHORTEST = 2
-"""Layers of a phase at least."""
-UNSTABLE = 0.15
-"""Share of the layers above which an interval of a boundary is called unstable."""
 FOLDS = 5
 _RIDGE = 10.0
 _LEAST_FIRING = 5
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """How curves fall into phases."""
-
-    steps: float
-    """S."""
-    third: float
-    """G."""
-    phases: int
-    """1 (gradual), 2 or 3."""
-    boundaries: tuple[int, ...]
-    """The first layer of each phase but the first."""
-
-
-def scaled(curves: Tensor) -> Tensor:
-    """Return curves [layers, C] scaled to 0..1 each; constant ones are zero."""
-    low, high = curves.amin(dim=0), curves.amax(dim=0)
-    span = high - low
-    return torch.where(span > 1e-9, (curves - low) / span.clamp(min=1e-9), 0.0)
-
-
-def segmented(curves: Tensor, *, phases: int | None = None) -> Segmentation:
-    """Segment curves [layers, C]; `phases` forces a number instead of the verdict's.
-
-    Fewer than six layers cannot be three phases, fewer than four are gradual.
-    """
-    y = scaled(curves.double())
-    cost = _costs(y)
-    best = {k: _pieces(cost, k) for k in (1, 2, 3)}
-    total = best[1][0]
-    if total <= 1e-9:
-        return Segmentation(0.0, 0.0, 1, ())
-    x = torch.arange(len(y), dtype=torch.float64)
-    x = x - x.mean()
-    slope = (x[:, None] * y).sum(dim=0) / x.square().sum()
-    line = float((y - y.mean(dim=0) - x[:, None] * slope).square().sum())
-    three, two = best[3][0], best[2][0]
-    finite = three if three < float("inf") else two
-    steps = (line - finite) / total if finite < float("inf") else 0.0
-    third = (two - three) / total if three < float("inf") else 0.0
-    found = 1 if steps < LEAST_STEPS else 2 if third < LEAST_STEPS else 3
-    return Segmentation(steps, third, found, best[phases or found][1])
-
-
-def _costs(y: Tensor) -> Tensor:
-    """Return the squared error [L + 1, L + 1] of one constant over layers [i, j)."""
-    zero = torch.zeros(1, y.shape[1], dtype=y.dtype)
-    sums = torch.cat([zero, y.cumsum(dim=0)])
-    squares = torch.cat([zero, y.square().cumsum(dim=0)]).sum(dim=1)
-    count = len(y) + 1
-    cost = torch.full((count, count), float("inf"), dtype=y.dtype)
-    for i in range(count):
-        for j in range(i + SHORTEST, count):
-            inside = sums[j] - sums[i]
-            cost[i, j] = squares[j] - squares[i] - inside.square().sum() / (j - i)
-    return cost.clamp(min=0)
-
-
-def _pieces(cost: Tensor, phases: int) -> tuple[float, tuple[int, ...]]:
-    """Return the least error of exactly `phases` pieces, and where the later ones begin."""
-    last = len(cost) - 1
-    if phases == 1:
-        return float(cost[0, last]), ()
-    options: list[tuple[float, tuple[int, ...]]]
-    if phases == 2:
-        options = [(float(cost[0, a] + cost[a, last]), (a,)) for a in range(1, last)]
-    else:
-        options = [
-            (float(cost[0, a] + cost[a, b] + cost[b, last]), (a, b))
-            for a in range(1, last)
-            for b in range(a + 1, last)
-        ]
-    return min(options, default=(float("inf"), ()))
 
 
 def token_hits(
@@ -153,28 +62,75 @@ def fold_of(units: Tensor, generator: torch.Generator) -> Tensor:
     return folds[of_text]
 
 
-def read_correctly(h: Tensor, target: Tensor, folds: Tensor, *, classes: int) -> Tensor:
-    """Return whether ridge regression, out of fold, reads a class from `h` [n, d]: [n] bool."""
-    hot = torch.nn.functional.one_hot(target, classes).double()
-    right = torch.zeros(len(target), dtype=torch.bool)
+def shuffled_within(
+    values: Tensor, units: Tensor, strata: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Return `values` [n] with the units' values dealt anew among units of the same stratum.
+
+    Texts of one unit share value and stratum. That is what folds by unit leave exchangeable: where
+    every value stands once with every stratum, what holds out a unit takes its value from the
+    stratum's others, so that a reader of the stratum alone does worse than a guess, and so it does
+    here. Shuffled text by text, the control would be read too well.
+    """
+    names, of_text = torch.unique(units, return_inverse=True)
+    of_unit, stratum = (torch.empty(len(names), dtype=torch.long) for _ in range(2))
+    of_unit[of_text], stratum[of_text] = values, strata
+    dealt = of_unit.clone()
+    for one in sorted(set(stratum.tolist())):
+        members = (stratum == one).nonzero().flatten()
+        dealt[members] = of_unit[members[torch.randperm(len(members), generator=generator)]]
+    return dealt[of_text]
+
+
+def read_correctly(h: Tensor, targets: Tensor, folds: Tensor, *, classes: int) -> Tensor:
+    """Return whether ridge regression, out of fold, reads classes from `h` [n, d]: [S, n] bool.
+
+    `targets` [S, n] are S ways to label the same texts.
+    """
+    hot = torch.nn.functional.one_hot(targets, classes).double()
+    right = torch.zeros(targets.shape, dtype=torch.bool)
     for fold in range(FOLDS):
         test = folds == fold
         if not bool(test.any()) or bool(test.all()):
             continue
         train = h[~test].double()
         centre, spread = train.mean(dim=0), train.std(dim=0).clamp(min=1e-6)
-        weights, bias = ridge((train - centre) / spread, hot[~test], strength=_RIDGE)
+        wanted = hot[:, ~test].transpose(0, 1).flatten(1)
+        weights, bias = ridge((train - centre) / spread, wanted, strength=_RIDGE)
         read = ((h[test].double() - centre) / spread) @ weights + bias
-        right[test] = read.argmax(dim=1) == target[test]
+        answer = read.view(len(read), len(targets), classes).argmax(dim=2).T
+        right[:, test] = answer == targets[:, test]
     return right
 
 
-def selective(f: Tensor, members: Tensor, first: Tensor) -> Tensor:
-    """Return which features [..., F] tell a class of `members` [..., classes, n] apart."""
-    fires = f[first] > 0
-    often = fires.sum(dim=0) >= _LEAST_FIRING
-    area = areas(mid_ranks(f[first]), members[..., first]).amax(dim=-2)
-    return (area >= SPECIFIC_AREA) & often
+@dataclass(frozen=True)
+class Ranked:
+    """Features of n texts, ranked in the half `first` [n] once for all ways to label the texts."""
+
+    ranks: Tensor
+    """[n first half, F]."""
+    often: Tensor
+    """[F], bool: fires often enough there to be selective."""
+    share: Tensor
+    """[F]: share of the mass of a text, mean over the texts of the other half."""
+    first: Tensor
+
+    def selective(self, members: Tensor) -> Tensor:
+        """Return which features [F] tell a class of `members` [classes, n] apart, bool."""
+        area = areas(self.ranks, members[:, self.first]).amax(dim=0)
+        return (area >= SPECIFIC_AREA) & self.often
+
+    def mass_on(self, members: Tensor) -> Tensor:
+        """Return the share of mass, in the other half, on the features that do; a scalar."""
+        return self.share[self.selective(members)].double().sum()
+
+
+def ranked(f: Tensor, mass: Tensor, first: Tensor) -> Ranked:
+    """Rank activations `f` [n, F]; `mass` [n, F] is f times decoder norm."""
+    other = mass[~first]
+    whole = other.sum(dim=1, keepdim=True).clamp(min=1e-12)
+    often = (f[first] > 0).sum(dim=0) >= _LEAST_FIRING
+    return Ranked(mid_ranks(f[first]), often, (other / whole).mean(dim=0), first)
 
 
 def onset(curve: Tensor, threshold: float) -> int | None:

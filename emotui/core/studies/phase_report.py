@@ -7,6 +7,7 @@ from itertools import pairwise
 from emotui.core.studies.common.report import Cell, Line, Plot, Report, Table
 from emotui.core.studies.features import fit_sentences
 from emotui.core.studies.phase_results import VERDICTS, PhasesResult, Verdict
+from emotui.core.studies.phase_segments import AHEAD
 
 CALIBRATED = 16
 """Fewest layers on which the bars of S and G were tried, by simulation."""
@@ -15,10 +16,11 @@ CALIBRATED = 16
 def report(result: PhasesResult) -> Report:
     """Give the verdict with its S and G, and the curves beside their controls."""
     rows: list[tuple[Cell, ...]] = [
-        (curve.name, layer, value, low, high, null)
+        (curve.name, *row)
         for curve in result.curves
-        for layer, value, low, high, null in zip(
-            result.layers, curve.value, curve.low, curve.high, curve.null, strict=True
+        for row in zip(
+            *(result.layers, curve.observed, curve.null, curve.net, curve.low, curve.high),
+            strict=True,
         )
     ]
     boundaries: list[tuple[Cell, ...]] = [
@@ -30,7 +32,11 @@ def report(result: PhasesResult) -> Report:
         for boundary in verdict.boundaries
     ]
     tables = [
-        Table("Curves by layer", ("curve", "layer", "value", "low", "high", "null"), tuple(rows))
+        Table(
+            "Curves by layer: net is observed less null, low and high are of net",
+            ("curve", "layer", "observed", "null", "net", "low", "high"),
+            tuple(rows),
+        )
     ]
     if boundaries:
         tables.append(
@@ -45,7 +51,10 @@ def report(result: PhasesResult) -> Report:
 
 def _sentences(result: PhasesResult) -> list[str]:
     counts = ", ".join(f"{label} {n}" for label, n in result.labels.items())
-    found = [f"{result.texts:,} texts ({counts}); {result.pairs} pairs patched."]
+    found = [
+        f"{result.texts:,} texts ({counts}); {result.pairs} pairs of {result.pair_texts} texts "
+        "patched."
+    ]
     found.append(_said(result.main, result))
     if result.main.curves != result.decodable.curves:
         found.append("With what can be read in the place of what is used: " + _said(
@@ -60,17 +69,30 @@ def _sentences(result: PhasesResult) -> list[str]:
             "Three steps without a semantic curve are not the three phases of the paper: nothing "
             "here shows that meaning comes between."
         )
-    if len(result.layers) < CALIBRATED and result.main.phases > 1:
+    if result.main.phases > 1 or result.main.bent:
         found.append(
-            f"S and G were calibrated on {CALIBRATED} layers and more; on {len(result.layers)} a "
-            "curve that bends may pass for steps."
+            "The draws are of texts: they do not allow for layers being alike, nor for other ways "
+            "in which curves may bend. A step here is a fit to few points, one a layer, not a "
+            "mechanism."
+        )
+    if len(result.layers) < CALIBRATED:
+        found.append(
+            f"S and G were calibrated on {CALIBRATED} layers and more; on {len(result.layers)} "
+            "steps and bends are hard to tell apart, and what is gradual may be unnoticed steps."
         )
     for name, layer in result.onset.items():
         where = f"begins at layer {layer}" if layer is not None else "begins at no layer"
         found.append(
             f"{name} {where}: first of two layers running above the 95th percentile of the "
-            "largest value over layers that shuffled labels give."
+            f"largest value over layers of its null ({_null_of(result, name)})."
         )
+    nulls = "; ".join(f"{curve.name}: {curve.null_is}" for curve in result.curves)
+    found.append(f"Net is observed less null. Nulls: {nulls}.")
+    found.append(
+        f"low and high: 95 % bootstrap intervals of net, percentiles of {result.draws:,} draws, "
+        "texts of one group and label drawn together, pairs by their texts; of the semantic curve "
+        "the wider of this and what dealing its values anew gives. Boundaries: 90 %, likewise."
+    )
     if not result.semantic:
         found.append(
             "There is no semantic curve: no column was named (--set semantic=COLUMN), or too few "
@@ -83,12 +105,27 @@ def _sentences(result: PhasesResult) -> list[str]:
     return found + fit_sentences(result.fits, result.unreadable)
 
 
+def _null_of(result: PhasesResult, name: str) -> str:
+    return next(curve.null_is for curve in result.curves if curve.name == name)
+
+
 def _said(verdict: Verdict, result: PhasesResult) -> str:
     said = (
         f"{VERDICTS[verdict.phases].capitalize()} (S {verdict.steps:.2f}, G {verdict.third:.2f}; "
         f"below .10 there are no steps, or no third phase), in {verdict.agree:.0%} of the draws "
         "of the texts."
     )
+    if not verdict.curves:
+        return f"{VERDICTS[1].capitalize()}: no curve is more than noise."
+    if verdict.bent or verdict.phases > 1:
+        beside = (
+            f" Steps leave {verdict.stepped:.1%} of the error, smooth curves {verdict.smooth:.1%}: "
+            f"with parameters counted the steps are {'ahead' if verdict.ahead >= 0 else 'behind'} "
+            f"by {abs(verdict.ahead):.1f} in BIC, and {AHEAD:g} ahead is the bar."
+        )
+        said += beside
+    if verdict.bent:
+        said += " So curves that bend say as much as phases do."
     if verdict.boundaries:
         begins = "; ".join(
             f"layer {one.layer} (90 % interval {one.low:g} to {one.high:g}"
@@ -108,7 +145,7 @@ def _peaks(verdict: Verdict, result: PhasesResult) -> str:
         means = []
         for begin, end in pairwise(starts):
             inside = [
-                v for at, v in zip(result.layers, curve.value, strict=True) if begin <= at < end
+                v for at, v in zip(result.layers, curve.net, strict=True) if begin <= at < end
             ]
             means.append(sum(inside) / len(inside))
         order.append(means.index(max(means)))
@@ -123,7 +160,7 @@ def _peaks(verdict: Verdict, result: PhasesResult) -> str:
 def _plots(result: PhasesResult) -> list[Plot]:
     x = tuple(float(layer) for layer in result.layers)
     curves = [
-        Line(name=curve.name, x=x, y=curve.value, low=curve.low, high=curve.high)
+        Line(name=curve.name, x=x, y=curve.net, low=curve.low, high=curve.high)
         for curve in result.curves
     ]
     nulls = [
@@ -131,4 +168,7 @@ def _plots(result: PhasesResult) -> list[Plot]:
         for curve in result.curves
         if any(curve.null)
     ]
-    return [Plot("Curves over the layers", "layer", "score", tuple(curves + nulls))]
+    return [
+        Plot("Curves over the layers, net of their nulls", "layer", "net", tuple(curves)),
+        Plot("What was taken off", "layer", "null", tuple(nulls)),
+    ]

@@ -8,22 +8,33 @@ import msgspec
 import torch
 from torch import Tensor
 
-from emotui.core.studies.phase_curves import UNSTABLE, onset, segmented
+from emotui.core.studies.phase_curves import onset
+from emotui.core.studies.phase_segments import segmentations
 from emotui.core.studies.sae_texts import SaeFit
 
-DRAWS = 200
+DRAWS = 1000
+"""Bootstrap draws of units of texts: those of one group and label go together."""
+UNSTABLE = 0.15
+"""Share of the layers above which an interval of a boundary is called unstable."""
+_OTHERS = 200
+_ENDS = torch.tensor([0.025, 0.975], dtype=torch.float64)
+_BOUNDARY_ENDS = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
 VERDICTS = {1: "gradual, no phases", 2: "two phases", 3: "three phases"}
 
 
 class Curve(msgspec.Struct, frozen=True, kw_only=True):
-    """One curve over the layers, with a 95 % interval over texts (or pairs)."""
+    """One curve over the layers: what was measured, what there is without any signal, the rest."""
 
     name: str
-    value: tuple[float, ...]
+    observed: tuple[float, ...]
+    null: tuple[float, ...]
+    null_is: str
+    """In words."""
+    net: tuple[float, ...]
+    """Observed less null: what is segmented."""
     low: tuple[float, ...]
     high: tuple[float, ...]
-    null: tuple[float, ...]
-    """What it must be held against."""
+    """95 % interval of `net`."""
 
 
 class Boundary(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +58,15 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     third: float
     """G: squared error that the third phase saves, as a share."""
     phases: int
+    bent: bool
+    """S and G speak for steps, but smooth curves fit as well, so it is called gradual."""
+    ahead: float
+    """Information criterion of the best smooth curves less that of the steps: 6 and more speak
+    for steps, below 0 the smooth ones are better."""
+    stepped: float
+    """Squared error that the steps leave, as a share."""
+    smooth: float
+    """What the best smooth curves leave."""
     agree: float
     """Share of the draws of the texts with the same number of phases."""
     boundaries: tuple[Boundary, ...]
@@ -63,6 +83,10 @@ class PhasesResult(msgspec.Struct, frozen=True, kw_only=True):
     semantic: str
     """The column the semantic curve reads; "" for none."""
     pairs: int
+    pair_texts: int
+    """Different texts in these pairs."""
+    draws: int
+    """Bootstrap draws of every interval."""
     curves: tuple[Curve, ...]
     main: Verdict
     decodable: Verdict
@@ -72,7 +96,7 @@ class PhasesResult(msgspec.Struct, frozen=True, kw_only=True):
     nowhere above their null."""
     onset: dict[str, int | None]
     """First of two layers running above the 95th percentile of the largest value over layers
-    under shuffled labels; of each emotion curve."""
+    under the null of the curve; of each emotion curve."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +109,15 @@ class Measured:
     """[n], bool: the half that choices were made on."""
     columns: dict[str, Tensor]
     """[n or m, L] each: `hits`, `base`, `events`, `mass`, `valence_mass`, `whole`, and where there
-    is a semantic column `right` [m, L] and `semantic_null` [1, L]; `null` [shuffles, L]."""
+    is a semantic column `right` [m, L]; [shuffles, L]: `null`, `valence_null`, `semantic_null`."""
+    units: Tensor
+    """[n], long: texts of one number are drawn together."""
+    read_units: Tensor | None
+    """[m], long, of the texts with a semantic value."""
+    pairs: Tensor
+    """[P, 2]: source and target as rows of the texts."""
     source: Tensor
-    """[P, 2]: the model's answer to source and target."""
+    """[P, 2]: the model's answer to these."""
     patched: Tensor
     """[P, L]: its answer to the target with the source's readout."""
     valence: Tensor
@@ -104,40 +134,26 @@ def measure(
     fits: tuple[SaeFit, ...],
 ) -> PhasesResult:
     """Return curves, verdicts and onsets."""
-    second = (~measured.first).nonzero().flatten()
     names = _names(measured)
-    pairs, read = len(measured.source), len(measured.columns.get("right", ()))
-    everything = _curves(measured, second, torch.arange(read), torch.arange(pairs))
-    drawn = [
-        _curves(
-            measured,
-            second[torch.randint(len(second), (len(second),), generator=generator)],
-            torch.randint(max(read, 1), (read,), generator=generator),
-            torch.randint(max(pairs, 1), (pairs,), generator=generator),
-        )
-        for _ in range(DRAWS)
-    ]
-    nulls, thresholds = _nulls(measured, second, generator)
-    draws = torch.stack([torch.stack([one[name] for name in names]) for one in drawn])
-    low, high = draws.quantile(torch.tensor([0.025, 0.975]).double(), dim=0)
-    curves = tuple(
-        Curve(
-            name=name,
-            value=tuple(everything[name].tolist()),
-            low=tuple(low[n].tolist()),
-            high=tuple(high[n].tolist()),
-            null=tuple(nulls[name].tolist()),
-        )
-        for n, name in enumerate(names)
-    )
+    observed = _curves(measured, _all(measured))
+    drawn = _curves(measured, _resampled(measured, generator))
+    nulls = _nulls(measured, generator)
+    net = {name: observed[name][0] - nulls[name].level for name in names}
+    again = {name: drawn[name] - nulls[name].level for name in names}
+    curves = tuple(_curve(name, observed[name][0], again[name], nulls[name]) for name in names)
     noise = [one.name for one in curves if _is_noise(one)]
     base = [name for name in ("token", "semantic") if name in names]
+    pairs = len(measured.source)
     causal = "emotion (patched)" if pairs else "emotion (features)"
 
     def sound(last: str) -> list[str]:
         return [name for name in (*base, last) if name not in noise]
 
-    found = {name: onset(everything[name], thresholds[name]) for name in thresholds}
+    found = {
+        name: onset(observed[name][0], one.highest)
+        for name, one in nulls.items()
+        if one.highest is not None
+    }
     return PhasesResult(
         texts=texts,
         unreadable=unreadable,
@@ -146,18 +162,41 @@ def measure(
         layers=measured.layers,
         semantic=measured.semantic,
         pairs=pairs,
+        pair_texts=len(set(measured.pairs.flatten().tolist())),
+        draws=DRAWS,
         curves=curves,
-        main=_verdict(measured.layers, everything, drawn, sound(causal)),
-        decodable=_verdict(measured.layers, everything, drawn, sound("emotion (features)")),
+        main=_verdict(measured.layers, net, again, sound(causal)),
+        decodable=_verdict(measured.layers, net, again, sound("emotion (features)")),
         noise=tuple(name for name in (*base, causal, "emotion (features)") if name in noise),
         onset={n: None if at is None else measured.layers[at] for n, at in found.items()},
     )
 
 
+def _curve(name: str, observed: Tensor, again: Tensor, null: Null) -> Curve:
+    net = observed - null.level
+    low, high = again.nanquantile(_ENDS, dim=0)
+    if null.draws is not None:
+        # Without any signal the value is one more draw of the null, however the texts are drawn.
+        ordered = null.draws.sort(dim=0).values
+        last = max(int(_ENDS[0] * (len(ordered) + 1)), 1)
+        below, above = ordered[last - 1], ordered[-last]
+        low = torch.minimum(low, observed - above)
+        high = torch.maximum(high, observed - below)
+    return Curve(
+        name=name,
+        observed=tuple(observed.tolist()),
+        null=tuple(null.level.tolist()),
+        null_is=null.words,
+        net=tuple(net.tolist()),
+        low=tuple(low.tolist()),
+        high=tuple(high.tolist()),
+    )
+
+
 def _is_noise(curve: Curve) -> bool:
-    """Whether a curve varies no more than its interval, or never lies above zero."""
+    """Whether a curve varies no more than its interval, or never lies above its null."""
     widths = [high - low for low, high in zip(curve.low, curve.high, strict=True)]
-    flat = max(curve.value) - min(curve.value) <= sum(widths) / len(widths)
+    flat = max(curve.net) - min(curve.net) <= sum(widths) / len(widths)
     return flat or max(curve.low) <= 0
 
 
@@ -176,82 +215,161 @@ def _opposite(measured: Measured) -> Tensor:
     return sign.prod(dim=1) == -1
 
 
-def _curves(measured: Measured, texts: Tensor, read: Tensor, pairs: Tensor) -> dict[str, Tensor]:
-    """Return each curve [L] over some texts, texts with a semantic value, and pairs."""
-    column = measured.columns
-    events = column["events"][texts].sum(dim=0).clamp(min=1)
-    hits = column["hits"][texts].sum(dim=0) - column["base"][texts].sum(dim=0)
-    whole = column["whole"][texts].clamp(min=1e-12)
+@dataclass(frozen=True)
+class _Weights:
+    """How often each text or pair counts, [D, n] each."""
+
+    texts: Tensor
+    """[D, n]; 0 in the half that choices were made on."""
+    read: Tensor
+    """[D, m]."""
+    pairs: Tensor
+    """[D, P]."""
+
+
+def _all(measured: Measured) -> _Weights:
+    read, pairs = len(measured.columns.get("right", ())), len(measured.source)
+    second = (~measured.first).double()[None]
+    return _Weights(second, second.new_ones(1, read), second.new_ones(1, pairs))
+
+
+def _resampled(measured: Measured, generator: torch.Generator) -> _Weights:
+    """Draw units with their texts; a pair counts as often as both of its texts were drawn."""
+    texts = times_drawn(measured.units, generator, draws=DRAWS)
+    units = measured.read_units
+    read = texts[:, :0] if units is None else times_drawn(units, generator, draws=DRAWS)
+    by_text = times_drawn(torch.arange(len(measured.first)), generator, draws=DRAWS)
+    source, target = measured.pairs.unbind(dim=1)
+    return _Weights(texts * ~measured.first, read, by_text[:, source] * by_text[:, target])
+
+
+def times_drawn(units: Tensor, generator: torch.Generator, *, draws: int) -> Tensor:
+    """Return how often each text [draws, n] is in a draw of as many `units` [n] as there are."""
+    names, of_text = torch.unique(units, return_inverse=True)
+    drawn = torch.randint(len(names), (draws, len(names)), generator=generator)
+    times = torch.zeros(draws, len(names), dtype=torch.float64)
+    return times.scatter_add_(1, drawn, torch.ones_like(times))[:, of_text]
+
+
+def _curves(measured: Measured, weights: _Weights) -> dict[str, Tensor]:
+    """Return each curve [D, L] over weighted texts, texts with a semantic value, and pairs.
+
+    NaN where a draw has none of what a curve is of.
+    """
+    column, texts = measured.columns, weights.texts
+    whole = column["whole"].clamp(min=1e-12)
+    count = texts.sum(dim=1, keepdim=True)
     found = {
-        "token": hits / events,
-        "emotion (features)": (column["mass"][texts] / whole).mean(dim=0),
-        "valence (features)": (column["valence_mass"][texts] / whole).mean(dim=0),
+        "token": (texts @ column["hits"]) / (texts @ column["events"]).clamp(min=1),
+        "emotion (features)": texts @ (column["mass"] / whole) / count,
+        "valence (features)": texts @ (column["valence_mass"] / whole) / count,
     }
     if "right" in column:
-        found["semantic"] = column["right"][read].mean(dim=0) - column["semantic_null"][0]
+        read = weights.read
+        found["semantic"] = (read @ column["right"]) / read.sum(dim=1, keepdim=True)
     if len(measured.source):
-        source, patched = measured.source[pairs], measured.patched[pairs]
-        found["emotion (patched)"] = (patched == source[:, :1]).double().mean(dim=0)
-        opposite = _opposite(measured)[pairs]
-        sign = measured.valence[patched] == measured.valence[source[:, :1]]
-        if bool(_opposite(measured).any()):
-            some = opposite if bool(opposite.any()) else torch.ones_like(opposite)
-            found["valence (patched)"] = sign[some].double().mean(dim=0)
+        source, patched, pairs = measured.source, measured.patched, weights.pairs
+        carried = (patched == source[:, :1]).double()
+        found["emotion (patched)"] = (pairs @ carried) / pairs.sum(dim=1, keepdim=True)
+        opposite = _opposite(measured)
+        if bool(opposite.any()):
+            some = pairs * opposite
+            sign = measured.valence[patched] == measured.valence[source[:, :1]]
+            found["valence (patched)"] = (some @ sign.double()) / some.sum(dim=1, keepdim=True)
     return found
 
 
-def _nulls(
-    measured: Measured, second: Tensor, generator: torch.Generator
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Return what each curve is held against [L], and the thresholds of the emotion curves.
+@dataclass(frozen=True)
+class Null:
+    """What a curve is without any signal."""
 
-    Of `token` the commonest token's score, which is already taken off; of `semantic` the shuffled
-    value, likewise; of the features' mass its 95th percentile under shuffled labels; of the
-    patched answers how often they equal another pair's source.
-    """
-    column, zero = measured.columns, torch.zeros(len(measured.layers), dtype=torch.float64)
-    events = column["events"][second].sum(dim=0).clamp(min=1)
-    null = column["null"]
+    level: Tensor
+    """[L]."""
+    words: str
+    draws: Tensor | None = None
+    """[shuffles, L], of which the curve would be one more."""
+    highest: float | None = None
+    """95th percentile of the largest value over the layers; None where no onset is asked for."""
+
+
+def _nulls(measured: Measured, generator: torch.Generator) -> dict[str, Null]:
+    column = measured.columns
+    texts = _all(measured).texts[0]
+    nothing = torch.zeros(len(measured.layers), dtype=torch.float64)
     nulls = {
-        "token": column["base"][second].sum(dim=0) / events,
-        "semantic": column.get("semantic_null", zero[None])[0],
-        "emotion (features)": null.quantile(0.95, dim=0),
-        "valence (features)": zero,
+        "token": Null(
+            (texts @ column["base"]) / (texts @ column["events"]).clamp(min=1),
+            "the commonest token, guessed at every firing",
+        ),
+        "emotion (features)": Null(
+            column["null"].mean(dim=0),
+            "features selective for labels shuffled over units of texts",
+            highest=_highest(column["null"]),
+        ),
+        "valence (features)": Null(
+            column["valence_null"].mean(dim=0),
+            "features selective for valence shuffled over units of texts",
+        ),
     }
-    thresholds = {"emotion (features)": float(null.amax(dim=1).quantile(0.95))}
+    if "semantic_null" in column:
+        nulls["semantic"] = Null(
+            column["semantic_null"].mean(dim=0),
+            f"{measured.semantic} dealt anew among units of texts of the same label",
+            draws=column["semantic_null"],
+        )
     if len(measured.source):
-        drawn = []
-        for _ in range(DRAWS):
-            order = torch.randperm(len(measured.source), generator=generator)
-            other = measured.source[order, :1]
-            apart = (other != measured.source[:, :1]) & (other != measured.source[:, 1:])
-            hit = (measured.patched == other) & apart
-            drawn.append(hit.double().sum(dim=0) / apart.sum().clamp(min=1))
-        rates = torch.stack(drawn)
-        nulls["emotion (patched)"] = rates.quantile(0.95, dim=0)
-        nulls["valence (patched)"] = zero
-        thresholds["emotion (patched)"] = float(rates.amax(dim=1).quantile(0.95))
-    return nulls, thresholds
+        rates = _other_sources(measured, generator)
+        nulls["emotion (patched)"] = Null(
+            rates.mean(dim=0),
+            "answers of another pair's source, neither source nor target of this one",
+            highest=_highest(rates),
+        )
+        nulls["valence (patched)"] = Null(
+            nothing, "none: unpatched, no target is answered with its source's valence"
+        )
+    return nulls
+
+
+def _other_sources(measured: Measured, generator: torch.Generator) -> Tensor:
+    """Return how often [200, L] patched answers are those of another pair's source."""
+    drawn = []
+    for _ in range(_OTHERS):
+        order = torch.randperm(len(measured.source), generator=generator)
+        other = measured.source[order, :1]
+        apart = (other != measured.source[:, :1]) & (other != measured.source[:, 1:])
+        hit = (measured.patched == other) & apart
+        drawn.append(hit.double().sum(dim=0) / apart.sum().clamp(min=1))
+    return torch.stack(drawn)
+
+
+def _highest(draws: Tensor) -> float:
+    return float(draws.amax(dim=1).quantile(0.95))
 
 
 def _verdict(
-    layers: tuple[int, ...],
-    everything: dict[str, Tensor],
-    drawn: list[dict[str, Tensor]],
-    names: list[str],
+    layers: tuple[int, ...], net: dict[str, Tensor], again: dict[str, Tensor], names: list[str]
 ) -> Verdict:
     if not names:
-        return Verdict(curves=(), steps=0.0, third=0.0, phases=1, agree=1.0, boundaries=())
-
-    def of(curves: dict[str, Tensor]) -> Tensor:
-        return torch.stack([curves[name] for name in names], dim=1)
-
-    found = segmented(of(everything))
-    again = [segmented(of(one), phases=found.phases) for one in drawn]
+        return Verdict(
+            curves=(),
+            steps=0.0,
+            third=0.0,
+            phases=1,
+            bent=False,
+            ahead=0.0,
+            stepped=1.0,
+            smooth=1.0,
+            agree=1.0,
+            boundaries=(),
+        )
+    found = segmentations(torch.stack([net[name] for name in names], dim=1)[None])
+    draws = torch.stack([again[name] for name in names], dim=2)
+    drawn = segmentations(draws[draws.isfinite().flatten(1).all(dim=1)])
+    phases = int(found.phases)
+    begins = torch.tensor(layers)[drawn.boundaries(phases)]
     boundaries = []
-    for number, begin in enumerate(found.boundaries):
-        at = torch.tensor([layers[one.boundaries[number]] for one in again if one.boundaries])
-        low, median, high = at.double().quantile(torch.tensor([0.05, 0.5, 0.95]).double()).tolist()
+    for number, begin in enumerate(found.boundaries(phases)[0].tolist()):
+        low, median, high = begins[:, number].double().quantile(_BOUNDARY_ENDS).tolist()
         boundaries.append(
             Boundary(
                 layer=layers[begin],
@@ -261,12 +379,15 @@ def _verdict(
                 unstable=high - low > UNSTABLE * len(layers),
             )
         )
-    same = [one.phases == found.phases for one in again]
     return Verdict(
         curves=tuple(names),
-        steps=found.steps,
-        third=found.third,
-        phases=found.phases,
-        agree=sum(same) / len(same),
+        steps=float(found.steps),
+        third=float(found.third),
+        phases=phases,
+        bent=bool(found.bent),
+        ahead=float(found.ahead),
+        stepped=float(found.stepped),
+        smooth=float(found.smooth),
+        agree=float((drawn.phases == phases).double().mean()),
         boundaries=tuple(boundaries),
     )

@@ -2,21 +2,23 @@
 
 Three curves over the layers: `token`, how surely a firing feature gives its token away, less what
 the commonest token scores; `semantic`, how well a non-affective column named by the user (the
-topic, for the bundled situations) is read from the readout, less shuffled values; `emotion`, how
+topic, for the bundled situations) is read from the readout, less values shuffled as the folds
+leave them exchangeable; `emotion`, how
 often another text's readout put in place carries its answer over. Traps avoided: what can be read
 only ramps while what is used steps, so the emotion curve of the segmentation is the causal one,
 and the decodable one (share of activation on selective features) stands beside it; the number of
-phases is S and G of `phase_curves`, never BIC; features and tokens are chosen on one half of the
-texts and judged on the other; a curve that is noise, which scaling to 0..1 would blow up to steps,
-has no part in the segmentation; boundaries come with an interval; a verdict of "gradual" is a
-result. Valence runs beside category, since affect may be there before its kind.
+phases is S and G of `phase_segments`, never BIC, and steps that are no better than smooth curves
+are none; features and tokens are chosen on one half of the texts and judged on the other; a curve
+that is noise, which scaling to 0..1 would blow up to steps, has no part in the segmentation;
+boundaries come with an interval; a verdict of "gradual" is a result. Valence runs beside category,
+since affect may be there before its kind.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,9 +35,11 @@ from emotui.core.studies.common.running import Cost, Implementation, Running
 from emotui.core.studies.decided import captured, putting, scores_of
 from emotui.core.studies.phase_curves import (
     FOLDS,
+    Ranked,
     fold_of,
+    ranked,
     read_correctly,
-    selective,
+    shuffled_within,
     token_hits,
 )
 from emotui.core.studies.phase_report import report
@@ -51,7 +55,7 @@ from emotui.core.studies.sae_texts import (
 )
 
 _SHUFFLES = 100
-_SEMANTIC_SHUFFLES = 5
+_SEMANTIC_SHUFFLES = 199
 _PAIRS_AT_ONCE = 8
 _LEAST = 10
 _MOST_VALUES = 20
@@ -79,14 +83,17 @@ def run(study: Running) -> PhasesResult:
         h = read.at(places[number])
         return _layer(study, found, saes[number], h, first, items, target)
 
-    chunks = study.stage("curves", len(saes), work, phase="measuring the layers")
+    chunks = study.stage("layers", len(saes), work, phase="measuring the layers")
     columns = {key: torch.stack([chunk[key] for chunk in chunks], dim=-1) for key in chunks.get(0)}
-    source, swapped = _patched(study, read, items, layers)
+    pairs, source, swapped = _patched(study, read, items, layers)
     measured = Measured(
         layers=tuple(layers),
         semantic=name,
         first=first,
         columns=columns,
+        units=_units(items),
+        read_units=None if target is None else target.units,
+        pairs=pairs,
         source=source,
         patched=swapped,
         valence=_valence(study.tokens.labels),
@@ -111,6 +118,10 @@ class _Target:
     values: Tensor
     """[m], long."""
     classes: int
+    units: Tensor
+    """[m], long: texts of one unit share value, label and group, and are on one side of a split."""
+    labels: Tensor
+    """[m], long."""
     folds: Tensor
     """[m], long."""
 
@@ -141,7 +152,8 @@ def _semantic(study: Running, items: Sequence[Item]) -> tuple[_Target | None, st
     keys = [(given[r], items[r].label, items[r].group) for r in rows.tolist()]
     unit = torch.tensor([units.setdefault(key, len(units)) for key in keys])
     folds = fold_of(unit, study.generator("folds"))
-    return _Target(rows, values, len(kept), folds), name
+    labels = torch.tensor([items[r].label for r in rows.tolist()])
+    return _Target(rows, values, len(kept), unit, labels, folds), name
 
 
 def _in_thirds(given: list[str]) -> list[str]:
@@ -175,33 +187,47 @@ def _layer(
     mass = f * sizes
     labels = found.gold
     kept = _frequent(labels, first, len(study.dataset.labels))
-    members = torch.stack([labels == k for k in kept])
+    kinds = ranked(f, mass, first)
     sign = _valence(study.dataset.labels)[labels]
     affective = sign != 0
-    kind = selective(f, members, first)
-    both = torch.stack([sign == 1, sign == -1])[:, affective]
-    feeling = selective(f[affective], both, first[affective])
+    feelings = ranked(f[affective], mass[affective], first[affective])
+    feelings = replace(feelings, share=kinds.share)  # of the mass of all texts, as the curve is
+    units, generator = _units(items), "shuffled labels"  # the same shufflings at every layer
+    felt = [sign[affective] == one for one in (1, -1)]
     tensors = {
         "hits": hits,
         "base": base,
         "events": events,
-        "mass": (mass * kind).sum(dim=1).double(),
-        "valence_mass": (mass * feeling).sum(dim=1).double(),
-        "whole": mass.sum(dim=1).double(),
-        "null": _null(study, mass, f, first, items, labels, kept),
+        "mass": (mass * kinds.selective(torch.stack([labels == k for k in kept]))).sum(dim=1),
+        "valence_mass": (mass * feelings.selective(torch.stack(felt))).sum(dim=1),
+        "whole": mass.sum(dim=1),
+        "null": _null(study, kinds, labels, units, kept, generator),
+        "valence_null": _null(
+            study, feelings, sign[affective], units[affective], (1, -1), generator
+        ),
     }
+    tensors = {name: tensor.double() for name, tensor in tensors.items()}
     if target is not None:
-        x = h[target.rows].double()
-        right = read_correctly(x, target.values, target.folds, classes=target.classes)
-        chance = torch.tensor(0.0, dtype=torch.float64)
-        generator = study.generator("shuffled semantic")
-        for _ in range(_SEMANTIC_SHUFFLES):
-            study.job.check()
-            shuffled = target.values[torch.randperm(len(target.values), generator=generator)]
-            read = read_correctly(x, shuffled, target.folds, classes=target.classes)
-            chance += read.double().mean() / _SEMANTIC_SHUFFLES
-        tensors |= {"right": right.double(), "semantic_null": chance[None]}
+        dealer = study.generator("shuffled semantic")
+        shuffled = [
+            shuffled_within(target.values, target.units, target.labels, dealer)
+            for _ in range(_SEMANTIC_SHUFFLES)
+        ]
+        study.job.check()
+        right = read_correctly(
+            h[target.rows].double(),
+            torch.stack([target.values, *shuffled]),
+            target.folds,
+            classes=target.classes,
+        ).double()
+        tensors |= {"right": right[0], "semantic_null": right[1:].mean(dim=1)}
     return tensors
+
+
+def _units(items: Sequence[Item]) -> Tensor:
+    """Return the unit [n] of each text: those of one group and label are not independent."""
+    units: dict[tuple[str, int], int] = {}
+    return torch.tensor([units.setdefault((item.group, item.label), len(units)) for item in items])
 
 
 def _frequent(labels: Tensor, first: Tensor, classes: int) -> list[int]:
@@ -216,36 +242,32 @@ def _frequent(labels: Tensor, first: Tensor, classes: int) -> list[int]:
 
 def _null(
     study: Running,
-    mass: Tensor,
-    f: Tensor,
-    first: Tensor,
-    items: Sequence[Item],
+    found: Ranked,
     labels: Tensor,
+    units: Tensor,
     kept: Sequence[int],
+    purpose: str,
 ) -> Tensor:
-    """Return the share of mass [shuffles] on features that are selective for shuffled labels."""
-    units: dict[tuple[str, int], int] = {}
-    of_text = torch.tensor(
-        [units.setdefault((item.group, item.label), len(units)) for item in items]
-    )
-    of_unit = torch.zeros(len(units), dtype=torch.long)
+    """Return the share of mass [shuffles] on features selective for shuffled labels of units."""
+    names, of_text = torch.unique(units, return_inverse=True)
+    of_unit = torch.zeros(len(names), dtype=torch.long)
     of_unit[of_text] = labels
-    generator = study.generator("shuffled labels")  # the same shufflings at every layer
-    whole = mass[~first].sum(dim=1).clamp(min=1e-12)
+    generator = study.generator(purpose)
     shares = []
     for _ in range(_SHUFFLES):
         study.job.check()
         drawn = of_unit[torch.randperm(len(of_unit), generator=generator)][of_text]
-        chosen = selective(f, torch.stack([drawn == k for k in kept]), first)
-        shares.append(((mass[~first] * chosen).sum(dim=1) / whole).mean())
-    return torch.stack(shares).double()
+        shares.append(found.mass_on(torch.stack([drawn == k for k in kept])))
+    return torch.stack(shares)
 
 
 def _patched(
     study: Running, read: Readings, items: Sequence[Item], layers: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Return the answers of source and target [pairs, 2], and the answer [pairs, layers] of each
-    target with the source's readout put at a layer. Without two different answers, no pairs.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return source and target [pairs, 2] as rows of the texts, their answers [pairs, 2], and the
+    answer [pairs, layers] of each target with the source's readout put at a layer.
+
+    Without two different answers, no pairs.
     """
     answers = read.scores.argmax(dim=1)
     pairs = _pairs(study, answers)
@@ -254,15 +276,16 @@ def _patched(
     def work(number: int) -> dict[str, Tensor]:
         mine = pairs[number * _PAIRS_AT_ONCE : (number + 1) * _PAIRS_AT_ONCE]
         return {
+            "texts": mine,
             "answers": answers[mine],
             "patched": torch.stack([_patch(study, items, pair, layers) for pair in mine.tolist()]),
         }
 
-    chunks = study.stage("pairs", count, work, phase="patching")
+    chunks = study.stage("patched", count, work, phase="patching")
     if not count:
         none = torch.zeros(0, 2, dtype=torch.long)
-        return none, torch.zeros(0, len(layers), dtype=torch.long)
-    return chunks.joined("answers"), chunks.joined("patched")
+        return none, none, torch.zeros(0, len(layers), dtype=torch.long)
+    return chunks.joined("texts"), chunks.joined("answers"), chunks.joined("patched")
 
 
 def _pairs(study: Running, answers: Tensor) -> Tensor:
