@@ -156,7 +156,7 @@ def fit_labels(
     if not request.saes:
         raise UsageError("No SAEs were named.", todo="Name them: --sae FOLDER or RELEASE[:ID].")
     texts = _texts(request, model)
-    sets = instruments.saes(request.saes, job)
+    sets = instruments.saes(request.saes, job, needed=True)
     places = sorted({(sae.site, sae.layer) for saes in sets for sae in saes})
     arrived = _at_readout(model, texts.records, places, job)
     done = []

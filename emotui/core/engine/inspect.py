@@ -79,9 +79,14 @@ def inspect(
         template = template_named(request.template)
         edits = canonical(request.edits, model=model, store=store, template=template)
         request = msgspec.structs.replace(request, edits=edits)
-    identities = sae_identities(request.saes, store, fingerprint=model.fingerprint)
-    key = request_key(request, model.fingerprint, sae_ids=identities)
+    key = _key(request, model, store)
     found = store.find_trace(key)
+    if found is None and request.saes:
+        present = instruments.present(request.saes, job)
+        if present != request.saes:
+            request = msgspec.structs.replace(request, saes=present)
+            key = _key(request, model, store)
+            found = store.find_trace(key)
     if found is not None:
         return Inspected(
             trace_id=found, cached=True, forwards=0, seconds=time.monotonic() - started
@@ -97,6 +102,11 @@ def inspect(
         estimate_bytes=max(done.expected_bytes, model.loading_bytes),
         peak_bytes=model.over_devices(peak_bytes),
     )
+
+
+def _key(request: InspectRequest, model: LoadedModel, store: Store) -> str:
+    identities = sae_identities(request.saes, store, fingerprint=model.fingerprint)
+    return request_key(request, model.fingerprint, sae_ids=identities)
 
 
 def compute(

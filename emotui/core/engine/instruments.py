@@ -18,6 +18,7 @@ from emotui.core.engine.capture import Activations, Job
 from emotui.core.engine.feature_labels import FeatureLabels
 from emotui.core.engine.kept import keep_record, kept_record
 from emotui.core.engine.model import LoadedModel
+from emotui.core.errors import SaeError
 from emotui.core.records import (
     Attribution,
     Features,
@@ -26,6 +27,8 @@ from emotui.core.records import (
     SaeReading,
     TextRecord,
 )
+from emotui.core.sae_directory import default_source
+from emotui.core.text import clean
 
 if TYPE_CHECKING:
     from emotui.core.engine.attributor import Attributor
@@ -54,25 +57,55 @@ class Instruments:
         self._saes: dict[tuple[str, str], SaeSet] = {}
         self._probes: dict[str, Probe] = {}
         self._held: SaeMemory[SaeWeights] | None = None
+        self._absent: set[str] = set()
+        """Default SAEs that could not be had; they are not asked for again."""
         self._labels = FeatureLabels(model, store)
 
-    def saes(self, sources: Sequence[str], job: Job) -> tuple[SaeSet, ...]:
+    def saes(self, sources: Sequence[str], job: Job, *, needed: bool = False) -> tuple[SaeSet, ...]:
         """Return the SAEs of each source, weights read when needed; SaeError where none fit.
 
-        A source whose files have changed is opened anew.
+        A source whose files have changed is opened anew. Unless they are `needed`, the model's
+        default SAEs are left out where they cannot be had, and that is told once: nobody asked
+        for them, so they are no reason to read nothing.
         """
         sets: list[SaeSet] = []
         for source in sources:
-            place = (source, sae_identity(source, self._store) or source)
-            if place not in self._saes:
-                from emotui.core.engine.saes import load_saes
-
-                job.progress("opening the SAEs")
-                self._saes[place] = load_saes(
-                    source, self._model, root=self._store.root, job=job, held=self._held_weights()
-                )
-            sets.append(self._saes[place])
+            if source in self._absent and not needed:
+                continue
+            try:
+                sets.append(self._opened(source, job))
+            except SaeError as error:
+                if needed or source != default_source(self._model.spec.model):
+                    raise
+                self._leave_out(source, error, job)
         return tuple(sets)
+
+    def present(self, sources: Sequence[str], job: Job) -> tuple[str, ...]:
+        """Return the sources without a default that cannot be had; raises as `saes` does."""
+        self.saes(sources, job)
+        return tuple(source for source in sources if source not in self._absent)
+
+    def _leave_out(self, source: str, error: SaeError, job: Job) -> None:
+        self._absent.add(source)
+        model = self._model.spec.model
+        why = " ".join(part for part in (error.what, error.why) if part)
+        job.notice(
+            clean(
+                f"The default SAEs of {model} could not be had, so there are no features: {why} "
+                "--sae none leaves them out."
+            )
+        )
+
+    def _opened(self, source: str, job: Job) -> SaeSet:
+        place = (source, sae_identity(source, self._store) or source)
+        if place not in self._saes:
+            from emotui.core.engine.saes import load_saes
+
+            job.progress("opening the SAEs")
+            self._saes[place] = load_saes(
+                source, self._model, root=self._store.root, job=job, held=self._held_weights()
+            )
+        return self._saes[place]
 
     def _held_weights(self) -> SaeMemory[SaeWeights]:
         """Return where the weights of all sources are held, under one budget."""

@@ -196,3 +196,6 @@ FILES: Mapping[str, tuple[str, ...]] = {
     "": (sae_formats.CONFIG, sae_formats.WEIGHTS),
 }
 """What each of them reads in an SAE's folder."""
+
+STORED_BYTES: Mapping[str, int] = {"llama_scope": 2}
+"""Bytes of a number in their files where these are not float32."""

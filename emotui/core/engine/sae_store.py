@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -23,20 +23,22 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from emotui.core.engine import sae_formats
-from emotui.core.engine.hub import fetch, snapshot_here
-from emotui.core.engine.sae_formats import refuse
+from emotui.core.engine.hub import SAES, Copies, check_room, fetch, snapshot_here
+from emotui.core.engine.memory import FLOAT
+from emotui.core.engine.sae_formats import SaeConfig, refuse
 from emotui.core.engine.sae_published import (
     FILES,
     GEMMA_SCOPE_SITES,
     NPZ,
     READERS,
+    STORED_BYTES,
     Content,
     jumprelu_config,
     read_npz,
 )
-from emotui.core.errors import ModelError, SaeError
+from emotui.core.errors import SaeError
 from emotui.core.model_names import base_name, same_family
-from emotui.core.sae_directory import PretrainedSae, Release, chosen, is_path
+from emotui.core.sae_directory import PretrainedSae, Release, chosen, is_path, layer_of
 
 if TYPE_CHECKING:
     from emotui.core.engine.capture import Job
@@ -54,15 +56,23 @@ class FoundSaes:
     folders: tuple[Path, ...]
 
 
-def find_saes(source: str, model: LoadedModel, *, root: Path | None, job: Job) -> FoundSaes:
+Check = Callable[[SaeConfig], None]
+"""Raises SaeError where an SAE does not fit the model."""
+
+
+def find_saes(
+    source: str, model: LoadedModel, *, root: Path | None, job: Job, check: Check
+) -> FoundSaes:
     """Return the SAE folders of a source: a folder or npz file here, or RELEASE[:ID].
 
     `root` is the cache's folder, where what is converted goes; None keeps it for this process
-    only. SaeError where there are none, they cannot be fetched, or they are another model's.
+    only. Of a release, one SAE is fetched and checked before the others where the model has no
+    name to compare. SaeError where there are none, they cannot be fetched, or they are another
+    model's.
     """
     if not is_path(source):
         release, saes = chosen(source)
-        return _from_release(release, saes, model, _place(root), job)
+        return _from_release(release, saes, model, _place(root), job, check)
     path = Path(source).expanduser()
     files = [path] if path.is_file() and path.suffix == ".npz" else _npz_files(path)
     if not files:
@@ -122,21 +132,61 @@ def _from_local_npz(file: Path, model: LoadedModel, root: Path) -> Path:
 
 
 def _from_release(
-    release: Release, saes: Sequence[PretrainedSae], model: LoadedModel, root: Path, job: Job
+    release: Release,
+    saes: Sequence[PretrainedSae],
+    model: LoadedModel,
+    root: Path,
+    job: Job,
+    check: Check,
 ) -> FoundSaes:
     _check_model(release, model)
     places = {
         one.id: root / release.name / _as_file_name(one.id) / model.dtype_name for one in saes
     }
     missing = [one for one in saes if not (places[one.id] / sae_formats.CONFIG).is_file()]
-    if missing:
-        snapshot = _fetched(release, missing, offline=model.spec.offline, job=job)
-        for number, one in enumerate(missing):
-            job.check()
-            job.progress("converting the SAEs", number, len(missing))
-            read = READERS[release.conversion]
-            _converted(places[one.id], partial(read, snapshot, one, release), dtype=model.dtype)
+    # The last layer first: a model with fewer has no place for it.
+    first = max(saes, key=lambda one: layer_of(one.id) or 0)
+    steps = [missing]
+    if model.hub_id is None and first in missing:
+        steps = [[first], [one for one in missing if one is not first]]
+    for step in steps:
+        if step:
+            _prepare(release, step, places, model, root, job)
+        folder = places[first.id]
+        if (folder / sae_formats.CONFIG).is_file():
+            _check_release(release, sae_formats.read_config(folder), check)
     return FoundSaes(release.name, tuple(places[one.id] for one in saes))
+
+
+def _prepare(
+    release: Release,
+    saes: Sequence[PretrainedSae],
+    places: Mapping[str, Path],
+    model: LoadedModel,
+    root: Path,
+    job: Job,
+) -> None:
+    """Fetch these SAEs where they are not here, and convert them."""
+    share = model.dtype.itemsize / STORED_BYTES.get(release.conversion, FLOAT)
+    snapshot = _fetched(
+        release, saes, copies=Copies(root, share), offline=model.spec.offline, job=job
+    )
+    for number, one in enumerate(saes):
+        job.check()
+        job.progress("converting the SAEs", number, len(saes))
+        read = READERS[release.conversion]
+        _converted(places[one.id], partial(read, snapshot, one, release), dtype=model.dtype)
+
+
+def _check_release(release: Release, config: SaeConfig, check: Check) -> None:
+    try:
+        check(config)
+    except SaeError as error:
+        raise refuse(
+            f"The SAEs of {release.name} do not fit the model.",
+            f"They were trained on {release.model}. {error.why}",
+            error.todo,
+        ).of_input(error.is_of_input) from error
 
 
 def _check_model(release: Release, model: LoadedModel) -> None:
@@ -153,11 +203,15 @@ def _as_file_name(sae_id: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", sae_id).lstrip(".") or "sae"
 
 
-def _fetched(release: Release, saes: Sequence[PretrainedSae], *, offline: bool, job: Job) -> Path:
-    """Return a snapshot folder that holds the files of these SAEs."""
+def _fetched(
+    release: Release, saes: Sequence[PretrainedSae], *, copies: Copies, offline: bool, job: Job
+) -> Path:
+    """Return a snapshot folder that holds the files of these SAEs; there is room for copies."""
     wanted = [f"{one.path}/{name}" for one in saes for name in FILES[release.conversion]]
     here = snapshot_here(release.repository)
     if here is not None and all((here / name).is_file() for name in wanted):
+        size = sum((here / name).stat().st_size for name in wanted)
+        check_room(release.repository, {copies.folder: int(copies.share * size)}, SAES)
         return here
     if offline:
         raise refuse(
@@ -176,11 +230,9 @@ def _fetched(release: Release, saes: Sequence[PretrainedSae], *, offline: bool, 
             )
         return wanted
 
-    try:
-        return fetch(release.repository, revision=None, choose=choose, job=job)
-    except ModelError as error:
-        what = error.what.replace("The model ", "The repository ")
-        raise SaeError(what, why=error.why, todo=error.todo).of_input(error.is_of_input) from error
+    return fetch(
+        release.repository, revision=None, choose=choose, job=job, kind=SAES, copies=copies
+    )
 
 
 def converted_place(weights: Path, *, dtype: torch.dtype, root: Path) -> Path:

@@ -12,8 +12,10 @@ All in the run's dtype; equal to SAELens's own encode bit for bit in that dtype.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +29,7 @@ from emotui.core.engine.memory import free_bytes
 from emotui.core.engine.sae_formats import SaeConfig, refuse
 from emotui.core.engine.sae_memory import SaeMemory
 from emotui.core.engine.sae_store import converted_place, find_saes, read_converted
-from emotui.core.errors import OutOfMemory
+from emotui.core.errors import OutOfMemory, SaeError
 from emotui.core.model_names import same_family
 from emotui.core.records import Site
 from emotui.core.sizes import in_bytes
@@ -275,13 +277,15 @@ def load_saes(
     memory that is free on each device; with `held` weights are held there, under its budget.
     SaeError where a model, site, width, BOS rule, normalisation or file does not fit.
     """
-    found = find_saes(source, model, root=root, job=job or QuietJob())
+    job = job or QuietJob()
+    check = partial(_check_fit, model=model)
+    found = find_saes(source, model, root=root, job=job, check=check)
     taken: dict[tuple[Site, int], SaeConfig] = {}
     for folder in found.folders:
         config = sae_formats.read_config(folder)
         if config.centred and not isinstance(model.sites.final_norm, torch.nn.LayerNorm):
             config = replace(config, centred=False)  # nothing was centred where the norm is RMS
-        _check_fit(config, model)
+        check(config)
         other = taken.setdefault((config.site, config.layer), config)
         if other is not config:
             raise refuse(
@@ -292,7 +296,8 @@ def load_saes(
     if held is None:
         held = SaeMemory(budget_bytes)
     opened = SaeSet(source, found.name, list(taken.values()), model, held, root)
-    if (later := opened.to_convert()) and job is not None:
+    _note_other_model(found.name, list(taken.values()), model, job)
+    if later := opened.to_convert():
         size = sum(opened.size_of(sae) for sae in later)
         job.notice(
             clean(
@@ -311,6 +316,27 @@ def _is_wider(config: SaeConfig, dtype: torch.dtype, root: Path | None) -> bool:
 
 def _last_parts(folder: Path) -> str:
     return "/".join(folder.parts[-2:])
+
+
+def _note_other_model(
+    name: str, configs: Sequence[SaeConfig], model: LoadedModel, job: Job
+) -> None:
+    """Tell which model SAEs say they were trained on where a local folder's own name is another."""
+    if model.hub_id is not None:
+        return
+    own = [model.folder.resolve().name]
+    with contextlib.suppress(SaeError):
+        told = sae_formats.read_json(model.folder / "config.json").get("_name_or_path")
+        own += [told] if isinstance(told, str) else []
+    others = {config.model_name for config in configs if config.model_name}
+    others = {one for one in others if not any(same_family(one, name) for name in own)}
+    if others:
+        job.notice(
+            clean(
+                f"The SAEs of {name} say that they were trained on {', '.join(sorted(others))}; "
+                f"whether the folder {own[0]} holds that model cannot be told."
+            )
+        )
 
 
 def _check_fit(config: SaeConfig, model: LoadedModel) -> None:
