@@ -387,7 +387,8 @@ async def test_marked_features_are_one_edit(scene: Scene, key: str) -> None:
         assert lines.count("●") == 2 and "2 marked" in lines
         await pilot.press("2", "k", "left", "3")
         assert app.explorer.state.marks == tuple(names), "they stay where the cursor goes"
-        position = app.explorer.state.position if key == "a" else "all"
+        assert app.explorer.state.position == trace_of(app).text.readout
+        position = "readout" if key == "a" else "all"
         await pilot.press(key)
         await until(pilot, lambda: scene.engine.asked)
         assert scene.engine.asked[0].operation.edits == (f"ablate {' '.join(names)} at {position}",)
