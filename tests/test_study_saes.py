@@ -290,7 +290,7 @@ def _demo(folder: Path, study: str, **settings: str) -> StudyDocument:
     ("study", "settings", "columns"),
     [
         ("phases", {"pairs": "8"}, "curve,layer,observed,null,net,low,high"),
-        ("features", {"least": "2", "shuffles": "40"}, "site,layer,label,specific,low,high"),
+        ("features", {"least": "2", "shuffles": "40"}, "site,layer,label,specific,shuffled,shuffled_95"),
         ("trace", {"examples": "2"}, "feature,emotion,phase,layer,effect"),
         ("steer", {"shots": "1", "features": "2"}, "dataset,shots,method,balanced_accuracy"),
     ],

@@ -11,7 +11,11 @@ hold up; nothing was chosen there.
     shared     neither; AUC of emotional against neutral texts >= .75, held up, breadth >= K/2
 
 Valence is asked before shared: what fires on five negative emotions is broad, but no general
-feature of emotion. `shuffled` counts what the same rules (but for p) find under shuffled labels.
+feature of emotion. `shuffled` counts what the same rules find when units of texts have each
+other's labels (for p the area it needs): what a count is held against. There is no interval of a
+count. Texts drawn with replacement stand in both halves or several times in one, which makes what
+is chosen look confirmed, and features are not independent, so neither bootstrap nor binomial
+interval would cover what it says.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from emotui.core.engine.selectivity import (
 
 LEAST_FIRING = 5
 LEAST_RATE = 0.10
-NULL_DRAWS = 20
+NULL_DRAWS = 100
 KINDS = ("specific", "valence", "shared")
 TOP = 10
 """Features of a label whose firing is compared with that of others'."""
@@ -81,7 +85,8 @@ class Kinds:
     shared_area: Tensor
     """[2, F]: AUC of emotional against neutral texts, on each half."""
     shuffled: Tensor
-    """[3]: mean number of features of each of `KINDS` under shuffled labels."""
+    """[draws, 3 + classes]: features of each of `KINDS` under shuffled labels, and of these the
+    specific ones of each label."""
 
 
 def kinds_of(values: Tensor, groups: Groups, *, shuffles: int, seed: int) -> Kinds:
@@ -96,7 +101,7 @@ def kinds_of(values: Tensor, groups: Groups, *, shuffles: int, seed: int) -> Kin
     valence, shared = torch.zeros(width, dtype=torch.long), torch.zeros(width, dtype=torch.bool)
     area, confirmed = torch.full((groups.classes, width), 0.5), torch.full((width,), 0.5)
     contrasts = torch.full((2, 2, width), 0.5)
-    shuffled = torch.zeros(3, dtype=torch.float64)
+    shuffled = torch.zeros(NULL_DRAWS, len(KINDS) + groups.classes, dtype=torch.float64)
     if not len(chosen):
         return Kinds(
             tested, specific, valence, shared, area, confirmed, contrasts[0], contrasts[1], shuffled
@@ -118,8 +123,9 @@ def kinds_of(values: Tensor, groups: Groups, *, shuffles: int, seed: int) -> Kin
     shared[chosen] = broad & ~found.specific & (sign == 0)
     generator = torch.Generator().manual_seed(seed)
     critical = max(SPECIFIC_AREA, meter.critical_area())
-    for _ in range(NULL_DRAWS):
-        shuffled += _shuffled_counts(v, groups, critical, generator) / NULL_DRAWS
+    ranks = (mid_ranks(v[first]), mid_ranks(v[~first]))
+    for draw in range(NULL_DRAWS):
+        shuffled[draw] = _shuffled_counts(v, ranks, groups, critical, generator)
     return Kinds(
         tested, specific, valence, shared, area, confirmed, contrasts[0], contrasts[1], shuffled
     )
@@ -175,9 +181,16 @@ def _valence_and_shared(values: Tensor, groups: Groups) -> tuple[Tensor, Tensor]
 
 
 def _shuffled_counts(
-    values: Tensor, groups: Groups, critical: float, generator: torch.Generator
+    values: Tensor,
+    ranks: tuple[Tensor, Tensor],
+    groups: Groups,
+    critical: float,
+    generator: torch.Generator,
 ) -> Tensor:
-    """Return how many features of each kind there are when units have each other's labels."""
+    """Return how many features there are [3 + classes] when units have each other's labels.
+
+    Of each kind, and specific ones by label; `ranks` are those of both halves.
+    """
     names, of_text = torch.unique(groups.units, return_inverse=True)
     of_unit = torch.zeros(len(names), dtype=torch.long)
     of_unit[of_text] = groups.labels
@@ -192,8 +205,8 @@ def _shuffled_counts(
         groups.units,
     )
     first = groups.first
-    best, label = areas(mid_ranks(values[first]), _members(labels[first], groups.classes)).max(0)
-    second = areas(mid_ranks(values[~first]), _members(labels[~first], groups.classes))
+    best, label = areas(ranks[0], _members(labels[first], groups.classes)).max(0)
+    second = areas(ranks[1], _members(labels[~first], groups.classes))
     held = second.gather(0, label[None])[0] >= CONFIRMED_AREA
     narrow = _breadth(values, drawn, first) <= SPECIFIC_BREADTH
     if groups.neutral is not None:
@@ -201,7 +214,8 @@ def _shuffled_counts(
     specific = (best >= critical) & held & narrow
     sign, broad = _valence_and_shared(values, drawn)
     counts = (specific, (sign != 0) & ~specific, broad & ~specific & (sign == 0))
-    return torch.stack([kind.sum() for kind in counts]).double()
+    of_label = torch.bincount(label[specific], minlength=groups.classes)
+    return torch.cat([torch.stack([kind.sum() for kind in counts]), of_label]).double()
 
 
 def coactivation(values: Tensor, kinds: Kinds, groups: Groups) -> Tensor:
@@ -244,24 +258,3 @@ def lexical_share(values: Tensor, on_words: Tensor, features: Tensor) -> float |
         hits += float(words.sum())
         total += float(fired.sum())
     return hits / total if total else None
-
-
-def count_interval(
-    values: Tensor, kinds: Kinds, groups: Groups, generator: torch.Generator, *, draws: int
-) -> Tensor:
-    """Return the 2.5th and 97.5th percentile [2, classes] of the number of specific features.
-
-    Over resampled texts of the second half; which features are candidates is kept.
-    """
-    chosen = (kinds.specific >= 0).nonzero().flatten()
-    counts = torch.zeros(draws, groups.classes)
-    rows = (~groups.first).nonzero().flatten()
-    own = kinds.specific[chosen]
-    for draw in range(draws if len(chosen) else 0):
-        drawn = rows[torch.randint(len(rows), (len(rows),), generator=generator)]
-        area = areas(
-            mid_ranks(values[drawn][:, chosen]), _members(groups.labels[drawn], groups.classes)
-        )
-        held = area.gather(0, own[None])[0] >= CONFIRMED_AREA
-        counts[draw] = torch.bincount(own[held], minlength=groups.classes).float()
-    return counts.quantile(torch.tensor([0.025, 0.975]), dim=0)

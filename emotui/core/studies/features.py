@@ -23,9 +23,9 @@ from emotui.core.studies.common.report import Cell, Heat, Line, Plot, Report, Ta
 from emotui.core.studies.common.running import Cost, Implementation, Running
 from emotui.core.studies.feature_kinds import (
     KINDS,
+    NULL_DRAWS,
     Groups,
     coactivation,
-    count_interval,
     kinds_of,
     lexical_share,
 )
@@ -43,7 +43,6 @@ from emotui.core.studies.sae_texts import (
 
 _LISTED = 20
 """Features of each kind that a layer lists."""
-_DRAWS = 200
 
 
 class FeatureRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,13 +71,15 @@ class LayerKinds(msgspec.Struct, frozen=True, kw_only=True):
     """Features that fire often enough."""
     specific: tuple[int, ...]
     """By label."""
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    """95 % interval of these over texts of the second half."""
+    specific_shuffled: tuple[float, ...]
+    """The same under shuffled labels, mean over the shufflings: how many to expect by chance."""
+    specific_shuffled_95: tuple[float, ...]
+    """95th percentile over these."""
     counts: dict[str, int]
     """Features of each kind."""
     shuffled: dict[str, float]
-    """The same under shuffled labels, mean of 20 shufflings."""
+    """The same under shuffled labels, mean over the shufflings."""
+    shuffled_95: dict[str, float]
     coactivation: tuple[tuple[float | None, ...], ...]
     """[labels, labels]: mean overlap of the texts that top features fire on."""
     on_words: dict[str, float | None]
@@ -98,6 +99,8 @@ class FeaturesResult(msgspec.Struct, frozen=True, kw_only=True):
     """Labels with too few texts in a half, and how many they have."""
     first: int
     """Texts of the half that choices were made on."""
+    shufflings: int
+    """Of the labels, that `shuffled` is over."""
     neutral: bool
     """Whether there are neutral texts: without them nothing can be called shared."""
     fits: tuple[SaeFit, ...]
@@ -116,7 +119,7 @@ def run(study: Running) -> FeaturesResult:
         values = found.largest(number) if position == "text" else found.at_readout(number)
         return {"layer": packed(_measured(study, found, taken, number, values))}
 
-    chunks = study.stage("kinds", len(found.saes), work, phase="measuring the features")
+    chunks = study.stage("kinds of features", len(found.saes), work, phase="measuring the features")
     counts = torch.bincount(taken.groups.labels, minlength=taken.groups.classes).tolist()
     return FeaturesResult(
         texts=len(taken.rows),
@@ -125,6 +128,7 @@ def run(study: Running) -> FeaturesResult:
         labels=dict(zip(taken.labels, counts, strict=True)),
         left_out=taken.left_out,
         first=int(taken.groups.first.sum()),
+        shufflings=NULL_DRAWS,
         neutral=taken.groups.neutral is not None,
         fits=found.fits(),
         layers=tuple(unpacked(chunk["layer"], LayerKinds) for chunk in chunks),
@@ -193,8 +197,8 @@ def _measured(
         "valence": kinds.valence != 0,
         "shared": kinds.shared,
     }
-    generator = study.generator(f"intervals {number}")
-    low, high = count_interval(values, kinds, groups, generator, draws=_DRAWS)
+    expected = kinds.shuffled.mean(dim=0).tolist()
+    at_most = kinds.shuffled.quantile(0.95, dim=0).tolist()
     prefix = "" if sae.site == "resid" else f"{sae.site}:"
     judged = {
         "specific": torch.stack([kinds.area.amax(dim=0), kinds.confirmed]),
@@ -228,10 +232,11 @@ def _measured(
         layer=sae.layer,
         tested=int(kinds.tested.sum()),
         specific=tuple(torch.bincount(specific, minlength=groups.classes).tolist()),
-        low=tuple(low.tolist()),
-        high=tuple(high.tolist()),
+        specific_shuffled=tuple(expected[len(KINDS) :]),
+        specific_shuffled_95=tuple(at_most[len(KINDS) :]),
         counts={kind: int(inside.sum()) for kind, inside in members.items()},
-        shuffled=dict(zip(KINDS, kinds.shuffled.tolist(), strict=True)),
+        shuffled=dict(zip(KINDS, expected[: len(KINDS)], strict=True)),
+        shuffled_95=dict(zip(KINDS, at_most[: len(KINDS)], strict=True)),
         coactivation=tuple(
             tuple(value if value == value else None for value in row) for row in overlap.tolist()
         ),
@@ -254,11 +259,12 @@ def report(result: FeaturesResult) -> Report:
     rows: list[tuple[Cell, ...]] = []
     for one in result.layers:
         for n, label in enumerate(labels):
-            rows.append((one.site, one.layer, label, one.specific[n], one.low[n], one.high[n]))
+            chance = (one.specific_shuffled[n], one.specific_shuffled_95[n])
+            rows.append((one.site, one.layer, label, one.specific[n], *chance))
     kinds: list[tuple[Cell, ...]] = [
         (
             *(one.site, one.layer, one.tested, kind, one.counts[kind], one.shuffled[kind]),
-            *(one.on_words[kind], one.on_words["all tested"]),
+            *(one.shuffled_95[kind], one.on_words[kind], one.on_words["all tested"]),
         )
         for one in result.layers
         for kind in KINDS
@@ -271,13 +277,13 @@ def report(result: FeaturesResult) -> Report:
     tables = (
         Table(
             "Specific features by layer and label",
-            ("site", "layer", "label", "specific", "low", "high"),
+            ("site", "layer", "label", "specific", "shuffled", "shuffled_95"),
             tuple(rows),
         ),
         Table(
             "Features by layer and kind",
             (
-                *("site", "layer", "tested", "kind", "features", "shuffled"),
+                *("site", "layer", "tested", "kind", "features", "shuffled", "shuffled_95"),
                 *("on_emotion_words", "all_on_emotion_words"),
             ),
             tuple(kinds),
@@ -311,6 +317,11 @@ def _sentences(result: FeaturesResult) -> list[str]:
         found.append(
             f"{kind}: {total:,} features over all layers; shuffled labels give {null:.1f}."
         )
+    found.append(
+        f"shuffled and shuffled_95: mean and 95th percentile over {result.shufflings} shufflings "
+        "of the labels of units of texts, by the same rules: so many to expect by chance. Counts "
+        "have no interval: none is valid for features that are chosen and confirmed."
+    )
     by_label = {n: sum(one.specific[n] for one in result.layers) for n in range(len(labels))}
     ordered = sorted(by_label, key=lambda n: by_label[n])
     listed = ", ".join(f"{labels[n]} {by_label[n]}" for n in reversed(ordered))
@@ -380,8 +391,6 @@ def _plots(result: FeaturesResult) -> list[Plot]:
                 name=label,
                 x=x,
                 y=tuple(float(one.specific[n]) for one in layers),
-                low=tuple(one.low[n] for one in layers),
-                high=tuple(one.high[n] for one in layers),
             )
             for n, label in enumerate(labels)
         ]
