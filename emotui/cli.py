@@ -24,7 +24,7 @@ from emotui.commands.options import (
     KeepOptions,
     ModelOptions,
     Out,
-    PromptOptions,
+    ReadOptions,
     SaeOptions,
     Text,
     choice,
@@ -65,7 +65,7 @@ def _root(
 def open_explorer(
     model: ModelOptions,
     saes: SaeOptions,
-    prompt: PromptOptions,
+    prompt: ReadOptions,
     keep: KeepOptions,
     text: Text = None,
     all_sites: AllSites = False,
@@ -93,7 +93,7 @@ def open_explorer(
 def inspect(
     model: ModelOptions,
     saes: SaeOptions,
-    prompt: PromptOptions,
+    prompt: ReadOptions,
     keep: KeepOptions,
     text: Text = None,
     do: Edits = None,
@@ -168,7 +168,7 @@ def inspect(
 def generate(
     model: ModelOptions,
     saes: SaeOptions,
-    prompt: PromptOptions,
+    prompt: ReadOptions,
     keep: KeepOptions,
     text: Text = None,
     do: Edits = None,
@@ -202,7 +202,7 @@ def generate(
 @in_groups
 def where(
     model: ModelOptions,
-    prompt: PromptOptions,
+    prompt: ReadOptions,
     keep: KeepOptions,
     text: Text = None,
     emotion: Annotated[str, typer.Option("--emotion", help="One of the labels.")] = "",

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from safetensors.numpy import load
 from support_cache import key_of, payload_of
 
+from emotui.cache import prepare as prepare_module
+from emotui.cache.prepare import ids_in_force, probes_in_force
 from emotui.cache.probes import ProbeCard, ProbeScore
 from emotui.cache.store import Store
+from emotui.cli import _run
+from emotui.core.emotions import LABEL_SETS
 from emotui.core.errors import CacheError, ProbeError
+from emotui.core.probe_words import PREVIEW
+from emotui.core.protocol import InspectRequest, ModelSpec
 
 
 def card(name: str, *, model: str = "m", created: str = "2026-01-01T00:00:00Z") -> ProbeCard:
@@ -125,3 +133,113 @@ def test_a_card_is_put_with_its_own_probe_only(cache_dir: Path) -> None:
             store.put_probe("a", payload_of(1), card("b"))
         with pytest.raises(ValueError, match="safetensors"):
             store.put_probe("a", b"pickle", card("a"))
+
+
+# --- which one reads ---------------------------------------------------------------------------
+
+EKMAN7 = LABEL_SETS["ekman7"]
+
+
+def fitted(
+    store: Store, name: str, day: int, *, emotions: tuple[str, ...] = EKMAN7, **fields: Any
+) -> tuple[str, str]:
+    """Store the readout and the token probe of one fit; the later the day, the newer."""
+    ids = []
+    for kind in ("readout", "token"):
+        made = msgspec.structs.replace(
+            card(f"{name}-{kind}", created=f"2026-03-{day:02}T00:00:00Z"),
+            **{"kind": kind, "emotions": emotions, "data": name, **fields},
+        )
+        store.put_probe(made.id, payload_of(day), made)
+        ids.append(made.id)
+    return ids[0], ids[1]
+
+
+def in_force(store: Store, *chosen: str, **asked: str) -> tuple[str, ...]:
+    wanted = {"template": "ask", "label_set": "ekman7", **asked}
+    return probes_in_force(store, key_of("m"), chosen=chosen, **wanted)
+
+
+def test_the_newest_full_fit_of_all_emotions_reads(cache_dir: Path) -> None:
+    with Store.open(cache_dir) as store:
+        assert in_force(store) == ()
+        preview = fitted(store, "quick", 9, data=f"{PREVIEW}: emotui situations")
+        assert in_force(store) == preview  # better than none
+        three = fitted(store, "three", 8, emotions=("anger", "fear", "joy"))
+        assert in_force(store) == three
+        full = fitted(store, "full", 1)
+        assert in_force(store) == full
+        newer = fitted(store, "newer", 2)
+        assert in_force(store) == newer
+        assert in_force(store, label_set="plutchik9") == ()
+        own = fitted(store, "mine", 3, label_set="defined-dread", emotions=("dread",))
+        assert in_force(store) == (*newer, *own)
+        assert ids_in_force(store) == {*newer, *own}
+
+
+def test_a_chosen_probe_reads_in_its_place_with_its_other_kind(cache_dir: Path) -> None:
+    with Store.open(cache_dir) as store:
+        small = fitted(store, "small", 1, emotions=("anger", "joy"))
+        full = fitted(store, "full", 2)
+        other = fitted(store, "plutchik", 3, label_set="plutchik9")
+        own = fitted(store, "mine", 3, label_set="defined-dread", emotions=("dread",))
+        older = fitted(store, "older", 1, label_set="defined-dread", emotions=("dread",))
+        assert in_force(store) == (*full, *own)
+        assert in_force(store, "small-readout") == (*small, *own)
+        assert in_force(store, "plutchik-tok") == (*other, *own)
+        assert in_force(store, "small-readout", "full-token") == (small[0], full[1], *own)
+        assert in_force(store, "older-readout") == (*full, *older)
+
+
+def test_a_probe_that_cannot_be_chosen_is_refused_and_says_why(cache_dir: Path) -> None:
+    with Store.open(cache_dir) as store:
+        fitted(store, "full", 2)
+        fitted(store, "small", 1, emotions=("anger", "joy"))
+        fitted(store, "raw", 1, template="raw")
+        store.put_probe("foreign", payload_of(3), card("foreign", model="n"))
+        for names, words in (
+            (("nothing",), "There is no probe 'nothing'"),
+            (("full",), "begins the ids of 2 probes"),
+            (("foreign",), "of another model"),
+            (("raw-readout",), "reads another prompt"),
+            (("full-readout", "small-readout"), "Two readout probes"),
+        ):
+            with pytest.raises(ProbeError, match=words) as refused:
+                in_force(store, *names)
+            assert refused.value.exit_code == 2
+        assert in_force(store, "raw-readout", template="raw")
+
+
+def test_the_request_is_prepared_with_the_chosen_probe(
+    cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_module, "known_request_key", lambda *_: None)
+    with Store.open(cache_dir) as store:
+        small = fitted(store, "small", 1, emotions=("anger", "joy"))
+        fitted(store, "full", 2)
+        asked = InspectRequest(ModelSpec("m"), "a text", "", chosen=("small-readout",))
+        ready = prepare_module.prepare(asked, store, fingerprint=key_of("m")).request
+        assert ready.probes == small
+        again = prepare_module.prepare(ready, store, fingerprint=key_of("m")).request
+        assert again == ready
+
+
+def test_the_command_removes_probes_and_the_one_before_reads_again(
+    cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str) -> int:
+        return _run(["probe", *arguments, "--cache-dir", str(cache_dir)], debug=False)
+
+    with Store.open(cache_dir) as store:
+        old, new = fitted(store, "old", 1), fitted(store, "new", 2)
+    assert run("list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = {line.split()[0]: line.split()[1] == "yes" for line in lines if "-" in line[:12]}
+    assert {name for name, reads in told.items() if reads} == set(new)
+    assert set(told) == {*old, *new}
+    assert run("remove", "new-readout", "absent") == 2  # nothing is removed
+    with Store.open(cache_dir) as store:
+        assert in_force(store) == new
+    assert run("remove", *new) == 0
+    with Store.open(cache_dir) as store:
+        assert in_force(store) == old

@@ -1,7 +1,7 @@
 """The bundled demo: where its model and SAEs are, and its example trace and probes in the cache.
 
-`emotui/demo/` holds `emotui-demo/` (the model), `saes/` (a folder for each layer), `example.json` (text and edits),
-and `cache/` with the example's traces and the probes, laid out as the cache itself.
+`emotui/demo/` holds `emotui-demo/` (the model), `saes/` (a folder for each layer), `example.json`
+(text and edits), and `cache/` with the example's traces and the probes, laid out as the cache is.
 """
 
 from __future__ import annotations
@@ -61,6 +61,11 @@ def example_request(request: InspectRequest) -> InspectRequest:
     """Return a request of the demo model turned into that of the bundled example."""
     shown = example()
     return msgspec.structs.replace(request, text=shown.text, edits=shown.edits, selected=True)
+
+
+def is_bundled(probe_id: str, folder: Path = DEMO_FOLDER) -> bool:
+    """Return whether a probe is one that comes with emotui."""
+    return any((folder / "cache" / "probes").glob(f"*/{probe_id}.safetensors"))
 
 
 def install_demo(root: Path, folder: Path = DEMO_FOLDER) -> int:

@@ -9,13 +9,14 @@ Probes are made by the user's fits: they are never evicted and lie outside the s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from emotui.cache import files, sealed
 from emotui.core.errors import ProbeError
+from emotui.core.probe_words import PREVIEW
 from emotui.core.records import ProbeKind, Site, Trust
 from emotui.core.text import clean
 
@@ -110,6 +111,11 @@ class ProbeCard(msgspec.Struct, frozen=True, kw_only=True):
         """Whether its accuracies were measured: not those of an imported direction."""
         return self.judged_on != NOT_JUDGED
 
+    @property
+    def preview(self) -> bool:
+        """Whether it was fitted by ridge regression, as a preview."""
+        return self.data.startswith(PREVIEW)
+
     def score_at(self, site: Site, layer: int) -> ProbeScore | None:
         """Return the score of one site and layer; None where none was fitted."""
         return next((s for s in self.scores if (s.site, s.layer) == (site, layer)), None)
@@ -196,6 +202,24 @@ def read_cards(root: Path, fingerprint: str | None = None) -> list[ProbeCard]:
         if fingerprint is None or card.fingerprint == fingerprint:
             cards.append(card)
     return sorted(cards, key=lambda card: (card.created, card.id), reverse=True)
+
+
+def card_named(cards: Sequence[ProbeCard], name: str) -> ProbeCard:
+    """Return the probe with this id, or the only one whose id begins so; else ProbeError."""
+    exact = [card for card in cards if card.id == name]
+    found = exact or [card for card in cards if name and card.id.startswith(name)]
+    # One id may be that of two models' probes in a shared cache; ids hold the fingerprint.
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ProbeError(
+            f"{clean(name)!r} begins the ids of {len(found)} probes.",
+            todo=f"Say which: {', '.join(card.id for card in found[:8])}.",
+        ).of_input()
+    raise ProbeError(
+        f"There is no probe {clean(name)!r} in the cache.",
+        todo="`emotui probe list` shows those there are; `emotui probe fit` makes them.",
+    ).of_input()
 
 
 def is_sound(path: Path) -> bool:

@@ -18,6 +18,7 @@ from emotui.commands.options import (
     KeepOptions,
     ModelOptions,
     PromptOptions,
+    ReadOptions,
     SaeOptions,
     Text,
     in_groups,
@@ -46,7 +47,7 @@ Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
 @in_groups
 def consistency(
     model: ModelOptions,
-    prompt: PromptOptions,
+    prompt: ReadOptions,
     keep: KeepOptions,
     text: Text = None,
     seed: Seed = 0,

@@ -12,7 +12,7 @@ from emotui.cache.demo import is_demo
 from emotui.commands.common import cache_for, say, wait_for
 from emotui.commands.emotion import page_of
 from emotui.commands.options import ModelOptions, in_groups
-from emotui.commands.probe import AsJson, CacheDir, cards_in, named, print_json
+from emotui.commands.probe import AsJson, CacheDir, cards_in, print_json
 from emotui.core.errors import ProbeError
 from emotui.core.protocol import Defined, ImportDirectionRequest
 from emotui.core.text import DEFAULT_TEMPLATE, clean
@@ -43,10 +43,11 @@ def export_directions(
 ) -> None:
     """Write an emotion's residual directions as a control vector, each of length 1."""
     from emotui.cache.control_vector import write_control_vector
+    from emotui.cache.probes import card_named
     from emotui.cache.store import Store
     from emotui.core.export.json import exists_already, not_written
 
-    card = named(cards_in(cache_dir), probe)
+    card = card_named(cards_in(cache_dir), probe)
     if emotion not in card.emotions:
         raise ProbeError(
             f"The probe {card.id} does not tell {clean(emotion)!r}.",

@@ -15,7 +15,7 @@ from emotui.commands.common import cache_for, say, wait_for
 from emotui.commands.options import (
     KeepOptions,
     ModelOptions,
-    PromptOptions,
+    ReadOptions,
     SaeOptions,
     in_groups,
     request_of,
@@ -43,7 +43,7 @@ def feature(
     name: Annotated[str, typer.Argument(help="The feature, such as L6/222 or mlp:L3/9.")],
     model: ModelOptions,
     saes: SaeOptions,
-    prompt: PromptOptions,
+    prompt: ReadOptions,
     keep: KeepOptions,
     text: Annotated[str | None, typer.Argument(help="A text; - reads standard input.")] = None,
     at: Annotated[

@@ -113,6 +113,18 @@ class PromptOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReadOptions(PromptOptions):
+    """What stands around the text, the labels, and the probes that read it."""
+
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--probe", help="A probe of `emotui probe list` to read with; one of each kind."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class KeepOptions:
     """Where results are kept."""
 
@@ -120,6 +132,11 @@ class KeepOptions:
         bool, typer.Option("--private", help="Keep nothing of this session on the disk.")
     ] = False
     cache_dir: CacheDir = None
+
+
+def chosen_of(prompt: PromptOptions) -> tuple[str, ...]:
+    """Return the probes that were named."""
+    return tuple(prompt.probe or ()) if isinstance(prompt, ReadOptions) else ()
 
 
 def request_of(
@@ -147,6 +164,7 @@ def request_of(
         cache_dir="",
         template=prompt.template,
         label_set=prompt.labels,
+        chosen=chosen_of(prompt),
         saes=sae_sources(spec.model, wanted, offline=model.offline, cache_dir=cache_dir),
     )
 

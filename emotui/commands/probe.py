@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,6 @@ import typer
 
 from emotui.commands.common import cache_for, say, wait_for
 from emotui.commands.options import ModelOptions, PromptOptions, in_groups
-from emotui.core.errors import ProbeError
 from emotui.core.protocol import FitRequest, Fitted, Loaded, LoadRequest
 from emotui.core.text import clean, template_named
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from emotui.cache.probes import ProbeCard, ProbeScore
 
 app = typer.Typer(
-    help="Fit the probes of a model (fit), list them (list), and show their scores (show).",
+    help="Fit the probes of a model (fit), list, show and remove them.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -63,6 +63,7 @@ def fit(
     cache_dir: CacheDir = None,
 ) -> None:
     """Fit a readout and a token probe on every layer and site of a model."""
+    from emotui.cache.prepare import ids_in_force
     from emotui.cache.store import Store
     from emotui.core.client import EngineClient
     from emotui.core.engine.labelled import labelled_texts
@@ -106,7 +107,14 @@ def fit(
         assert isinstance(done, Fitted)
         with Store.open(root) as store:
             cards = [card for card in store.probes(loaded.fingerprint) if card.id in done.probe_ids]
-    _print_cards(sorted(cards, key=lambda card: done.probe_ids.index(card.id)), as_json=as_json)
+            in_force = ids_in_force(store)
+    cards.sort(key=lambda card: done.probe_ids.index(card.id))
+    _print_cards(cards, in_force, as_json=as_json)
+    if not in_force.issuperset(done.probe_ids):
+        say(
+            "These are not in force: a full fit goes before a preview, and more emotions before "
+            f"fewer. `--probe {done.probe_ids[0]}` reads with them."
+        )
     say(f"Done in {done.seconds:.0f} s. Layer by layer: emotui probe show {done.probe_ids[0]}")
 
 
@@ -133,10 +141,38 @@ def _estimate(loaded: Loaded, texts: int, emotions: int) -> str:
 @app.command("list")
 def list_probes(as_json: AsJson = False, cache_dir: CacheDir = None) -> None:
     """List the fitted probes, newest first."""
-    cards = cards_in(cache_dir)
-    _print_cards(cards, as_json=as_json)
+    from emotui.cache.prepare import ids_in_force
+    from emotui.cache.store import Store
+
+    with cache_for(cache_dir, private=False) as root, Store.open(root) as store:
+        cards, in_force = store.probes(), ids_in_force(store)
+    _print_cards(cards, in_force, as_json=as_json)
     if not as_json:
         say(f"{len(cards)} {'probe' if len(cards) == 1 else 'probes'}")
+
+
+@app.command()
+def remove(
+    probes: Annotated[list[str], typer.Argument(help="Ids of probes, or their beginnings.")],
+    cache_dir: CacheDir = None,
+) -> None:
+    """Remove probes; traces that were read with them stay."""
+    from emotui.cache import files
+    from emotui.cache.demo import is_bundled
+    from emotui.cache.probes import card_named, remove_probe
+    from emotui.cache.store import Store
+
+    with cache_for(cache_dir, private=False) as root, Store.open(root) as store:
+        known = store.probes()
+        # All are found before one is removed.
+        cards = {card.id: card for card in (card_named(known, name) for name in probes)}
+        for card in cards.values():
+            try:
+                remove_probe(root, card.fingerprint, card.id)
+            except OSError as error:
+                files.write_failed(root, error)
+            again = "; it comes with emotui, and with the demo again" if is_bundled(card.id) else ""
+            say(f"Removed {card.id}{again}.")
 
 
 @app.command()
@@ -146,7 +182,9 @@ def show(
     cache_dir: CacheDir = None,
 ) -> None:
     """Show what a probe was fitted on, and its scores and trust at every layer and site."""
-    card = named(cards_in(cache_dir), probe)
+    from emotui.cache.probes import card_named
+
+    card = card_named(cards_in(cache_dir), probe)
     if as_json:
         print_json(card)
         return
@@ -213,24 +251,6 @@ def cards_in(cache_dir: Path | None) -> list[ProbeCard]:
         return store.probes()
 
 
-def named(cards: list[ProbeCard], name: str) -> ProbeCard:
-    """Return the probe with this id, or the only one whose id begins so."""
-    exact = [card for card in cards if card.id == name]
-    found = exact or [card for card in cards if name and card.id.startswith(name)]
-    # One id may be that of two models' probes in a shared cache; ids hold the fingerprint.
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ProbeError(
-            f"{clean(name)!r} begins the ids of {len(found)} probes.",
-            todo=f"Say which: {', '.join(card.id for card in found[:8])}.",
-        ).of_input()
-    raise ProbeError(
-        f"There is no probe {clean(name)!r} in the cache.",
-        todo="`emotui probe list` shows those there are; `emotui probe fit` makes them.",
-    ).of_input()
-
-
 def print_json(value: Any) -> None:
     """Print one JSON document."""
     document = msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=1)
@@ -238,19 +258,22 @@ def print_json(value: Any) -> None:
     sys.stdout.buffer.flush()
 
 
-def _print_cards(cards: list[ProbeCard], *, as_json: bool) -> None:
+def _print_cards(cards: list[ProbeCard], in_force: AbstractSet[str], *, as_json: bool) -> None:
     if as_json:
         print_json(cards)
         return
     if not cards:
         return
-    table = _table("id", "kind", "model", "fitted on", "texts:", "layer:", "held out:", "bag:")
+    table = _table(
+        "id", "in force", "kind", "model", "fitted on", "texts:", "layer:", "held out:", "bag:"
+    )
     for card in cards:
         table.add_row(
             card.id,
+            "yes" if card.id in in_force else "",
             card.kind,
             clean(card.model.rstrip("/").rsplit("/", 1)[-1])[:24],
-            clean(card.data)[:40],
+            clean(card.data),
             f"{card.n_texts:,}",
             *_best_cells(card),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from emotui.core.agreement import rows_at, said_from, words_of
 from emotui.core.estimates import estimate_of_last_edit, sentence_of
+from emotui.core.probe_words import line_of
 from emotui.core.records import EMBEDDING_LAYER, Readouts, Trace
 from emotui.core.text import clean
 
@@ -99,6 +100,7 @@ def _readouts(trace: Trace) -> list[str]:
             f"probe   {probe.kind}, {probe.label_set}, residual at {position}, z "
             "(l lexical, u untrusted)"
         )
+        lines.append(f"  {clean(line_of(probe))}")
         lines.append("  layer  " + "".join(emotion[:8].rjust(9) for emotion in probe.emotions))
         for layer in sorted({layer for layer, _ in cells}, reverse=True):
             name = "emb" if layer == EMBEDDING_LAYER else str(layer)

@@ -9,7 +9,7 @@ import typer
 from emotui.cache.demo import is_demo
 from emotui.commands.asking import WITHOUT_PROBES, answered, tell
 from emotui.commands.common import cache_for
-from emotui.commands.options import KeepOptions, ModelOptions, PromptOptions, in_groups
+from emotui.commands.options import KeepOptions, ModelOptions, ReadOptions, chosen_of, in_groups
 from emotui.commands.texts import text_of_argument
 from emotui.core.errors import UsageError
 from emotui.core.findings import WithoutWords
@@ -27,7 +27,7 @@ from emotui.core.wording import DEFAULT_PLACEHOLDER
 @in_groups
 def without(
     model: ModelOptions,
-    prompt: PromptOptions,
+    prompt: ReadOptions,
     keep: KeepOptions,
     text: Annotated[str | None, typer.Argument(help="The text; - reads standard input.")] = None,
     emotion: Annotated[
@@ -58,6 +58,7 @@ def without(
             cache_dir=str(root),
             template=prompt.template,
             label_set=prompt.labels,
+            chosen=chosen_of(prompt),
             seed=seed,
         )
         fingerprint, found = answered(

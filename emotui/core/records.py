@@ -92,6 +92,8 @@ class ProbeSummary(msgspec.Struct, frozen=True):
     marked_above: dict[Site, float]
     """By site, z above which a cell is marked for a text of this length; empty where no neutral
     text was as long."""
+    judged_on: str = ""
+    """Which texts the accuracies and the trust are about; "" in traces from before it was kept."""
 
 
 class Readouts(msgspec.Struct, frozen=True):

@@ -366,7 +366,11 @@ class Workbench:
         store = self._opened_store()
         template, label_set = request.template, request.label_set
         probes = probes_in_force(
-            store, trace.run.fingerprint, template=template, label_set=label_set
+            store,
+            trace.run.fingerprint,
+            template=template,
+            label_set=label_set,
+            chosen=request.chosen,
         )
         if probes:
             self._inspect(number, msgspec.structs.replace(request, probes=probes))

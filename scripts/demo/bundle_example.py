@@ -5,8 +5,9 @@
 
 Runs on the shipped model and SAEs in emotui/demo, and writes emotui/demo/example.json and
 emotui/demo/cache (probes, the example's trace and the trace of its edit), laid out as the cache.
-The probes are fitted on GoEmotions' dev rows of one label and judged on its test rows; the model
-was trained on neither.
+The probes are fitted on GoEmotions' dev rows of one label and judged on the situations of held-out
+topics, which are of another source; the model was trained on neither (its checkpoint was chosen on
+GoEmotions' dev rows and the dev topics).
 """
 
 from __future__ import annotations
@@ -56,7 +57,6 @@ def main() -> None:
                 spec=demo_spec(),
                 cache_dir=folder,
                 data=str(rows_of(options.data, "dev", root / "GoEmotions-dev.tsv")),
-                other=str(rows_of(options.data, "test", root / "GoEmotions-test.tsv")),
             )
             if options.keep_probes:
                 shutil.copytree(target / "probes", root / "probes", dirs_exist_ok=True)

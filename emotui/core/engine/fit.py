@@ -29,6 +29,7 @@ from emotui.core.engine.probe_controls import ControlTask, control_task
 from emotui.core.engine.probes import Probe, ProbeFile, Threshold
 from emotui.core.errors import TextError
 from emotui.core.model_names import recorded_name
+from emotui.core.probe_words import PREVIEW
 from emotui.core.protocol import FitRequest, Fitted
 from emotui.core.records import ProbeKind, Site, TextRecord
 from emotui.core.text import template_named
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from emotui.core.engine.capture import Job
     from emotui.core.engine.model import LoadedModel
 
-PREVIEW = "preview by ridge regression"
 FIT_VERSION = 3
 """Raised whenever the same fit would give another probe."""
 LEAST_NEUTRAL = 20  # texts below which there is no z

@@ -142,6 +142,7 @@ class Probe:
             held_out_accuracy=best.balanced_accuracy if card.judged else None,
             bag_accuracy=best.bag_accuracy if card.judged else None,
             marked_above=above,
+            judged_on=card.judged_on,
         )
 
     def to_bytes(self) -> bytes:

@@ -116,6 +116,7 @@ def _methods(trace: Trace, ancestors: Sequence[Trace]) -> Iterable[str]:
 
 def _probe(probe: ProbeSummary) -> str:
     at = "the readout" if probe.kind == "readout" else "tokens of the text"
+    judged = f", judged on {_said(probe.judged_on)}" if probe.judged_on else ""
     scores = "its accuracy was not measured"
     if probe.held_out_accuracy is not None and probe.bag_accuracy is not None:
         scores = (
@@ -125,7 +126,7 @@ def _probe(probe: ProbeSummary) -> str:
     return (
         f"Linear probe {_code(probe.id)}, fitted at {at} under template "
         f"{_code(probe.template)} on {_said(probe.data)}: {len(probe.emotions)} emotions of "
-        f"{_said(probe.label_set)}, {scores}; z is in standard deviations of neutral texts."
+        f"{_said(probe.label_set)}{judged}, {scores}; z is in standard deviations of neutral texts."
     )
 
 

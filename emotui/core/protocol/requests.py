@@ -57,6 +57,9 @@ class InspectRequest(msgspec.Struct, frozen=True, tag="inspect"):
     """SAE sources: local folders, or SAELens RELEASE[:ID]."""
     probes: tuple[str, ...] = ()
     """Probe ids in force, as stored in the cache of probes; () means no readouts."""
+    chosen: tuple[str, ...] = ()
+    """Ids of probes that the user named, or their beginnings: where `probes` is filled in, each
+    takes the place of the one of its kind, or of its emotion, that would be in force."""
     edits: tuple[str, ...] = ()
     """In force, in the order they were made, as the edit language prints them."""
     selected: bool = False

@@ -8,13 +8,16 @@ from rich.cells import cell_len
 from textual.content import Content
 from textual.widget import Widget
 
+from emotui.core.probe_words import data_name
 from emotui.core.protocol import PER_CENT
 from emotui.core.records import ProbeSummary
 from emotui.ui.actions import ACTIONS, Action, PaneName, actions_of, shown_key
-from emotui.ui.paint import bar, safe, visible
+from emotui.ui.paint import bar, fit, safe, visible
 from emotui.ui.state import ScreenState, Work, place_name
 
 _HINT = "arrows move · 1 2 3 4 panes · 0 other view · ? all keys"
+_SHORT_NAME = 24
+"""Cells of the name of a probe's data where there is little room."""
 _ALWAYS = ("app.help", "app.close", "list.leave")
 
 
@@ -72,7 +75,7 @@ class StatusLine(Widget):
         self._template = template
         self._private = private
         self._state: ScreenState | None = None
-        self._facts: list[tuple[str, str]] = []
+        self._facts: list[tuple[str, ...]] = []
 
     def show(self, state: ScreenState) -> None:
         """Draw a state."""
@@ -86,24 +89,25 @@ class StatusLine(Widget):
         """Return the line: shorter words, then less, where it is narrow."""
         facts = self.facts()
         width = self.content_size.width or 80
-        shown = [long for long, _ in facts]
-        for index in range(len(facts)):
-            if _joined_width(shown) > width:
-                shown[index] = facts[index][1]
+        shown = [fact[0] for fact in facts]
+        for step in (1, 2):
+            for index, words in enumerate(facts):
+                if _joined_width(shown) > width:
+                    shown[index] = words[min(step, len(words) - 1)]
         kept = shown[:1]
         for fact in shown[1:]:
             if _joined_width([*kept, fact]) <= width:
                 kept.append(fact)
         return Content(" · ").join(safe(fact) for fact in kept)
 
-    def facts(self) -> list[tuple[str, str]]:
-        """Return what is in force, the most important first: in full, and short; uncleaned."""
+    def facts(self) -> list[tuple[str, ...]]:
+        """Return what is in force, the most important first: in full, and shorter; uncleaned."""
         state = self._state
         model = self._model
         if state is not None and state.readings is not None:
             model = state.readings.trace.run.model
         name = model.rstrip("/").rsplit("/", 1)[-1]
-        facts = [(name, name)]
+        facts: list[tuple[str, ...]] = [(name, name)]
         if self._private:
             facts.append(("private: nothing is kept", "private"))
         readings = state.readings if state is not None else None
@@ -113,11 +117,12 @@ class StatusLine(Widget):
         if readings.trace.edits:
             count = len(readings.trace.edits)
             facts.append((f"EDITED: {count} {'edit' if count == 1 else 'edits'}", "EDITED"))
+        # Before all that may be left out: numbers mean nothing without what they are read with.
+        probe = readings.probe_at(state.site, state.position)
+        facts.append(_probe(probe) if probe is not None else ("no probe", "no probe"))
         if run.note:
             facts.append(("trained on labels: no evidence about others", "demo"))
         facts.append((place, place))
-        probe = readings.probe_at(state.site, state.position)
-        facts.append(_probe(probe) if probe is not None else ("no probe", "no probe"))
         facts.append(_origin(state))
         facts.append((f"{run.device} {run.dtype}", f"{run.device} {run.dtype}"))
         facts.append((f"template {run.template}", run.template))
@@ -128,11 +133,18 @@ def _joined_width(facts: list[str]) -> int:
     return sum(cell_len(visible(fact)) for fact in facts) + 3 * (len(facts) - 1)
 
 
-def _probe(probe: ProbeSummary) -> tuple[str, str]:
-    scores = "not measured"
+def _probe(probe: ProbeSummary) -> tuple[str, str, str]:
+    """Return which probe reads: its data and whether it is a preview are in the shortest too."""
+    name = data_name(probe.data)
+    long, short = "not measured", "not measured"
     if probe.held_out_accuracy is not None and probe.bag_accuracy is not None:
-        scores = f"{probe.held_out_accuracy:.2f} held out, {probe.bag_accuracy:.2f} bag"
-    return f"{probe.kind} probe on {probe.data}: {scores}", f"probe {scores}"
+        long = f"{probe.held_out_accuracy:.2f} held out, {probe.bag_accuracy:.2f} bag"
+        short = f"{probe.held_out_accuracy:.2f}, bag {probe.bag_accuracy:.2f}"
+    return (
+        f"{probe.kind} probe on {probe.data}: {long}",
+        f"{probe.kind} probe on {name}: {long}",
+        f"probe {fit(name, min(cell_len(name), _SHORT_NAME))} {short}",
+    )
 
 
 def _origin(state: ScreenState) -> tuple[str, str]:

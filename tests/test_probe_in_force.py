@@ -1,0 +1,66 @@
+"""Which probe reads is said with its data wherever its numbers are: status line, report, exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from support_screen import TEXT, Scene, lines_of, text_on, until
+from support_traces import made_up_trace
+
+from emotui.commands.report import report_of
+from emotui.core.export.markdown import markdown_bytes
+from emotui.core.probe_words import PREVIEW, data_name
+from emotui.core.records import Trace
+
+LONG = "a-file-of-labelled-texts-with-a-long-name.csv (text: text, label: label; 90 of 99 rows)"
+JUDGED = "texts of another source: emotui situations of held-out topics (336 texts)"
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def _read_with(trace: Trace, **fields: Any) -> Trace:
+    probes = tuple(msgspec.structs.replace(probe, **fields) for probe in trace.probes)
+    return msgspec.structs.replace(trace, probes=probes)
+
+
+@pytest.mark.parametrize("data", ["d.csv (text: t, label: l; 9 of 9 rows)", LONG])
+@pytest.mark.parametrize("preview", [False, True])
+@pytest.mark.parametrize("size", [(80, 24), (100, 30), (160, 45), (200, 50)])
+async def test_the_status_line_names_the_data_and_a_preview_at_every_width(
+    scene: Scene, size: tuple[int, int], preview: bool, data: str
+) -> None:
+    fitted_on = f"{PREVIEW}: {data}" if preview else data
+
+    def change(trace: Trace) -> Trace:
+        noted = msgspec.structs.replace(trace.run, note="a note")
+        return msgspec.structs.replace(_read_with(trace, data=fitted_on), run=noted)
+
+    scene.put_trace(probes=scene.put_probes(), change=change)
+    async with scene.open(TEXT, size=size) as (app, pilot):
+        await until(pilot, lambda: "0.61" in text_on(app))
+        line = next(one for one in lines_of(app) if "0.61" in one)
+    assert data.split(" (")[0][:14] in line
+    assert ("preview" in line) == preview
+    assert "0.41" in line
+
+
+def test_the_report_and_markdown_say_what_was_fitted_and_judged_on() -> None:
+    trace = _read_with(made_up_trace(), data=LONG, judged_on=JUDGED)
+    page = report_of(trace)
+    line = next(one for one in page.splitlines() if one.strip().startswith("probe-readout:"))
+    assert f"fitted on {LONG}; judged on {JUDGED}; 0.61 held out, 0.41 bag" in line
+    assert JUDGED in markdown_bytes(trace).decode().replace("\\", "")
+
+
+def test_the_short_name_of_data() -> None:
+    assert data_name(LONG) == "a-file-of-labelled-texts-with-a-long-name.csv"
+    assert data_name(f"{PREVIEW}: emotui situations; 3 too long") == "preview emotui situations"
+    assert data_name("the word 'grief' in 10 sentences (one token)") == (
+        "the word 'grief' in 10 sentences"
+    )
