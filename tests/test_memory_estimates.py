@@ -37,7 +37,7 @@ ONE = 2 * WIDTH * FEATURES * 4
         ("8GiB", 8 * 2**30),
         ("500 MB", 500_000_000),
         ("1.5g", 3 * 2**29),
-        ("1048576", 2**20),
+        ("1048576B", 2**20),
         ("64KiB", 2**16),
     ],
 )
@@ -45,10 +45,19 @@ def test_sizes_are_read(text: str, count: int) -> None:
     assert bytes_of(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "eight", "-1GiB", "0", "5 parsecs", "1e9", "8GiB; rm"])
+@pytest.mark.parametrize(
+    "text", ["", "eight", "-1GiB", "0", "0GiB", "5 parsecs", "1e9", "8GiB; rm"]
+)
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="no size"):
         bytes_of(text)
+
+
+def test_a_number_without_a_unit_is_no_size() -> None:
+    """`--sae-memory 5` would hold the SAEs to five bytes, where five gigabytes were meant."""
+    with pytest.raises(UsageError, match="no size: it has no unit") as caught:
+        bytes_of("5")
+    assert caught.value.todo == "Give one: 5GiB, 5MiB, or 5B for bytes."
 
 
 def test_sizes_and_times_are_written() -> None:
@@ -203,6 +212,8 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_read(
         pending.result(120)
     assert caught.value.what == "There was not enough memory to load large in float32."
     assert "200 MiB" in caught.value.why and "were free" in caught.value.why
+    # Address space is not memory: what was free there says little by itself.
+    assert "of address space that this process may use (`ulimit -v`)" in caught.value.why
     assert "--dtype bfloat16 takes 100 MiB" in caught.value.todo
     assert "200 MiB of weights in float32" in lines[0] and "free" in lines[0]
     resource.prlimit(pid, resource.RLIMIT_AS, (soft, hard))

@@ -9,7 +9,6 @@ from emotui.core.text import clean
 
 _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 _FACTORS = {
-    "": 1,
     "b": 1,
     **{f"{letter}ib": 2**power for letter, power in (("k", 10), ("m", 20), ("g", 30), ("t", 40))},
     **{f"{letter}b": 10**power for letter, power in (("k", 3), ("m", 6), ("g", 9), ("t", 12))},
@@ -35,11 +34,17 @@ def in_time(seconds: float) -> str:
 
 
 def bytes_of(text: str) -> int:
-    """Return the bytes that `8GiB`, `500 MB`, `8G` (binary) or `1048576` stands for.
+    """Return the bytes that `8GiB`, `500 MB`, `8G` (binary) or `1048576 B` stands for.
 
-    UsageError where it is no size, or zero.
+    UsageError where it is no size, zero, or a number without a unit: 8 may be meant for 8 GiB.
     """
     match = _SIZE.fullmatch(text.strip().lower())
+    if match and not match.group(2):
+        raise UsageError(
+            f"{clean(text)!r} is no size: it has no unit.",
+            todo=f"Give one: {match.group(1)}GiB, {match.group(1)}MiB, or {match.group(1)}B "
+            "for bytes.",
+        )
     factor = _FACTORS.get(match.group(2)) if match else None
     count = int(float(match.group(1)) * factor) if match and factor else 0
     if count <= 0:

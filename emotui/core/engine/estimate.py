@@ -85,7 +85,8 @@ def too_much(model: LoadedModel, n_tokens: int, estimate: Estimate) -> OutOfMemo
     dtype = "--dtype bfloat16, " if model.dtype.itemsize > 2 else ""
     return OutOfMemory(
         f"There was not enough memory to read these {n_tokens:,} tokens.",
-        why=f"It was estimated to take {in_bytes(estimate.added)}; {in_bytes(free)} are free.",
+        why=f"It was estimated to take {in_bytes(estimate.added)}; "
+        + memory.what_was_free(estimate.added, free, model.device),
         todo=f"{hint or 'Use '}{dtype}--metric none (no backward pass), a smaller --sae-memory or "
         "another --device. What was computed before is kept.",
     )

@@ -88,11 +88,28 @@ def _left_in(folder: str, limit: str, used: str) -> list[int]:
     return [int(told[0]) - max(0, int(told[1]) - cached)]
 
 
-def _limit_free() -> int | None:
+def _limit() -> int | None:
+    """Return the bytes of address space that this process may use; None for no limit."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit == resource.RLIM_INFINITY:
-        return None
-    return limit - _status("/proc/self/status").get("VmSize", 0)
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _limit_free() -> int | None:
+    limit = _limit()
+    return None if limit is None else limit - _status("/proc/self/status").get("VmSize", 0)
+
+
+def what_was_free(needed: int, free: int, device: torch.device) -> str:
+    """Return what was free, in words, and why it was too little where it was more than needed."""
+    limit = _limit() if device.type == "cpu" else None
+    if limit is None:
+        later = "; it took more than was counted, or something else did" if needed <= free else ""
+        return f"{in_bytes(free)} were free{later}."
+    return (
+        f"{in_bytes(free)} were free of the {in_bytes(limit)} of address space that this process "
+        "may use (`ulimit -v`). Threads, libraries and mapped files take from that too, whether "
+        "they are in memory or not: raise it, or limit memory by a control group instead."
+    )
 
 
 def _lines(place: str) -> list[str]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from emotui.core.engine import sae_formats
 from emotui.core.engine.capture import QuietJob
 from emotui.core.engine.materials import head_count, head_size
-from emotui.core.engine.memory import free_bytes
+from emotui.core.engine.memory import free_bytes, what_was_free
 from emotui.core.engine.sae_formats import SaeConfig, refuse
 from emotui.core.engine.sae_memory import SaeMemory
 from emotui.core.engine.sae_store import converted_place, find_saes, read_converted
@@ -247,14 +247,16 @@ class SaeSet:
         )
 
     def _too_large(self, sae: Sae) -> OutOfMemory:
-        free = free_bytes(self._model.device_at(sae.layer))
+        device = self._model.device_at(sae.layer)
+        free = free_bytes(device)
         dtype = str(self._dtype).removeprefix("torch.")
         options = [f"--dtype bfloat16 takes {in_bytes(self.size_of(sae) // 2)}"]
         narrower = free // max(1, 2 * sae.config.d_in * self._dtype.itemsize)
+        needed = self.size_of(sae)
         return OutOfMemory(
             clean(f"There was not enough memory for the SAE {sae.id}."),
-            why=f"Its {sae.width:,} features take {in_bytes(self.size_of(sae))} in {dtype}; "
-            f"{in_bytes(free)} were free, and no other SAE was left to let go.",
+            why=f"Its {sae.width:,} features take {in_bytes(needed)} in {dtype}; "
+            f"no other SAE was left to let go, and {what_was_free(needed, free, device)}",
             todo=(f"What would fit: {options[0]}; " if self._dtype.itemsize > 2 else "What fits: ")
             + f"an SAE of at most {narrower:,} features (--sae RELEASE:ID, see `emotui models`); "
             "or --sae none.",

@@ -131,7 +131,7 @@ def too_large(name: str, weights: Weights, placement: Placement, estimate: Estim
     return OutOfMemory(
         clean(f"There was not enough memory to load {name} in {placement.words}."),
         why=f"It needs {in_bytes(estimate.added)} on {placement.device}; "
-        f"{in_bytes(estimate.free)} were free.",
+        + memory.what_was_free(estimate.added, estimate.free, placement.device),
         todo=_what_fits(weights, placement, estimate.free),
     )
 
