@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import platform
+import shlex
 from pathlib import Path
 from xml.etree import ElementTree
 
 import msgspec
 import pytest
-from support_studies import run_here, stories_model, write_texts
+from support_command import emotui_here
+from support_studies import files_of, run_here, stories_model, write_texts
 
-from emotui.core.studies.common.pages import html_of, markdown_of, write_pages
+from emotui.core.studies.common.pages import facts_of, html_of, markdown_of, write_pages
 from emotui.core.studies.common.plots import svg_of_heat, svg_of_plot
-from emotui.core.studies.common.report import Heat, Line, Plot, Report, Table
+from emotui.core.studies.common.report import Heat, Line, Plot, Report, Table, shown_p
 from emotui.core.studies.readout import ReadoutResult
 
 HOSTILE = '<script>alert(1)</script> \x1b[31m\u202e & "x" | `y` *z*'
@@ -70,3 +73,45 @@ def test_hostile_names_stay_words(stories: Path, tmp_path: Path) -> None:
     with (tmp_path / "p" / "result.csv").open(encoding="utf-8") as file:
         read = list(csv.reader(file))
     assert read[2] == ["'=HYPERLINK(1)", "2", "'-x"] and "\x1b" not in read[1][0]
+
+
+def test_a_page_names_what_its_numbers_are_of(stories: Path, tmp_path: Path) -> None:
+    data = write_texts(tmp_path / "texts.csv", 16)
+    document = run_here(
+        stories_model(stories), tmp_path, "readout", data, limit=12, settings={"features": "3"}
+    )
+    facts = dict(facts_of(document.run))
+    assert "bootstrap" in facts["intervals"] and facts["intervals"].startswith("95 %")
+    assert facts["which texts"].startswith("at most 12 (--limit)")
+    assert facts["label tokens"].count(";") == len(document.run.labels) - 1
+    assert platform.python_version() in facts["packages"] and "attention" in facts["model"]
+    page, markdown = html_of(document), markdown_of(document)
+    assert all(name in page and name in markdown for name in ("intervals", "label tokens"))
+    # The command is one that the command line takes and that asks for the same run.
+    words = shlex.split(facts["command"])
+    assert words[:4] == ["emotui", "study", "readout", "texts.csv"]
+    assert words[words.index("--set") + 1] == "features=3"
+    words[words.index("--model") + 1] = str(stories)  # paths are not recorded
+    again = emotui_here(
+        *words[1:3],
+        str(data),
+        *words[4:],
+        "--out",
+        str(tmp_path / "again"),
+        cache_dir=tmp_path / "cache",
+    )
+    assert again.returncode == 0, again.stderr
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "run")
+
+
+def test_a_small_p_is_not_shown_as_none() -> None:
+    assert (shown_p(0.0004), shown_p(0.0), shown_p(0.012)) == ("< 0.001", "< 0.001", "0.012")
+
+
+def test_p_columns_and_other_columns(stories: Path, tmp_path: Path) -> None:
+    data = write_texts(tmp_path / "texts.csv", 8)
+    document = run_here(stories_model(stories), tmp_path, "readout", data)
+    table = Table("t", ("p", "share"), ((0.0001, 0.0001),))
+    document = msgspec.structs.replace(document, report=Report((), (table,)))
+    assert "| \\< 0.001 | 0.000 |" in markdown_of(document)
+    assert "<td>&lt; 0.001</td><td>0.000</td>" in html_of(document)

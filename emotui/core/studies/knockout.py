@@ -34,8 +34,9 @@ from emotui.core.studies.common.chunks import Chunks
 from emotui.core.studies.common.dataset import Item
 from emotui.core.studies.common.readings import Readings, readings, readings_bytes
 from emotui.core.studies.common.report import Cell, Line, Plot, Report, Table
+from emotui.core.studies.common.resampling import balanced_interval, mean_interval
 from emotui.core.studies.common.running import Cost, Implementation, Running
-from emotui.core.studies.common.statistics import balanced, bootstrap
+from emotui.core.studies.common.statistics import balanced
 from emotui.core.studies.first_words import FirstWordsSummary, first_words, said
 from emotui.core.studies.variants import (
     Change,
@@ -282,8 +283,8 @@ def measure(
         right = (answer[:, draws] == gold[:, None, None]).double().mean(dim=1)
         lost = (clean == gold).double()[:, None] - right
         agreement = stays.mean(dim=1)
-        low, high = _interval(agreement, generator)
-        lost_low, lost_high = _interval_balanced(lost, gold, generator)
+        low, high = mean_interval(agreement, generator)
+        lost_low, lost_high = balanced_interval(lost, gold, generator)
         columns = {
             "agreement": agreement.mean(dim=0),
             "low": low,
@@ -313,16 +314,6 @@ def measure(
                 )
             )
     return tuple(found)
-
-
-def _interval(values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    return bootstrap(lambda rows: values[rows].mean(dim=0), len(values), generator)
-
-
-def _interval_balanced(
-    values: Tensor, gold: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    return bootstrap(lambda rows: _balanced(values[rows].T, gold[rows]), len(values), generator)
 
 
 def report(result: KnockoutResult) -> Report:
@@ -418,7 +409,7 @@ def _sentences(result: KnockoutResult) -> list[str]:
         n = min(range(len(c.layer)), key=lambda at: c.agreement[at])
         line = (
             f"{site}, span {span}, {kind}: fewest answers stay around layer {c.layer[n]}, "
-            f"{c.agreement[n]:.2f} ({c.low[n]:.2f} to {c.high[n]:.2f}); accuracy lost "
+            f"{c.agreement[n]:.2f} [{c.low[n]:.2f}, {c.high[n]:.2f}]; accuracy lost "
             f"{c.accuracy_lost[n]:.2f}"
         )
         if random is not None:

@@ -32,8 +32,9 @@ from emotui.core.studies.common.chunks import Chunks
 from emotui.core.studies.common.dataset import Item
 from emotui.core.studies.common.fits import fit_place
 from emotui.core.studies.common.readings import Readings, readings, readings_bytes
+from emotui.core.studies.common.resampling import balanced_interval
 from emotui.core.studies.common.running import Cost, Implementation, Running
-from emotui.core.studies.common.statistics import balanced, bootstrap, cohen_kappa, pearson
+from emotui.core.studies.common.statistics import balanced, cohen_kappa, pearson
 from emotui.core.studies.probe_controls import projected, random_weights, text_probe
 from emotui.core.studies.probe_report import report
 from emotui.core.studies.probe_results import (
@@ -222,11 +223,7 @@ def _judged(
     bag = fit_place(study, found.bag[target.rows], design)
     correct = fits.predicted[:, design.judged] == design.labels[design.judged]
     truth = design.labels[design.judged]
-    low, high = bootstrap(
-        lambda rows: balanced(correct[:, rows], truth[rows], classes=design.classes),
-        len(truth),
-        study.generator(f"intervals {name}"),
-    )
+    low, high = balanced_interval(correct.T, truth, study.generator(f"intervals {name}"))
     return TargetResult(
         target=name,
         labels={label: target.counts[label] for label in target.kept},

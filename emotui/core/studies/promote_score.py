@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from emotui.core.studies.common.statistics import bootstrap
+from emotui.core.studies.common.resampling import Interval, resampled
 from emotui.core.studies.promote_results import CONTROLS, Kind, PromoteCurve
 from emotui.core.studies.variants import Window
 
@@ -76,14 +76,10 @@ def measure(
             for s, strength in enumerate(plan.strengths):
                 now = (answers[:, rows, s] == column).double()  # [texts, draws, windows]
 
-                def score(chosen: Tensor, now: Tensor = now, was: Tensor = was) -> Tensor:
-                    return promotion_score(was[chosen].mean(), now[chosen].mean(dim=0))
-
-                each = score(torch.arange(n))
-                if control:
-                    low, high = each.amin(dim=0), each.amax(dim=0)
-                else:
-                    low, high = (one[0] for one in bootstrap(score, n, generator))
+                each = promotion_score(was.mean(), now.mean(dim=0))
+                low, high = each.amin(dim=0), each.amax(dim=0)
+                if not control:
+                    low, high = _interval(was, now[:, 0], generator)
                 curves.append(
                     PromoteCurve(
                         along=kind,
@@ -100,6 +96,15 @@ def measure(
                     )
                 )
     return tuple(curves)
+
+
+def _interval(was: Tensor, now: Tensor, generator: torch.Generator) -> Interval:
+    """Return the bounds of the score over resampled texts: `was` [n], `now` [n, windows]."""
+
+    def score(counts: Tensor) -> Tensor:
+        return promotion_score((counts @ was)[:, None] / len(was), counts @ now / len(was))
+
+    return resampled(score, len(was), generator)
 
 
 def _margin(scores: Tensor, column: int, others: list[int]) -> Tensor:

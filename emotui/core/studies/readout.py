@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import msgspec
+import torch
 from torch import Tensor
 
 from emotui.core.engine.collect import Place, batches, places_of
@@ -18,11 +19,13 @@ from emotui.core.studies.common.chunks import Chunks, packed, unpacked
 from emotui.core.studies.common.dataset import Item
 from emotui.core.studies.common.readings import Batch, run_batch
 from emotui.core.studies.common.report import Cell, Heat, Report, Table
+from emotui.core.studies.common.resampling import balanced_interval
 from emotui.core.studies.common.running import Cost, Implementation, Running
 
 _STAGE = "texts"
 _SIZE = 64
 _BYTES_PER_TEXT = 600  # of a chunk, about
+_FEW = 20  # texts of a label; below, its recall is hardly known
 
 
 class _Reading(msgspec.Struct, frozen=True):
@@ -58,6 +61,9 @@ class ReadoutResult(msgspec.Struct, frozen=True, kw_only=True):
     """[gold, labels]: texts of each label by their answer."""
     balanced_accuracy: float | None
     """Mean recall over the labels of the dataset; None without labels."""
+    accuracy_low: float | None = None
+    """95 % bootstrap interval of it, texts drawn within their label."""
+    accuracy_high: float | None = None
     probe: str
     """Id of the readout probe; "" where none is trusted anywhere in the residual stream."""
     probe_layer: int | None
@@ -86,6 +92,7 @@ def run(study: Running) -> ReadoutResult:
         for label, row in zip(gold, matrix, strict=True)
         if sum(row)
     ]
+    low, high = _interval(matrix, gold, labels, study) if recalls else (None, None)
     return ReadoutResult(
         texts=texts,
         unreadable=study.run.dataset.texts - texts,
@@ -95,9 +102,26 @@ def run(study: Running) -> ReadoutResult:
         gold=gold,
         confusion=matrix,
         balanced_accuracy=sum(recalls) / len(recalls) if recalls else None,
+        accuracy_low=low,
+        accuracy_high=high,
         probe=trusted.probe.id if trusted else "",
         probe_layer=trusted.layer if trusted else None,
     )
+
+
+def _interval(
+    matrix: Sequence[Sequence[int]], gold: Sequence[str], labels: Sequence[str], study: Running
+) -> tuple[float, float]:
+    """Return the bounds of the balanced accuracy, from how often each label was answered so."""
+    right, of = [], []
+    for number, (label, row) in enumerate(zip(gold, matrix, strict=True)):
+        hits = row[labels.index(label)]
+        right += [1.0] * hits + [0.0] * (sum(row) - hits)
+        of += [number] * sum(row)
+    low, high = balanced_interval(
+        torch.tensor(right, dtype=torch.float64), torch.tensor(of), study.generator("intervals")
+    )
+    return float(low), float(high)
 
 
 def _chunk(
@@ -193,9 +217,18 @@ def report(result: ReadoutResult) -> Report:
     if result.unreadable:
         sentences.append(f"{result.unreadable:,} texts are too long for the model with the prompt.")
     if result.balanced_accuracy is not None:
+        interval = ""
+        if result.accuracy_low is not None and result.accuracy_high is not None:
+            interval = f" [{result.accuracy_low:.2f}, {result.accuracy_high:.2f}]"
+        few = ", ".join(
+            f"{label} {sum(row)}"
+            for label, row in zip(result.gold, result.confusion, strict=True)
+            if sum(row) < _FEW
+        )
         sentences.append(
-            f"Against the labels of the dataset the answers have a balanced accuracy of "
-            f"{result.balanced_accuracy:.2f}; guessing has {1 / len(result.gold):.2f}."
+            "Against the labels of the dataset the answers have a balanced accuracy of "
+            f"{result.balanced_accuracy:.2f}{interval}; guessing has {1 / len(result.gold):.2f}."
+            + (f" Of some labels there are few texts: {few}." if few else "")
         )
     sentences.append(
         f"z is that of the probe {result.probe} at layer {result.probe_layer}, the best of those "

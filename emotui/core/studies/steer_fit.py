@@ -13,7 +13,7 @@ from emotui.core.studies.steer_runs import Feature
 
 GRID = (1.0, 0.5, 0.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 """Scales that are tried, the unedited first: of equals the first is taken."""
-PENALTIES = (0.001, 0.01, 0.1)
+PENALTIES = (0.0001, 0.001, 0.01, 0.1, 1.0)
 DEFAULT_PENALTY = 0.01
 SWEEPS = 2
 _BIAS_PENALTY = 0.01

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from emotui.core.studies.common.report import Cell, Line, Plot, Report, Table
+from emotui.core.studies.steer_fit import PENALTIES
 from emotui.core.studies.steer_results import EvaluatedSet, Gain, SteerResult
 
 _HIGH = 1.10
+_FEW = 20  # texts of a label; below, its recall is hardly known
 _METHODS = ("targeted", "global", "matched", "logit bias", "few-shot", "nearest mean")
 
 
@@ -22,12 +24,16 @@ def report(result: SteerResult) -> Report:
         (
             *(one.dataset, one.shots, one.method),
             *(one.over[name] for name in _OVER),
-            *(one.best, one.low, one.high, "gain" if one.claimed else "no gain claimed"),
+            *(one.best, one.low, one.high, one.matched_low, one.matched_high),
+            "gain" if one.claimed else "no gain claimed",
         )
         for one in result.gains
     ]
     fits: list[tuple[Cell, ...]] = [
-        (fit.shots, label, sum(k == n for _, _, k in fit.features), fit.targeted[n], fit.fitted[n])
+        (
+            *(fit.shots, label, sum(k == n for _, _, k in fit.features), fit.targeted[n]),
+            *(fit.fitted[n], fit.penalty),
+        )
         for fit in result.trained
         for n, label in enumerate(result.labels)
     ]
@@ -44,11 +50,26 @@ def report(result: SteerResult) -> Report:
             "Steering less each baseline, balanced accuracy",
             (
                 *("dataset", "shots", "method", *(f"over {name}" for name in _OVER)),
-                *("best baseline", "low", "high", "verdict"),
+                *("best baseline", "low", "high", "over matched low", "over matched high"),
+                "verdict",
             ),
             tuple(gains),
         ),
-        Table("Scales", ("shots", "label", "features", "targeted", "global"), tuple(fits)),
+        Table(
+            "Scales", ("shots", "label", "features", "targeted", "global", "penalty"), tuple(fits)
+        ),
+        Table(
+            "Texts the methods are judged on",
+            ("dataset", *result.labels, "all"),
+            tuple(
+                (
+                    one.name or "held out",
+                    *(one.labels.get(label, 0) for label in result.labels),
+                    one.texts,
+                )
+                for one in result.datasets
+            ),
+        ),
         Table(
             "Every token of neutral passages edited",
             (
@@ -79,7 +100,37 @@ def _sentences(result: SteerResult) -> list[str]:
     ]
     for dataset in result.datasets:
         found.append(_of_dataset(result, dataset))
+    found += [_penalties(result), *_few(result)]
     found += _costs(result)
+    return found
+
+
+def _penalties(result: SteerResult) -> str:
+    """Say under which penalties the global scales were fitted, and which lie at the grid's edge."""
+    said = ", ".join(f"{fit.penalty:g} with {fit.shots}" for fit in result.trained)
+    line = f"Global scales were fitted under a penalty (on their distance from 1) of {said}."
+    edge = [fit for fit in result.trained if fit.penalty in (PENALTIES[0], PENALTIES[-1])]
+    if edge:
+        shots = ", ".join(str(fit.shots) for fit in edge)
+        line += (
+            f" With {shots} that is the edge of the grid ({PENALTIES[0]:g} to {PENALTIES[-1]:g})"
+        )
+        ones = [fit for fit in edge if all(scale == 1 for scale in fit.fitted)]
+        line += ": with " + ", ".join(str(fit.shots) for fit in ones) if ones else ""
+        line += " all scales are 1, so nothing is edited." if ones else "."
+    return line
+
+
+def _few(result: SteerResult) -> list[str]:
+    """Name the labels of which a dataset has too few texts for a recall."""
+    found = []
+    for one in result.datasets:
+        few = [f"{label} {n}" for label, n in one.labels.items() if n < _FEW]
+        if few:
+            found.append(
+                f"On {one.name or 'the held-out texts'} the recall of some labels, and with it the "
+                f"balanced accuracy, rests on few texts: {', '.join(few)}."
+            )
     return found
 
 
@@ -100,7 +151,7 @@ def _of_dataset(result: SteerResult, dataset: EvaluatedSet) -> str:
     best = max(mine, key=lambda one: min(one.over.values()))
     return (
         f"{head}no gain is claimed; the nearest, {_said(best)}, is not above all of no edit, "
-        "logit bias, few-shot and matched features with its interval above 0."
+        "logit bias, few-shot and matched features with both intervals above 0."
     )
 
 

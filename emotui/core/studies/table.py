@@ -50,6 +50,8 @@ class Study:
     least_of_a_label: int = 0
     """Texts that at least two labels must have, or nothing can be fitted, whatever the model; 0
     where there is no such bound."""
+    intervals: str = ""
+    """Of what low, high and brackets are: level, method, draws; "" where the report says it."""
     half_option: str = ""
     """The option that says how many texts of a label each half must have; "" for none."""
 
@@ -61,6 +63,7 @@ STUDIES: tuple[Study, ...] = (
         "text?",
         paper="",
         needs_labels=False,
+        intervals="95 %, percentiles of 1,000 bootstrap draws of texts within their label",
         options=(
             Option(
                 "features", "number", "10", "how many features of each text are listed", least=0
@@ -74,6 +77,8 @@ STUDIES: tuple[Study, ...] = (
         question="At which layers and sites can the emotion, and each appraisal, be read?",
         paper="Tak et al.",
         needs_labels=True,
+        intervals="95 %, percentiles of 1,000 bootstrap draws of the judged texts within their "
+        "label",
         options=(
             Option("raters", "columns", "", "columns with the label each reader gave"),
             Option("random", "text", "yes", "`no` leaves out the model with random weights"),
@@ -87,6 +92,8 @@ STUDIES: tuple[Study, ...] = (
         "carries its answer over?",
         paper="Tak et al.",
         needs_labels=True,
+        intervals="95 %, percentiles of 1,000 pigeonhole bootstrap draws: texts are drawn, and a "
+        "pair counts as often as the product of its two",
         options=(
             Option("span", "numbers", "1,3", "how many layers are patched together; odd"),
             Option("sites", "text", "resid,attn,mlp", "where"),
@@ -101,6 +108,8 @@ STUDIES: tuple[Study, ...] = (
         question="Which layers and sites does the answer not survive without?",
         paper="Tak et al.",
         needs_labels=True,
+        intervals="95 %, percentiles of 1,000 bootstrap draws of texts (lost: within their "
+        "label); lowest and highest are of the draws of random directions",
         options=(
             Option("span", "numbers", "1,3", "how many layers are knocked out together; odd"),
             Option("sites", "text", "attn,mlp", "where; also resid"),
@@ -116,11 +125,13 @@ STUDIES: tuple[Study, ...] = (
         "it the answer?",
         paper="Tak et al.",
         needs_labels=True,
+        intervals="along means and row 95 %, percentiles of 1,000 bootstrap draws of texts; of "
+        "random directions low and high are the lowest and the highest draw",
         options=(
             Option("strengths", "numbers", "0.1,0.2,0.5,1", "of the residual's mean norm"),
             Option("along", "text", "means,row", "difference of means, or the probe's row"),
             Option("span", "number", "1", "layers it is added at; odd"),
-            Option("draws", "number", "5", "random directions of each kind"),
+            Option("draws", "number", "10", "random directions of each kind"),
             Option("generations", "number", "0", "texts continued under each direction", least=0),
             Option("layer", "text", "", "where; the layer whose probe is best on dev if not given"),
         ),
@@ -193,6 +204,8 @@ STUDIES: tuple[Study, ...] = (
         "and matched features?",
         paper="SAE paper",
         needs_labels=True,
+        intervals="95 %, percentiles of 2,000 bootstrap draws of texts; of gains the same over "
+        "paired draws, corrected (Bonferroni) for all settings and datasets",
         options=(
             Option("shots", "numbers", "1,2,5,10", "examples of each label to choose and fit on"),
             Option("features", "number", "8", "most features of a label"),
@@ -212,6 +225,7 @@ STUDIES: tuple[Study, ...] = (
         "of?",
         paper="EXPRESS",
         needs_labels=False,
+        intervals="95 %, percentiles of 1,000 bootstrap draws of texts",
         options=(
             Option("mode", "text", "score", "score, generate, or both with a comma"),
             Option("shots", "numbers", "0", "examples shown before a text, as 0,1,3,6"),
@@ -231,6 +245,8 @@ STUDIES: tuple[Study, ...] = (
         "inside steadier?",
         paper="Shu et al., questionnaire reliability",
         needs_labels=False,
+        intervals="95 %, percentiles of 1,000 bootstrap draws of texts; draws without a kappa "
+        "are left out",
         options=(
             Option(
                 "items",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -16,12 +17,14 @@ from emotui.cache import files
 from emotui.core.studies.common import folder as folders
 from emotui.core.studies.common.folder import StudyDocument, StudyRun
 from emotui.core.studies.common.plots import svg_of_heat, svg_of_plot
-from emotui.core.studies.common.report import Cell, Report, Table
+from emotui.core.studies.common.report import Cell, Report, Table, shown_p
+from emotui.core.studies.common.rows import BundledRows
 from emotui.core.studies.table import study_named
 from emotui.core.text import clean
 
 Rows = tuple[Sequence[str], Iterable[Sequence[Cell]]]
 _Result = TypeVar("_Result")
+_P_COLUMNS = frozenset({"p", "q", "mcnemar_p", "p of the best layer"})
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;"
@@ -105,10 +108,33 @@ def _csv_cell(cell: Cell) -> str:
     return "" if cell is None else repr(cell)
 
 
-def _shown(cell: Cell) -> str:
+def _shown(cell: Cell, column: str = "") -> str:
     if isinstance(cell, float):
+        if column in _P_COLUMNS and cell == cell:
+            return shown_p(cell)
         return f"{cell:.3f}" if math.isfinite(cell) else ""
     return "" if cell is None else clean(str(cell))
+
+
+def command_of(run: StudyRun) -> str:
+    """Return the command of a run, files by their names alone."""
+    study, data = study_named(run.study), run.dataset
+    words = ["emotui", "study", run.study]
+    bundled = data.name == BundledRows.name
+    words.append("bundled" if bundled else data.name)
+    words += ["--model", run.model, "--template", run.template.name, "--labels", data.label_set]
+    if not bundled:
+        words += ["--text-column", data.text_column]
+        words += ["--label-column", data.label_column] if data.label_column else []
+        for name in data.label_maps:
+            words += ["--label-map", name.rsplit(" ", 1)[0]]  # its hash stands behind it
+    words += ["--limit", str(run.limit)] if run.limit is not None else []
+    words += ["--seed", str(run.seed)]
+    defaults = {option.name: option.default for option in study.options}
+    for name, value in run.settings.items():
+        if value != defaults.get(name):
+            words += ["--set", f"{name}={value}"]
+    return shlex.join(words)
 
 
 def facts_of(run: StudyRun) -> list[tuple[str, str]]:
@@ -118,7 +144,11 @@ def facts_of(run: StudyRun) -> list[tuple[str, str]]:
     settings = ", ".join(f"{name} {value}" for name, value in run.settings.items() if value)
     return [
         ("question", study.question),
-        ("model", f"{run.model}, {run.layers} layers (from 0), {run.dtype}, {run.device}"),
+        (
+            "model",
+            f"{run.model}, {run.layers} layers (from 0), {run.dtype}, {run.device}, attention "
+            f"{run.attention}",
+        ),
         ("weights", run.fingerprint[:16]),
         *([("note", run.note)] if run.note else []),
         (
@@ -126,12 +156,35 @@ def facts_of(run: StudyRun) -> list[tuple[str, str]]:
             f"{data.name}: {data.texts:,} of {data.rows:,} rows, digest {data.digest[:16]}",
         ),
         ("texts by label", counts),
+        ("which texts", _taken(run)),
         ("prompt", f"{run.template.before}TEXT{run.template.after}"),
         ("answers", f"{data.label_set}, rule {run.answer_rule}"),
+        (
+            "label tokens",
+            "; ".join(
+                f"{label} {' '.join(map(str, tokens))}"
+                for label, tokens in zip(run.labels, run.label_tokens, strict=True)
+            ),
+        ),
+        *([("SAEs", ", ".join(run.saes))] if run.saes else []),
+        *([("probes", ", ".join(run.probes))] if run.probes else []),
+        *([("intervals", study.intervals)] if study.intervals else []),
         ("seed", str(run.seed)),
         *([("options", settings)] if settings else []),
         ("packages", ", ".join(f"{name} {version}" for name, version in run.packages.items())),
+        ("command", command_of(run)),
+        ("begun", f"the time stands in {folders.STUDY_FILE} beside this file"),
     ]
+
+
+def _taken(run: StudyRun) -> str:
+    """Return by which rule texts were taken."""
+    most = run.limit if run.limit is not None else study_named(run.study).most_texts
+    if most is None:
+        return "all"
+    asked = "--limit" if run.limit is not None else "the study's own limit"
+    labels = ", the same share of every label" if run.dataset.label_column else ""
+    return f"at most {most:,} ({asked}), drawn by the hash of seed and text{labels}"
 
 
 def markdown_of(document: StudyDocument) -> str:
@@ -150,8 +203,13 @@ def _markdown_lines(document: StudyDocument) -> Iterator[str]:
         yield "| " + " | ".join(_plain(name) for name in table.columns) + " |"
         yield "|" + "---|" * len(table.columns)
         for row in table.rows:
-            yield "| " + " | ".join(_plain(_shown(cell)) for cell in row) + " |"
+            yield "| " + " | ".join(_cells(table, row)) + " |"
         yield ""
+
+
+def _cells(table: Table, row: Sequence[Cell]) -> Iterator[str]:
+    for name, cell in zip(table.columns, row, strict=False):
+        yield _plain(_shown(cell, name))
 
 
 def _facts_table(run: StudyRun) -> Table:
@@ -196,7 +254,12 @@ def _figure(title: str, svg: str) -> str:
 def _html_table(table: Table) -> str:
     head = "".join(f"<th>{escape(clean(name))}</th>" for name in table.columns)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(_shown(cell))}</td>" for cell in row) + "</tr>"
+        "<tr>"
+        + "".join(
+            f"<td>{escape(_shown(cell, name))}</td>"
+            for name, cell in zip(table.columns, row, strict=False)
+        )
+        + "</tr>"
         for row in table.rows
     )
     return f"<h2>{escape(clean(table.title))}</h2><table><tr>{head}</tr>{rows}</table>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import platform
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,7 +92,8 @@ def _running(
     dataset, summary = dataset_of(request)
     template = template_named(request.template)
     tokens = label_tokens(model.reader, request.label_set, template)
-    saes = tuple(sae for source in instruments.saes(request.saes, job) for sae in source)
+    sets = instruments.saes(request.saes, job, needed=study.saes == "needed")
+    saes = tuple(sae for source in sets for sae in source)
     if study.saes == "needed" and not saes:
         raise UsageError(
             f"The study {study.name} needs SAEs.",
@@ -122,7 +124,7 @@ def _running(
         answer_rule=tokens.rule,
         saes=tuple(sae.key for sae in saes),
         probes=probe_ids,
-        packages=package_versions(),
+        packages={**package_versions(), "python": platform.python_version()},
     )
     return Running(
         request=request,
