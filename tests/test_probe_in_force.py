@@ -1,4 +1,4 @@
-"""Which probe reads is said with its data wherever its numbers are: status line, report, exports."""
+"""Which probe reads is said with its data wherever its numbers are: status line, report, export."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from emotui.commands.report import report_of
 from emotui.core.export.markdown import markdown_bytes
 from emotui.core.probe_words import PREVIEW, data_name
 from emotui.core.records import Trace
+from emotui.ui.panes.layers import cell_text
 
 LONG = "a-file-of-labelled-texts-with-a-long-name.csv (text: text, label: label; 90 of 99 rows)"
 JUDGED = "texts of another source: emotui situations of held-out topics (336 texts)"
@@ -56,6 +57,46 @@ def test_the_report_and_markdown_say_what_was_fitted_and_judged_on() -> None:
     line = next(one for one in page.splitlines() if one.strip().startswith("probe-readout:"))
     assert f"fitted on {LONG}; judged on {JUDGED}; 0.61 held out, 0.41 bag" in line
     assert JUDGED in markdown_bytes(trace).decode().replace("\\", "")
+
+
+def _as_logits(trace: Trace, *probes: str) -> Trace:
+    columns = trace.readouts
+    z = tuple(
+        None if probe in probes else value
+        for probe, value in zip(columns.probe, columns.z, strict=True)
+    )
+    return msgspec.structs.replace(trace, readouts=msgspec.structs.replace(columns, z=z))
+
+
+def test_numbers_without_z_are_called_logits() -> None:
+    trace = _as_logits(made_up_trace(), "probe-readout")
+    lines = [line for line in report_of(trace).splitlines() if line.startswith("probe ")]
+    assert "logits, marked ?: the probe saw no neutral texts" in lines[0]
+    assert ", z (" in lines[1] and "logit" not in lines[1]
+    methods = markdown_bytes(trace).decode().split("Linear probe ")
+    assert "logits: without neutral texts there is no z" in methods[1]
+    assert "standard deviations" not in methods[1]
+    assert "z is in standard deviations of neutral texts" in methods[2]
+    # As many readouts without z as the probe has: none stands in place of one.
+    assert report_of(trace).count("?") > report_of(made_up_trace()).count("?") + 8
+
+
+@pytest.mark.parametrize("size", [(80, 24), (160, 45)])
+async def test_the_heat_map_draws_logits_apart(scene: Scene, size: tuple[int, int]) -> None:
+    scene.put_trace(
+        probes=scene.put_probes(), change=lambda trace: _as_logits(trace, "probe-readout")
+    )
+    async with scene.open(TEXT, size=size) as (app, pilot):
+        await until(pilot, lambda: "0.61" in text_on(app))
+        await pilot.press("2")
+        readings = app.explorer.state.readings
+        assert readings is not None
+        readout = readings.trace.text.readout
+        cell = readings.cell("resid", readout, 2, "joy")
+        assert cell is not None and not cell.standardised and cell.shade == 0.0
+        text = cell_text(cell, 7, cursor=False)
+        assert text[0] == "L" and float(text[1:5]) == pytest.approx(cell.z, abs=0.06)
+        await until(pilot, lambda: "L logit, no z" in text_on(app))
 
 
 def test_the_short_name_of_data() -> None:

@@ -92,13 +92,14 @@ def _answer(trace: Trace) -> list[str]:
 def _readouts(trace: Trace) -> list[str]:
     lines: list[str] = []
     for probe in trace.probes:
-        cells = _cells(trace.readouts, probe.id, trace.text.readout)
+        rows = _rows_of(trace.readouts, probe.id, trace.text.readout)
+        cells = _cells(trace.readouts, rows)
         if not cells:
             continue
         position = "the readout" if probe.kind == "readout" else "the readout, outside its kind"
         lines.append(
-            f"probe   {probe.kind}, {probe.label_set}, residual at {position}, z "
-            "(l lexical, u untrusted)"
+            f"probe   {probe.kind}, {probe.label_set}, residual at {position}, "
+            f"{_unit(trace.readouts, rows)} (l lexical, u untrusted)"
         )
         lines.append(f"  {clean(line_of(probe))}")
         lines.append("  layer  " + "".join(emotion[:8].rjust(9) for emotion in probe.emotions))
@@ -109,15 +110,29 @@ def _readouts(trace: Trace) -> list[str]:
     return lines
 
 
-def _cells(readouts: Readouts, probe: str, position: int) -> dict[tuple[int, str], str]:
-    """Return the residual cells of one probe at one position, printed."""
+def _rows_of(readouts: Readouts, probe: str, position: int) -> list[int]:
+    """Return the rows of the residual of one probe at one position."""
+    wanted = (probe, "resid", position)
+    places = zip(readouts.probe, readouts.site, readouts.position, strict=True)
+    return [row for row, place in enumerate(places) if place == wanted]
+
+
+def _unit(readouts: Readouts, rows: list[int]) -> str:
+    """Return what the numbers of the rows are."""
+    known = [readouts.z[row] is not None for row in rows]
+    if all(known):
+        return "z"
+    return (
+        "z; ? a logit, where there is no z"
+        if any(known)
+        else ("logits, marked ?: the probe saw no neutral texts, so there is no z")
+    )
+
+
+def _cells(readouts: Readouts, rows: list[int]) -> dict[tuple[int, str], str]:
+    """Return these rows, printed."""
     cells: dict[tuple[int, str], str] = {}
-    for row in range(len(readouts.probe)):
-        if (readouts.probe[row], readouts.site[row], readouts.position[row]) != (
-            *(probe, "resid"),
-            position,
-        ):
-            continue
+    for row in rows:
         z = readouts.z[row]
         number = f"{readouts.value[row]:+.2f}?" if z is None else f"{z:+.1f}"
         cells[readouts.layer[row], readouts.emotion[row]] = number + (

@@ -38,6 +38,11 @@ class Cell:
     marked: bool
     """Above what a neutral text of like length reaches."""
 
+    @property
+    def shade(self) -> float:
+        """What the ramp shows: z, and nothing of a number that is none."""
+        return self.z if self.standardised else 0.0
+
 
 @dataclass(frozen=True)
 class FeatureRow:
@@ -215,6 +220,11 @@ class Readings:
         }
         return said_from(self.trace, position, layer, rows)
 
+    @cached_property
+    def all_standardised(self) -> bool:
+        """Whether every readout has a z; without neutral texts a probe gives logits alone."""
+        return None not in self.trace.readouts.z
+
     def trust_of(self, site: Site, position: int, layer: int) -> Trust | None:
         """Return the verdict on the probe in force at a layer; None without one."""
         for emotion in self.emotions:
@@ -243,5 +253,8 @@ class Readings:
             if known:
                 return layer, max(known, key=lambda emotion: answer.labels[emotion])
         cells = {emotion: self.cell(site, readout, layer, emotion) for emotion in self.emotions}
-        found = {emotion: cell.z for emotion, cell in cells.items() if cell is not None}
+        read = {emotion: cell for emotion, cell in cells.items() if cell is not None}
+        # A logit is not compared with a z.
+        alike = {emotion: cell for emotion, cell in read.items() if cell.standardised} or read
+        found = {emotion: cell.z for emotion, cell in alike.items()}
         return layer, max(found, key=lambda emotion: found[emotion]) if found else ""

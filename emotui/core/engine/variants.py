@@ -250,7 +250,7 @@ def _other_emotion(
     readout probe's row at the site and layer; its own emotion is that of its largest write.
     """
     if probe is None:
-        return "no probe is fitted, so which feature writes another emotion is not known"
+        return "no probe with a z is in force, so which feature writes another emotion is not known"
     if (edit.site, edit.layer) not in probe.places:
         return "no probe reads the outputs of single heads"
     rows = probe.weight[probe.places.index((edit.site, edit.layer))].T

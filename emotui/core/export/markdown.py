@@ -95,7 +95,7 @@ def _methods(trace: Trace, ancestors: Sequence[Trace]) -> Iterable[str]:
                 f"The labels' first tokens hold {trace.answer.mass:.3g} of the whole next-token "
                 "distribution."
             )
-    yield from map(_probe, trace.probes)
+    yield from (_probe(probe, _unit(trace, probe)) for probe in trace.probes)
     if not trace.probes:
         yield "No probe was in force."
     if trace.saes:
@@ -114,7 +114,21 @@ def _methods(trace: Trace, ancestors: Sequence[Trace]) -> Iterable[str]:
     yield f"Versions: {versions}."
 
 
-def _probe(probe: ProbeSummary) -> str:
+def _unit(trace: Trace, probe: ProbeSummary) -> str:
+    """Return what the probe's numbers in a trace are."""
+    found = {
+        z is not None
+        for name, z in zip(trace.readouts.probe, trace.readouts.z, strict=True)
+        if name == probe.id
+    }
+    if False not in found:
+        return "z is in standard deviations of neutral texts"
+    if True in found:
+        return "z is in standard deviations of neutral texts; where there is none, logits stand"
+    return "its numbers are logits: without neutral texts there is no z"
+
+
+def _probe(probe: ProbeSummary, unit: str) -> str:
     at = "the readout" if probe.kind == "readout" else "tokens of the text"
     judged = f", judged on {_said(probe.judged_on)}" if probe.judged_on else ""
     scores = "its accuracy was not measured"
@@ -126,7 +140,7 @@ def _probe(probe: ProbeSummary) -> str:
     return (
         f"Linear probe {_code(probe.id)}, fitted at {at} under template "
         f"{_code(probe.template)} on {_said(probe.data)}: {len(probe.emotions)} emotions of "
-        f"{_said(probe.label_set)}{judged}, {scores}; z is in standard deviations of neutral texts."
+        f"{_said(probe.label_set)}{judged}, {scores}; {unit}."
     )
 
 

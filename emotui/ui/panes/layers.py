@@ -25,6 +25,8 @@ _LEGENDS = (
     "t trusted  l lexical  u untrusted  ( ) not fitted here  * above neutral",
     "t trusted  l lexical  u untrusted",
 )
+_LOGIT = "L"
+_LOGIT_LEGEND = "L logit, no z"
 _PHASES = 4
 """Cells of the phases of a layer."""
 _PHASES_LEGEND = "R readable  U used  W written"
@@ -37,20 +39,20 @@ def cell_text(cell: Cell | None, width: int, *, cursor: bool) -> str:
     """Return a cell in `width` (3 to 9) cells: size as a glyph, sign, digits, mark.
 
     Round brackets stand around a number that is read where its probe was not fitted, square
-    ones around the cursor.
+    ones around the cursor. L before it: a logit, of a probe without z.
     """
     if cell is None:
         return (("[" + " " * (width - 2) + "]") if cursor else "").ljust(width)
     digits = number(cell.z, 4 if width >= 6 else 2)
-    left, right = glyph_of(cell.z), " "
+    left, right = glyph_of(cell.shade) if cell.standardised else _LOGIT, " "
     if cell.marked:
         right = "*"
     elif cell.by_construction:
         right = "c"
     if cell.hollow:
-        left, right = "(", ")"
+        left, right = "(" if cell.standardised else _LOGIT, ")"
     if cursor:
-        left, right = "[", "]"
+        left, right = "[" if cell.standardised else _LOGIT, "]"
     return fit(f"{left}{digits}{right}", width) if width >= 4 else f"{left}{digits}"
 
 
@@ -104,6 +106,8 @@ class LayersPane(LinePane):
         legend = _LEGENDS[self.size.width < len(_LEGENDS[0]) + 6]
         if self._phases:
             legend = f"{_PHASES_LEGEND}  {_LEGENDS[1]}"
+        if readings is not None and not readings.all_standardised:
+            legend = f"{_LOGIT_LEGEND}  {_LEGENDS[1]}"
         self.border_subtitle = legend if readings is not None and readings.emotions else ""
         self.border_title = safe(self._title(state))
         if readings is None:
@@ -245,8 +249,8 @@ class LayersPane(LinePane):
                 yield text, self.palette.quiet
             else:
                 filled = cell.trust != "untrusted" and not cell.hollow
-                style = self.palette.shade(cell.z, filled=filled)
-                glyph = self.palette.glyphs[step_of(cell.z)] if filled else style
+                style = self.palette.shade(cell.shade, filled=filled)
+                glyph = self.palette.glyphs[step_of(cell.shade)] if filled else style
                 yield text[:1], glyph if text[0] in GLYPHS[2:] else style
                 yield text[1:], style
         if self._lens:  # only where all columns are in sight

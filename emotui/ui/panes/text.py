@@ -164,7 +164,7 @@ class TokenStrip(LinePane):
             cell = state.readings.cell(state.site, placed.index, state.layer, state.emotion)
             style = self.palette.base if token.part == "text" else self.palette.quiet
             if cell is not None and not cell.hollow:
-                style = self.palette.shade(cell.z, filled=cell.trust != "untrusted")
+                style = self.palette.shade(cell.shade, filled=cell.trust != "untrusted")
                 if token.part != "text":
                     style += Style(italic=True)
             if placed.index == state.position:
@@ -180,8 +180,8 @@ class TokenStrip(LinePane):
             sign = ""
             if placed.index == state.position:
                 sign = "^"
-            elif cell is not None and glyph_of(cell.z) != " ":
-                sign = ("+" if cell.z > 0 else "-") + glyph_of(cell.z)
+            elif cell is not None and glyph_of(cell.shade) != " ":
+                sign = ("+" if cell.z > 0 else "-") + glyph_of(cell.shade)
             indent = 1 if placed.text.startswith(" ") and placed.width > len(sign) else 0
             yield (" " * indent + sign).ljust(placed.width)[: placed.width], self.palette.quiet
 
@@ -245,7 +245,7 @@ def _token_content(state: ScreenState) -> Content:
     cell = readings.cell(state.site, state.position, state.layer, state.emotion)
     parts: list[str | Content] = [f"{place_name(state)} ", safe(repr(token.string))]
     if cell is not None:
-        name, shown = "z" if cell.standardised else "value", number(cell.z).strip()
+        name, shown = "z" if cell.standardised else "logit (no z)", number(cell.z).strip()
         reading = f"({shown}) outside" if cell.hollow else f"{shown} {cell.trust}"
         parts += [" · ", safe(state.emotion), f" {name} {reading}"]
         if cell.by_construction:

@@ -36,10 +36,11 @@ _READING = {
     ),
     "layers": (
         "A cell is z: how many standard deviations above neutral texts. Left of the number its",
-        "size, * above what neutral texts reach. t trusted, l lexical (no better than the words",
-        "themselves), u untrusted: written without a fill. ( ) read where the probe was not",
-        "fitted to be read. emb is the embedding, below layer 0. After w, R U W say where the",
-        "chosen emotion is readable, used, and written by an output of that layer.",
+        "size, * above what neutral texts reach. L: a logit, as the probe saw no neutral texts.",
+        "t trusted, l lexical (no better than the words themselves), u untrusted: written",
+        "without a fill. ( ) read where the probe was not fitted to be read. emb is the",
+        "embedding, below layer 0. After w, R U W say where the chosen emotion is readable,",
+        "used, and written by an output of that layer.",
     ),
     "features": ("The bar is the activation, as a share of its largest in this text.",),
 }
