@@ -72,7 +72,7 @@ def test_class_labels_of_a_split_become_texts(hub: Hub) -> None:
     assert set(data.emotions) == {"sadness", "joy", "anger", "fear", "surprise"}
     own = [text for text in data.texts if text.split != "other"]
     assert len(own) == 250  # love is no label of the set
-    assert "dair-ai emotion (text: text, label: label; 250 of 300 rows)" in data.name
+    assert "dair-ai/emotion (text: text, label: label; 250 of 300 rows)" in data.name
     assert hub.gets() == ["main/split/train-00000-of-00001.parquet"] or len(hub.gets()) == 1
     test = labelled_texts(label_set="ekman7", data="dair-ai/emotion:test")
     assert len([text for text in test.texts if text.split != "other"]) == 75
@@ -131,8 +131,10 @@ def test_a_dataset_is_downloaded_with_bytes_and_time_left(
     assert job.seen[1] == (f"downloading dair-ai/emotion: {in_bytes(size)}", 0, 100)
     assert [phase for phase, _, _ in job.seen if " s left" in phase]
     assert job.seen[-1][1:] == (100, 100)
+    assert labelled_texts(label_set="ekman7", data="me/plain", job=job).emotions
+    assert job.seen[-1][0].startswith("downloading me/plain: ")
     (again,) = dataset_files("dair-ai/emotion", job)
-    assert (again, len(hub.gets())) == (file, 1)
+    assert (again, len(hub.gets())) == (file, 2)
     with pytest.raises(Cancelled):
         dataset_files("dair-ai/emotion:test", Recording(cancel_at=10))
 

@@ -155,7 +155,7 @@ def fit_labels(
     started, before = time.monotonic(), model.forwards
     if not request.saes:
         raise UsageError("No SAEs were named.", todo="Name them: --sae FOLDER or RELEASE[:ID].")
-    texts = _texts(request, model)
+    texts = _texts(request, model, job)
     sets = instruments.saes(request.saes, job, needed=True)
     places = sorted({(sae.site, sae.layer) for saes in sets for sae in saes})
     arrived = _at_readout(model, texts.records, places, job)
@@ -189,7 +189,7 @@ def fit_labels(
     )
 
 
-def _texts(request: LabelsFitRequest, model: LoadedModel) -> _Texts:
+def _texts(request: LabelsFitRequest, model: LoadedModel, job: Job) -> _Texts:
     """Read the texts in their template, halved by topic (by text, for a file without topics)."""
     rows: list[tuple[str, str, str, str]] = []  # text, emotion, group, unit
     if request.data is None:
@@ -207,6 +207,7 @@ def _texts(request: LabelsFitRequest, model: LoadedModel) -> _Texts:
             text_column=request.text_column,
             label_column=request.label_column,
             seed=request.seed,
+            job=job,
         )
         own = [text for text in data.texts if text.split != "other"]
         rows = [(t.text, data.emotions[t.label], t.group, str(n)) for n, t in enumerate(own)]

@@ -134,6 +134,7 @@ def fit_probes(request: FitRequest, model: LoadedModel, store: Store, job: Job) 
         text_column=request.text_column,
         label_column=request.label_column,
         seed=request.seed,
+        job=job,
     )
     data, texts = _readable(data, model, request.template)
     design = design_of(data, seed=request.seed)

@@ -10,7 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -19,6 +19,9 @@ from emotui.core.emotions import LABEL_SETS, emotion_words_in
 from emotui.core.engine.hub_data import dataset_files, is_dataset_id, read_parquet
 from emotui.core.errors import UsageError
 from emotui.core.text import clean
+
+if TYPE_CHECKING:
+    from emotui.core.engine.capture import Job
 
 Split = Literal["train", "dev", "test", "other"]
 
@@ -100,6 +103,7 @@ def labelled_texts(
     text_column: str | None = None,
     label_column: str | None = None,
     seed: int = 0,
+    job: Job | None = None,
 ) -> Labelled:
     """Return the bundled situations, or the texts of the file `data`, split by topic.
 
@@ -109,13 +113,13 @@ def labelled_texts(
     that occur among the texts fitted on are dropped. The columns named are those of `data`, or of
     `other` where there is no `data`; others are found by name, or by content. UsageError where a
     file cannot be read, has no such columns, or fewer than two labels with enough texts, and where
-    too few texts of `other` are left.
+    too few texts of `other` are left. A dataset of the hub is downloaded with progress to `job`.
     """
     known = labels_of(label_set)
     if data is None:
         rows, name = list(_situations()), BUNDLED
     else:
-        rows, name = _file_rows(data, known, text_column, label_column)
+        rows, name = _file_rows(data, known, text_column, label_column, job)
         rows = split_rows(_at_most(rows, known, seed), seed)
     training = Counter(row.label for row in rows if row.split == "train")
     emotions = tuple(label for label in known if training[label] >= _LEAST_TRAIN)
@@ -133,7 +137,7 @@ def labelled_texts(
     other_name = ""
     if other is not None:
         columns = (text_column, label_column) if data is None else (None, None)
-        judging, other_name = _file_rows(other, known, *columns)
+        judging, other_name = _file_rows(other, known, *columns, job)
         judging, told = _unseen(_at_most(judging, known, seed), rows, emotions, other_name)
         other_name = f"{other_name}{told}"
     elif data is not None:
@@ -212,24 +216,29 @@ def _situations() -> list[Row]:
 
 
 def _file_rows(
-    file: str, known: Sequence[str], text_column: str | None, label_column: str | None
+    file: str,
+    known: Sequence[str],
+    text_column: str | None,
+    label_column: str | None,
+    job: Job | None,
 ) -> tuple[list[Row], str]:
-    path = Path(file).expanduser()
     if is_dataset_id(file):
-        path = Path(file.replace("/", " "))  # a name, not a place
-        records = [record for one in dataset_files(file) for record in _read(one)]
+        shown = file
+        records = [record for one in dataset_files(file, job) for record in _read(one)]
     else:
+        path = Path(file).expanduser()
+        shown = path.name
         records = _read(path)
     columns = list(dict.fromkeys(name for record in records[:100] for name in record))
-    label_name = _column(label_column, columns, LABEL_NAMES, "label", path) or _label_guess(
+    label_name = _column(label_column, columns, LABEL_NAMES, "label", shown) or _label_guess(
         records, columns, known
     )
     text_name = _column(
-        text_column, [c for c in columns if c != label_name], TEXT_NAMES, "text", path
+        text_column, [c for c in columns if c != label_name], TEXT_NAMES, "text", shown
     ) or _text_guess(records, [c for c in columns if c != label_name])
     if label_name is None or text_name is None:
         raise UsageError(
-            f"{clean(path.name)} has no column that could be the "
+            f"{clean(shown)} has no column that could be the "
             f"{'label' if label_name is None else 'text'}.",
             why=f"Its columns are: {clean(', '.join(columns))}.",
             todo="Name them with --text-column and --label-column.",
@@ -244,8 +253,7 @@ def _file_rows(
             group = record.get(group_name, "") if group_name else " ".join(text.lower().split())
             rows.append(Row(text, label, group, bool(emotion_words_in(text)), None))
     name = (
-        f"{path.name} (text: {text_name}, label: {label_name}; "
-        f"{len(rows):,} of {len(records):,} rows)"
+        f"{shown} (text: {text_name}, label: {label_name}; {len(rows):,} of {len(records):,} rows)"
     )
     return rows, name
 
@@ -296,12 +304,12 @@ def _read_json_lines(path: Path, text: str) -> list[dict[str, str]]:
 
 
 def _column(
-    given: str | None, columns: Sequence[str], usual: Iterable[str], what: str, path: Path
+    given: str | None, columns: Sequence[str], usual: Iterable[str], what: str, shown: str
 ) -> str | None:
     """Return the given column, or one with a usual name; None leaves it to the content."""
     if given is not None and given not in columns:
         raise UsageError(
-            f"{clean(path.name)} has no {what} column {clean(given)!r}.",
+            f"{clean(shown)} has no {what} column {clean(given)!r}.",
             why=f"Its columns are: {clean(', '.join(columns))}.",
         )
     by_lower = {name.lower(): name for name in reversed(columns)}

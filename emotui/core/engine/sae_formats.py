@@ -271,8 +271,9 @@ def read_weights_header(path: Path) -> dict[str, Any]:
     try:
         return read_header(path)
     except ModelError as error:
-        todo = error.todo if "pickle" in error.why else _COPY_AGAIN
-        raise SaeError(error.what, why=error.why, todo=todo) from error
+        if "pickle" in error.why:
+            raise _refuse_pickle(path) from error
+        raise SaeError(error.what, why=error.why, todo=_COPY_AGAIN) from error
 
 
 def _key(folder: Path) -> str:
