@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from emotui.core.emotion_terms import load_terms, read_terms
-from emotui.core.emotions import LEXICON, PLUTCHIK
+from emotui.core.emotions import LABEL_SETS, LEXICON, PLUTCHIK
 from emotui.core.errors import UsageError
 
 
@@ -20,7 +20,7 @@ def test_the_table_is_large_clean_and_in_quarters() -> None:
         assert term.term.isalpha() and term.term.islower()
         assert len(term.weights) == 8
         assert all(weight in (0, 0.25, 0.5, 0.75, 1) for weight in term.weights)
-        assert term.empty == (term.term in ("lazy", "nonchalant"))
+        assert term.empty == (term.term in ("lazy", "neutral", "nonchalant"))
     feelings = {term.term for term in terms if term.kind == "feeling"}
     assert {"tired", "numb", "stuck", "alone", "comfortable"} <= feelings
 
@@ -47,6 +47,16 @@ def test_the_words_of_express_are_covered(data_dir: Path) -> None:
     with (data_dir / "express" / "terms.csv").open(encoding="utf-8") as file:
         wanted = {row["term"] for row in csv.DictReader(file)}
     assert len(wanted) == 197 and wanted <= {term.term for term in load_terms()}
+
+
+def test_every_label_that_emotui_knows_is_a_word_of_the_table() -> None:
+    """Else texts of that label have no true word; what is no emotion is made of none."""
+    by_term = {term.term: term for term in load_terms()}
+    envent = {"boredom", "guilt", "pride", "relief", "shame", "trust"}
+    assert {*LABEL_SETS["ekman7"], *envent} <= set(by_term)
+    assert by_term["neutral"].empty
+    assert by_term["pride"].weights == by_term["proud"].weights
+    assert by_term["boredom"].weights == by_term["bored"].weights
 
 
 def test_a_copy_of_emolex_is_read(tmp_path: Path) -> None:

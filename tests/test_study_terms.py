@@ -314,7 +314,7 @@ def test_masks_are_asked_one_by_one_and_wrong_words_are_listed(
 def test_from_the_command_line_with_an_edit(tmp_path: Path) -> None:
     data = write_texts(tmp_path / "texts.csv", 8)
     done = emotui_here(
-        *("study", "terms", str(data), "--template", "ask", "--do", "knock mlp L6 zero"),
+        *("study", "terms", str(data), "--template", "ask", "--do", "knock attn L1 zero"),
         *("--set", "layers=2", "--out", str(tmp_path / "run"), "--html"),
         cache_dir=tmp_path / "cache",
     )

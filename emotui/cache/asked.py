@@ -10,7 +10,7 @@ import msgspec
 
 from emotui.cache.findings import find, keep
 from emotui.cache.keys import known_request_key, trace_id
-from emotui.core.emotion_terms import TextTerms
+from emotui.core.emotion_terms import TextTerms, bundled_digest
 from emotui.core.errors import UsageError
 from emotui.core.forms import TextConsistency
 from emotui.core.protocol import ConsistencyRequest, InspectRequest, TermsRequest
@@ -89,4 +89,4 @@ def keep_terms(request: TermsRequest, store: Store, fingerprint: str, done: Text
 
 
 def _what(request: TermsRequest) -> str:
-    return f"terms:{request.digest}"
+    return f"terms:{request.digest or bundled_digest()}"

@@ -99,7 +99,7 @@ def terms(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Score 384 emotion words after a text, and say which of the eight basic ones they make."""
+    """Score 387 emotion words after a text, and say which of the eight basic ones they make."""
     from emotui.cache.asked import known_terms, terms_request
     from emotui.core.export.asked import TermsDocument, terms_lines
 

@@ -8,6 +8,7 @@ table, or a copy of NRC EmoLex (which may not be passed on), is read from a path
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -88,6 +89,13 @@ def load_terms() -> tuple[Term, ...]:
     """Return the terms that come with emotui, in alphabetical order."""
     text = resources.files("emotui.core").joinpath(_FILE).read_text(encoding="utf-8")
     return _parsed(text, _FILE)
+
+
+@cache
+def bundled_digest() -> str:
+    """Return a short hash of the bundled table, which grows: what was scored is of one of them."""
+    text = resources.files("emotui.core").joinpath(_FILE).read_bytes()
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def read_terms(path: Path) -> tuple[Term, ...]:

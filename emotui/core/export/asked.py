@@ -116,6 +116,9 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
 
 
+_FLAT = 10  # times an even share; below, the likeliest word hardly stands out
+
+
 def terms_lines(found: TextTerms) -> list[str]:
     """Return the likeliest words and what they are made of, at most 78 characters wide."""
     plain, edited = found.plain, found.edited
@@ -139,6 +142,10 @@ def terms_lines(found: TextTerms) -> list[str]:
         )
     lines.append(f"{'undecomposed':<14} {plain.undecomposed:>6.3f}")
     lines.append(f"{'entropy':<14} {plain.entropy:>6.2f} nats")
+    if plain.undecomposed > max(plain.weights.values()):
+        lines.append("No emotion: more is on words made of none of the eight than on any of these.")
+    if max(one.corrected for one in plain.terms) < _FLAT / found.words:
+        lines.append("corrected is nearly even over the words: its order says little here.")
     if found.divergence is not None:
         lines.append(f"The edits move the eight by {found.divergence:.4f} nats (Jensen-Shannon).")
     if found.layers:

@@ -23,6 +23,11 @@ def report(result: TermsResult) -> Report:
             f"{result.unknown:,} true words are not in the table: they are made of nothing, so "
             "their F1 is 0."
         )
+    if result.empty:
+        sentences.append(
+            f"{result.empty:,} true words are made of none of the eight (neutral): their F1 is 0 "
+            "whatever is said, as in the published figures; AccL and AccV say whether it was right."
+        )
     sentences += [_said(result, row) for row in result.rows if not row.control]
     sentences += [
         f"{name}: {count:,} were too long for the model and are left out."

@@ -115,6 +115,8 @@ class TermsResult(msgspec.Struct, frozen=True, kw_only=True):
     """That are scored."""
     unknown: int
     """Examples whose true word is not in the table: it is made of nothing known."""
+    empty: int = 0
+    """Examples whose true word is in the table and stands for none of the eight."""
     without_term: int
     """Examples without a true word, which count in no accuracy."""
     rule: str

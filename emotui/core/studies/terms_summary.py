@@ -13,6 +13,7 @@ from torch import Tensor
 from emotui.core.engine.terms import profile_of
 from emotui.core.studies.terms_asking import Example
 from emotui.core.studies.terms_measures import (
+    HALF,
     Scored,
     Vectors,
     against_first,
@@ -175,6 +176,9 @@ def summary(
         table_digest=table_digest,
         words=words,
         unknown=sum(word not in vectors.weights for word in true_words),
+        empty=sum(
+            word in vectors.weights and max(vectors.weights[word]) < HALF for word in true_words
+        ),
         without_term=len(examples) - len(true_words),
         rule="summed log-probability of the whole word",
         rows=tuple(rows),
