@@ -10,6 +10,7 @@ from emotui.core.studies.trace_results import TraceCell, TraceResult
 
 ENOUGH = 10
 """Texts of an emotion below which nothing is told of it in words."""
+_BEYOND = ("causal", "suppressor")
 WELL_MATCHED = 0.1
 """Standardised mean difference up to which features and controls count as alike."""
 
@@ -39,8 +40,7 @@ def _features(result: TraceResult) -> Table:
             *(one.p, one.control, one.q, one.relative, one.estimate, one.flips, one.verdict),
         )
         for one in result.features
-        if one.verdict in ("causal", "suppressor")
-        or (one.verdict == "unmatched" and one.p < result.level)
+        if one.verdict in _BEYOND or (one.verdict == "unmatched" and one.p < result.level)
     ]
     return Table(
         "Features that were ablated",
@@ -116,7 +116,13 @@ def _sentences(result: TraceResult) -> list[str]:
         beside = f", that of a control {max(highs):.2f}" if highs else ""
         found.append(
             f"Phase {phase}: causal, of the features with a control: {said}; the largest effect "
-            f"is {max(one.largest for one in mine):.2f}{beside}."
+            f"of any listed feature is {max(one.largest for one in mine):.2f}{beside}."
+        )
+    called = [abs(one.effect) for one in result.features if one.verdict in _BEYOND]
+    if called:
+        found.append(
+            f"The smallest effect called causal or suppressing is {min(called):.3f} logits: beyond "
+            "its controls is not the same as large."
         )
     found += _concentration(result)
     low = [one for one in result.cells if one.attribution_r is None or one.attribution_r < 0.5]
