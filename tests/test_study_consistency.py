@@ -38,6 +38,7 @@ from emotui.core.studies.consistency_measures import (
     agreement_row,
     badge_of,
     form_rows,
+    negation_kappas,
     pair_row,
     position_of,
 )
@@ -116,6 +117,24 @@ def test_an_answer_that_never_varies_has_no_kappa(kind: str) -> None:
         assert row.consistent == pytest.approx(row.chance)
 
 
+def test_negations_the_model_does_not_answer_are_not_judged() -> None:
+    first = torch.rand(40, generator=_generator())
+    names, texts = ("True/False", "not"), torch.arange(40)
+    rows = [
+        pair_row(
+            first,
+            1 - first,
+            torch.full((40,), valid),
+            kind="negation",
+            names=names,
+            texts=texts,
+            generator=_generator(),
+        )
+        for valid in (True, False)
+    ]
+    assert negation_kappas(rows) == [pytest.approx(1.0), None]
+
+
 def test_orders_that_are_followed_and_orders_that_are_not() -> None:
     forms = orders(LABELS, template_named("ask"), seed=0)
     slots = torch.tensor([form.order for form in forms]).argsort(dim=-1).expand(50, -1, -1)
@@ -166,11 +185,11 @@ def test_accuracy_lost_is_that_of_the_true_label() -> None:
         ((0.9, 0.85, [0.7, 0.9]), "robust"),
         ((0.9, 0.7, [0.7, 0.9]), "form-dependent (orders)"),
         ((0.9, 0.9, [0.1, 0.9]), "form-dependent (negations)"),
-        ((None, 0.9, [0.7]), "not judged (templates: an answer that never varies has no kappa)"),
+        ((None, 0.9, [0.7]), "not judged (templates: no valid answers, or one that never varies)"),
         (
             (0.9, 0.1, [None, 0.9]),
-            "form-dependent (orders); not judged (negations: an answer that never varies has no "
-            "kappa)",
+            "form-dependent (orders); not judged (negations: no valid answers, or one that never "
+            "varies)",
         ),
     ],
 )

@@ -38,6 +38,8 @@ WORDINGS: dict[Wording, tuple[str, str]] = {
 ROBUST_KAPPA = 0.8
 """What templates and orders must reach for the badge, METHODS 6f."""
 ROBUST_NEGATION = 0.6
+LEAST_VALID = 0.1
+"""Share of valid answers below which answers are chosen among words the model does not write."""
 
 _WORDS = Template("words", "Name the emotion. Text: ", " One word:")
 

@@ -34,6 +34,7 @@ from emotui.core.studies.consistency_measures import (
     agreement_row,
     badge_of,
     form_rows,
+    negation_kappas,
     pair_row,
     position_of,
 )
@@ -197,9 +198,7 @@ def measure(
         probe_template=probe.probe.file.card.template if probe else "",
         probe_cosine=_probe_cosine(read, groups) if probe else (None, None),
         feature_cosine=(_defined(read.features[:, 0]), _defined(read.features[:, 1])),
-        badge=badge_of(
-            kappas["template"], kappas["order"], [p.kappa for p in pairs if p.kind == "negation"]
-        ),
+        badge=badge_of(kappas["template"], kappas["order"], negation_kappas(pairs)),
         questionnaire=questionnaire,
     )
 

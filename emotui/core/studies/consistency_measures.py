@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from emotui.core.forms import ROBUST_KAPPA, ROBUST_NEGATION
+from emotui.core.forms import LEAST_VALID, ROBUST_KAPPA, ROBUST_NEGATION
 from emotui.core.studies.common.paired import chi_square, holm, wilcoxon
 from emotui.core.studies.common.resampling import (
     Interval,
@@ -164,6 +164,15 @@ def position_of(answers: Tensor, slots: Tensor) -> Position:
     )
 
 
+def negation_kappas(pairs: Sequence[PairRow]) -> list[float | None]:
+    """Return the kappas against negations; None where the model writes hardly any answer."""
+    return [
+        pair.kappa if pair.valid >= LEAST_VALID else None
+        for pair in pairs
+        if pair.kind == "negation"
+    ]
+
+
 def badge_of(template: float | None, order: float | None, negations: Sequence[float | None]) -> str:
     """Return `robust`, or what the answers depend on: kappas below the bars of METHODS 6f."""
     known = (("templates", template), ("orders", order))
@@ -173,7 +182,7 @@ def badge_of(template: float | None, order: float | None, negations: Sequence[fl
     open_ = [name for name, kappa in known if kappa is None]
     if "negations" not in failing and None in negations:
         open_.append("negations")
-    unjudged = f"{', '.join(open_)}: an answer that never varies has no kappa"
+    unjudged = f"{', '.join(open_)}: no valid answers, or one that never varies"
     if failing:
         dependent = f"form-dependent ({', '.join(failing)})"
         return f"{dependent}; not judged ({unjudged})" if open_ else dependent

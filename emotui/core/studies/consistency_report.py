@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from emotui.core.forms import LEAST_VALID
 from emotui.core.studies.common.report import Cell, Line, Plot, Report, Table
 from emotui.core.studies.consistency_results import (
     AgreementRow,
@@ -83,7 +84,9 @@ def _said_pair(pair: PairRow) -> str:
         f"Negated ({pair.second!r}), {pair.consistent:.0%} of the statements are answered the "
         f"other way round, by chance {pair.chance:.0%}; kappa "
         f"{_kappa(pair.kappa, pair.low, pair.high)}. The statement is affirmed in "
-        f"{pair.agrees_first:.0%}, its negation in {pair.agrees_second:.0%}."
+        f"{pair.agrees_first:.0%}, its negation in {pair.agrees_second:.0%}; the model writes an "
+        f"answer to both in {pair.valid:.0%}"
+        + ("." if pair.valid >= LEAST_VALID else ", so that none of this is what it would say.")
     )
 
 
