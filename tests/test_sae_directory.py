@@ -453,3 +453,34 @@ def test_without_sae_lens_the_message_says_what_to_install(
     with pytest.raises(SaeError) as caught:
         sae_directory.directory_file()
     assert "pip install" in caught.value.todo
+
+
+def test_a_tuned_model_is_given_the_releases_of_its_base() -> None:
+    done = _models("gemma-2-2b-it", "--json")
+    (row,) = json.loads(done.stdout)["models"]
+    assert row["releases"] == []
+    related = {one["name"]: one for one in row["related"]}
+    assert related["gemma-scope-2b-pt-res-canonical"]["model"] == "gemma-2-2b"
+    assert all(one["readable"] for one in row["related"])
+    assert all(same_family(one["model"], "gemma-2-2b-it") for one in row["related"])
+    text = _models("gemma-2-2b-it").stdout
+    assert "trained on gemma-2-2b" in text and "gemma-scope-2b-pt-res-canonical" in text
+    assert " 0 releases" not in _models("gemma-2-2b-it").stderr
+
+
+def test_a_release_that_is_not_read_says_why() -> None:
+    unread = [one for one in sae_directory.directory().values() if not one.readable]
+    assert unread and all(one.unreadable for one in unread)
+    assert not [
+        one for one in sae_directory.directory().values() if one.readable != (not one.unreadable)
+    ]
+    heads = next(one for one in unread if one.conversion == "gemma_3" and "-att" in one.name)
+    assert "heads" in heads.unreadable
+    transcoder = next(one for one in unread if "transcoder" in one.name)
+    assert "write another" in transcoder.unreadable
+    lines = _models(base_name(heads.model)).stdout.splitlines()
+    (line,) = [one for one in lines if one.split()[:2] == ["x", heads.name]]
+    assert line.endswith(heads.unreadable)
+    with pytest.raises(SaeError, match="does not read") as caught:
+        sae_directory.chosen(heads.name)
+    assert "heads" in caught.value.why and "pickle" not in caught.value.why

@@ -24,7 +24,11 @@ class ReleaseRow(msgspec.Struct, frozen=True):
     saes: int
     format: str
     readable: bool
-    """Whether emotui reads its format."""
+    """Whether emotui reads it."""
+    unreadable: str = ""
+    """Why it does not."""
+    model: str = ""
+    """What its SAEs were trained on, as SAELens writes it."""
 
 
 class ModelRow(msgspec.Struct, frozen=True):
@@ -37,6 +41,8 @@ class ModelRow(msgspec.Struct, frozen=True):
     default_sae: str | None
     """What `--sae` is where it is not given; None for no SAEs."""
     releases: tuple[ReleaseRow, ...]
+    related: tuple[ReleaseRow, ...] = ()
+    """Those that emotui reads of the model it was tuned from, or of models tuned from it."""
 
 
 class ModelList(msgspec.Struct, frozen=True):
@@ -64,16 +70,20 @@ def _row(name: str, hub_id: str) -> ModelRow:
         hub_id=hub_id if "/" in hub_id else None,
         aliases=tuple(alias for alias, other in ALIASES.items() if other == hub_id),
         default_sae=sae_directory.default_source(name),
-        releases=tuple(
-            ReleaseRow(
-                name=one.name,
-                repository=one.repository,
-                saes=len(one.saes),
-                format=FORMATS.get(one.conversion, one.conversion),
-                readable=one.readable,
-            )
-            for one in sae_directory.releases_for(name)
-        ),
+        releases=tuple(map(_release_row, sae_directory.releases_for(name))),
+        related=tuple(map(_release_row, sae_directory.related_releases(name))),
+    )
+
+
+def _release_row(release: Release) -> ReleaseRow:
+    return ReleaseRow(
+        name=release.name,
+        repository=release.repository,
+        saes=len(release.saes),
+        format=FORMATS.get(release.conversion, release.conversion),
+        readable=release.readable,
+        unreadable=release.unreadable,
+        model=release.model,
     )
 
 
@@ -103,9 +113,9 @@ def list_models(query: str, *, as_json: bool) -> None:
         _write(msgspec.json.encode(ModelList(tuple(rows))).decode())
         return
     _write("\n".join(_model_text(row, query) for row in rows))
-    readable = sum(one.readable for row in rows for one in row.releases)
+    readable = {one.name for row in rows for one in (*row.releases, *row.related) if one.readable}
     say(
-        f"{len(rows)} models, {readable} releases that emotui reads (x: it does not). "
+        f"{len(rows)} models, {len(readable)} releases that emotui reads (x: it does not). "
         "`emotui models RELEASE` lists the SAEs of one."
     )
 
@@ -123,11 +133,18 @@ def _model_text(row: ModelRow, query: str) -> str:
     if query or len(row.releases) <= 3:
         lines += [
             f"  {' ' if one.readable else 'x'} {one.name}  {one.saes} SAEs, {one.format}"
+            + (f": {one.unreadable}" if one.unreadable else "")
             for one in row.releases
         ]
     else:
         readable = sum(one.readable for one in row.releases)
         lines.append(f"    {len(row.releases)} releases, {readable} readable")
+    if row.related:
+        count = f"{len(row.related)} releases" if len(row.related) > 1 else "1 release"
+        trained_on = ", ".join(dict.fromkeys(base_name(one.model) for one in row.related))
+        lines.append(f"    {count} trained on {trained_on}, which can be used with it")
+        if query and not row.releases:
+            lines += [f"      {one.name}  {one.saes} SAEs, {one.format}" for one in row.related]
     return "\n".join(lines)
 
 
@@ -135,7 +152,7 @@ def _release_text(release: Release) -> str:
     lines = [
         f"{release.name}  for {release.model}, from {release.repository}, "
         f"{FORMATS.get(release.conversion, release.conversion)}"
-        + ("" if release.readable else " (emotui does not read this format)")
+        + (f" (emotui does not read them: {release.unreadable})" if release.unreadable else "")
     ]
     for one in release.saes:
         facts = [f"L0 {one.l0:g}"] if one.l0 else []

@@ -79,10 +79,19 @@ class Release(msgspec.Struct, frozen=True):
 
     @property
     def readable(self) -> bool:
-        """Whether emotui reads it; others are pickles, act between two sites, or do not say how
-        they read the heads' outputs."""
-        on_heads = self.conversion not in ("", "gemma_2") and re.search(r"-att(-|$)", self.name)
-        return self.conversion in FORMATS and "transcoder" not in self.name and not on_heads
+        """Whether emotui reads it."""
+        return not self.unreadable
+
+    @property
+    def unreadable(self) -> str:
+        """Why emotui does not read it; "" where it does."""
+        if "transcoder" in self.name or "transcoder" in self.conversion or "clt" in self.name:
+            return "they read one site and write another"
+        if self.conversion not in FORMATS:
+            return "emotui does not read files of this format"
+        if self.conversion not in ("", "gemma_2") and re.search(r"-att(-|$)", self.name):
+            return "their files do not say how they read the heads' outputs"
+        return ""
 
 
 def directory_file() -> Path:
@@ -161,6 +170,18 @@ def releases_for(model: str) -> list[Release]:
     return sorted(found, key=lambda one: (not one.readable, one.name))
 
 
+def related_releases(model: str) -> list[Release]:
+    """Return the releases that emotui reads of what a model was tuned from, or of what was tuned
+    from it: they may be used with it."""
+    own = base_name(model)
+    found = [
+        one
+        for one in directory().values()
+        if one.readable and base_name(one.model) != own and same_family(one.model, model)
+    ]
+    return sorted(found, key=lambda one: (base_name(one.model), one.name))
+
+
 def default_source(model: str) -> str | None:
     """Return the SAEs that are used for a model (id or alias) where none are named."""
     return DEFAULTS.get(base_name(model))
@@ -184,10 +205,10 @@ def chosen(source: str) -> tuple[Release, tuple[PretrainedSae, ...]]:
     if release is None:
         raise _unknown_release(name)
     if not release.readable:
-        kind = release.conversion or "transcoder"
+        kind = FORMATS.get(release.conversion, release.conversion)
         raise SaeError(
             f"The SAEs of {clean(name)} are of a kind that emotui does not read ({clean(kind)}).",
-            why="They are pickles, act between two sites, or do not say how they read the heads.",
+            why=f"That is because {release.unreadable}.",
             todo=f"Use a release that `emotui models {clean(base_name(release.model))}` marks "
             "as readable.",
         )
