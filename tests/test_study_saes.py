@@ -156,6 +156,18 @@ def test_the_causes_that_were_built_are_found(traced: TraceResult) -> None:
     assert min(own) > 3 * max(abs(v) for v in others)
 
 
+def test_texts_of_one_group_count_once_in_a_trace(twinned: Built, tmp_path: Path) -> None:
+    """Six groups of two texts of each label: three to list on, three to ablate in."""
+    rows = write_letters(tmp_path / "plain.csv", 84).read_text().splitlines()
+    data = tmp_path / "grouped.csv"
+    grouped = [f"{row},{number // 14}" for number, row in enumerate(rows[1:])]
+    data.write_text("\n".join([f"{rows[0]},group", *grouped]))
+    document = run_here(twinned.model, tmp_path, "trace", data, saes=(str(twinned.saes),))
+    result = msgspec.convert(document.result, TraceResult)
+    assert set(result.emotions.values()) == {3} and len(result.too_few) == 6
+    assert all(one.causal == 0 and not one.judged for one in result.cells)
+
+
 @torch.no_grad()
 def test_an_effect_is_that_of_plain_hooks(twinned: Built, traced: TraceResult) -> None:
     """The largest effect of joy, measured again by transformers and a hook of its own."""
@@ -290,7 +302,11 @@ def _demo(folder: Path, study: str, **settings: str) -> StudyDocument:
     ("study", "settings", "columns"),
     [
         ("phases", {"pairs": "8"}, "curve,layer,observed,null,net,low,high"),
-        ("features", {"least": "2", "shuffles": "40"}, "site,layer,label,specific,shuffled,shuffled_95"),
+        (
+            "features",
+            {"least": "2", "shuffles": "40"},
+            "site,layer,label,specific,shuffled,shuffled_95",
+        ),
         ("trace", {"examples": "2"}, "feature,emotion,phase,layer,effect"),
         ("steer", {"shots": "1", "features": "2"}, "dataset,shots,method,balanced_accuracy"),
     ],

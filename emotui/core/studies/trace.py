@@ -3,7 +3,8 @@
 The margin of an emotion is its label's logit less the mean of the others. In texts of one half,
 one backward pass a text estimates what every feature at the readout adds to it; the 64 largest of
 each emotion and phase are ablated one by one in texts of the other half, exactly. Traps avoided:
-attribution only nominates and never judges, and what it overlooks is sampled; features are chosen
+one text of each group and label is taken, since others are not independent of it; attribution
+only nominates and never judges, and what it overlooks is sampled; features are chosen
 and judged on different texts; each has controls, active features that were not listed, alike in
 firing rate and size, and the balance is said; causal is what is beyond its controls, with q < .05
 over all emotions and phases, and a feature without any like it is unmatched, not causal;
@@ -114,15 +115,19 @@ def _tracing(study: Running) -> _Tracing:
     most = study.number("examples")
     texts: dict[str, list[TextRecord]] = {label: [] for label in study.dataset.labels}
     drawn = sorted(study.dataset, key=lambda item: draw(item.text, study.run.seed))
+    taken: set[tuple[str, int]] = set()
     for item in drawn:
         mine = texts[study.dataset.labels[item.label]]
-        if len(mine) < 2 * most:
-            mine += [text for _, text in study.readable([item])]
+        # Texts of one group are no independent ones: neither across the halves nor for a test.
+        if len(mine) < 2 * most and (item.group, item.label) not in taken:
+            found = [text for _, text in study.readable([item])]
+            taken |= {(item.group, item.label)} if found else set()
+            mine += found
     emotions = tuple(name for name, mine in texts.items() if name != NEUTRAL and len(mine) >= 4)
     if not emotions:
         raise UsageError(
             "There are too few texts to trace an emotion.",
-            why="No label but neutral has four texts that the model can read.",
+            why="No label but neutral has four texts of different groups that the model can read.",
             todo="Give more texts, or raise --limit.",
         )
     halves = {name: len(texts[name]) // 2 for name in emotions}
