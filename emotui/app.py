@@ -118,7 +118,13 @@ class EmotuiApp(App[int]):
         """Show how far it is."""
         state = self.explorer.state
         if self._is_current(fact) and state.work is not None:
-            work = replace(state.work, phase=fact.phase, done=fact.done, total=fact.total)
+            work = replace(
+                state.work,
+                phase=fact.phase,
+                done=fact.done,
+                total=fact.total,
+                seconds_left=fact.seconds_left,
+            )
             self.explorer.update(replace(state, work=work))
 
     def on_work_told(self, fact: messages.WorkTold) -> None:

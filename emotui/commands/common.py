@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from emotui.core.errors import EmotuiError
 from emotui.core.protocol import PER_CENT
+from emotui.core.sizes import in_time
 from emotui.core.text import clean
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class ProgressLine:
         count = f" {progress.done}/{progress.total}" if progress.total else ""
         if progress.total == PER_CENT:
             count = f" {progress.done} %"
+        elif progress.seconds_left is not None:
+            count += f", {in_time(progress.seconds_left)} left"
         line = clean(f"{self.within}{': ' if self.within else ''}{progress.phase}{count}")
         if not sys.stderr.isatty():
             self._say_sparsely(line, now)

@@ -34,11 +34,14 @@ class WorkStarted(Fact):
 class WorkProgressed(Fact):
     """The work came further; only the latest matters."""
 
-    def __init__(self, number: int, phase: str, done: int, total: int) -> None:
+    def __init__(
+        self, number: int, phase: str, done: int, total: int, seconds_left: float | None
+    ) -> None:
         super().__init__(number)
         self.phase = phase
         self.done = done
         self.total = total
+        self.seconds_left = seconds_left
 
     def can_replace(self, message: Message) -> bool:
         """Collapse what piles up."""

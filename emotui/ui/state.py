@@ -53,6 +53,8 @@ class Work:
     done: int = 0
     total: int = 0
     """0 where it is not known."""
+    seconds_left: float | None = None
+    """Of this phase; None where it is not known."""
 
 
 @dataclass(frozen=True)

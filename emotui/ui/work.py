@@ -411,7 +411,13 @@ class Workbench:
                 self._post(messages.WorkTold(number, progress.phase))
             else:
                 self._post(
-                    messages.WorkProgressed(number, progress.phase, progress.done, progress.total)
+                    messages.WorkProgressed(
+                        number,
+                        progress.phase,
+                        progress.done,
+                        progress.total,
+                        progress.seconds_left,
+                    )
                 )
                 if progress.text or progress.written is not None:
                     self._post(messages.TextWritten(number, progress))

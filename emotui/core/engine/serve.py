@@ -16,8 +16,10 @@ from typing import BinaryIO
 from emotui.core.engine.isolate import leave
 from emotui.core.engine.memory import free_memory, is_out_of_memory
 from emotui.core.errors import Cancelled, EmotuiError, EngineError, OutOfMemory
+from emotui.core.pace import Pace
 from emotui.core.private import describe, private_words, traceback_without_private
 from emotui.core.protocol import (
+    PER_CENT,
     PROTOCOL,
     PROTOCOL_VERSION,
     CancelRequest,
@@ -59,6 +61,7 @@ class Job:
         self._waiting: Progress | None = None
         self._sent_at = float("-inf")
         self._timer: threading.Timer | None = None
+        self._pace = Pace()
 
     def progress(self, phase: str, done: int = 0, total: int = 0) -> None:
         """Report a phase and a count; `total` 0 means not known.
@@ -66,13 +69,15 @@ class Job:
         At most one event in 0.1 s is sent; of those in between, the latest follows later.
         """
         with self._lock:
-            self._waiting = Progress(self.id, phase, done, total)
+            left = self._left(phase, done, total)
+            self._waiting = Progress(self.id, phase, done, total, seconds_left=left)
             self._send_or_wait()
 
     def writing(self, phase: str, done: int, total: int, text: str) -> None:
         """Report as `progress` does, with the text as it stands; the latest counts."""
         with self._lock:
-            self._waiting = Progress(self.id, phase, done, total, text)
+            left = self._left(phase, done, total)
+            self._waiting = Progress(self.id, phase, done, total, text, seconds_left=left)
             self._send_or_wait()
 
     def wrote(self, written: Written, done: int, total: int) -> None:
@@ -118,6 +123,9 @@ class Job:
             self._finished = True
             if self._timer is not None:
                 self._timer.cancel()
+
+    def _left(self, phase: str, done: int, total: int) -> float | None:
+        return None if total == PER_CENT else self._pace.seconds_left(phase, done, total)
 
     def _send_or_wait(self) -> None:
         if self._waiting is None or self._finished:

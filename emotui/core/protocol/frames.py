@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from emotui.core.errors import EngineError
+from emotui.core.errors import EngineError, UsageError
 from emotui.core.protocol.outcomes import Outcome
 from emotui.core.protocol.requests import Operation
 from emotui.core.records import Written
@@ -56,6 +56,9 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     """A text that was just finished; such an event is always sent, at once."""
     notice: bool = False
     """Whether `phase` is a fact to be kept in sight, such as an estimate, not a step."""
+    seconds_left: float | None = None
+    """What this phase will still take at its pace so far; None where that is not known yet, and of
+    bytes, whose phase tells it."""
 
 
 class Result(msgspec.Struct, frozen=True, tag="result"):
@@ -91,7 +94,14 @@ def _incoming() -> msgspec.msgpack.Decoder[Incoming]:
 
 def as_frame(message: Event | Incoming) -> bytes:
     """Return the bytes of one message. Raises as `write_frame`, but for OSError."""
-    body = _ENCODER.encode(message)
+    try:
+        body = _ENCODER.encode(message)
+    except (TypeError, OverflowError) as problem:
+        raise UsageError(
+            "The request held a value that cannot be sent.",
+            why=f"{problem}.",
+            todo="Give text and plain Python numbers.",
+        ) from None
     if len(body) > MAX_FRAME_BYTES:
         raise EngineError(
             f"A message of {len(body):,} bytes is too large for the engine.",
@@ -99,6 +109,20 @@ def as_frame(message: Event | Incoming) -> bytes:
             todo="Use a shorter text.",
         )
     return len(body).to_bytes(_LENGTH_BYTES, "big") + body
+
+
+def check_incoming(frame: bytes) -> None:
+    """Raise UsageError where the engine would refuse a message: a value of a wrong type in it."""
+    try:
+        _incoming().decode(memoryview(frame)[_LENGTH_BYTES:])
+    except msgspec.ValidationError as problem:
+        expected, _, place = str(problem).partition(" - at ")
+        name = place.strip("`").removeprefix("$").removeprefix(".op").removeprefix(".")
+        raise UsageError(
+            f"The request's {name or 'operation'} was of the wrong type.",
+            why=f"{expected}.",
+            todo="Nothing was sent to the engine.",
+        ) from None
 
 
 def write_frame(stream: BinaryIO, message: Event | Incoming) -> None:

@@ -11,6 +11,7 @@ from textual.widget import Widget
 from emotui.core.probe_words import data_name
 from emotui.core.protocol import PER_CENT
 from emotui.core.records import ProbeSummary
+from emotui.core.sizes import in_time
 from emotui.ui.actions import ACTIONS, Action, PaneName, actions_of, shown_key
 from emotui.ui.paint import bar, fit, safe, visible
 from emotui.ui.state import ScreenState, Work, place_name
@@ -60,6 +61,8 @@ def _work(work: Work) -> Content:
         # Of bytes the phase says how many; what is counted then is per cent.
         count = f"{work.done} %" if work.total == PER_CENT else f"{work.done}/{work.total}"
         parts.append(f" {count} ▕{bar(share, 16)}▏")
+        if work.seconds_left is not None:
+            parts.append(f" {in_time(work.seconds_left)} left")
     else:
         parts.append(" …")
     parts.append(" esc cancels")
