@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -13,9 +15,24 @@ from sklearn.metrics import f1_score
 
 from emotui.core.studies.feature_kinds import Groups, kinds_of, lexical_share
 from emotui.core.studies.phase_curves import token_hits
-from emotui.core.studies.steer_fit import GRID, fit_bias, fit_global, fit_targeted, nearest_mean
+from emotui.core.studies.steer_fit import (
+    GRID,
+    PENALTIES,
+    fit_bias,
+    fit_global,
+    fit_targeted,
+    nearest_mean,
+)
 from emotui.core.studies.steer_prompts import with_examples
-from emotui.core.studies.steer_results import Evaluated, Trained, macro_f1, mcnemar, measure
+from emotui.core.studies.steer_report import report
+from emotui.core.studies.steer_results import (
+    Evaluated,
+    SteerResult,
+    Trained,
+    macro_f1,
+    mcnemar,
+    measure,
+)
 from emotui.core.studies.steer_runs import Scales
 from emotui.core.text import template_named
 
@@ -150,13 +167,24 @@ def _evaluated(right: dict[str, float], n: int = 400) -> Evaluated:
 
 @pytest.mark.parametrize(
     ("changed", "claimed"),
-    [({}, True), ({"few-shot": 0.95}, False), ({"matched": 0.95}, False), ({"none": 0.9}, False)],
+    [
+        ({}, True),
+        ({"few-shot": 0.95}, False),
+        ({"matched": 0.95}, False),
+        ({"matched": 0.89}, False),  # above it, but not beyond chance
+        ({"none": 0.9}, False),
+    ],
 )
 def test_a_gain_is_claimed_only_over_all_baselines(
     changed: dict[str, float], claimed: bool
 ) -> None:
     right = {"none": 0.5, "targeted": 0.5, "global": 0.9, "matched": 0.5, "few-shot": 0.6}
-    one = _evaluated({**right, **changed})
+    result = _measured([_evaluated({**right, **changed})])
+    by_method = {gain.method: gain.claimed for gain in result.gains}
+    assert by_method == {"targeted": False, "global": claimed}
+
+
+def _measured(sets: Sequence[Evaluated], **changed: Any) -> SteerResult:
     fit = Trained(
         shots=1,
         examples=2,
@@ -169,17 +197,35 @@ def test_a_gain_is_claimed_only_over_all_baselines(
         penalty=0.01,
         bias=(0.0, 0.0),
     )
-    result = measure(
-        [one],
-        trained=(fit,),
+    return measure(
+        sets,
+        trained=(msgspec.structs.replace(fit, **changed),),
         sides=(),
         labels=("joy", "anger"),
         layers=(3,),
         saved=(),
         generator=_generator(),
     )
-    by_method = {gain.method: gain.claimed for gain in result.gains}
-    assert by_method == {"targeted": False, "global": claimed}
+
+
+def test_every_dataset_that_is_tried_widens_the_intervals_of_gains() -> None:
+    right = {"none": 0.5, "targeted": 0.5, "global": 0.7, "matched": 0.5, "few-shot": 0.6}
+    one = _evaluated(right)
+    alone, among = _measured([one]).gains, _measured([one] * 8).gains
+    for first, second in zip(alone, among, strict=False):
+        assert second.low < first.low and second.high > first.high
+        assert second.matched_low is not None and first.matched_low is not None
+        assert second.matched_low < first.matched_low
+
+
+def test_a_penalty_at_the_edge_and_few_texts_are_said() -> None:
+    right = {"none": 0.5, "targeted": 0.5, "global": 0.7, "matched": 0.5, "few-shot": 0.6}
+    sentences = " ".join(report(_measured([_evaluated(right, n=20)])).sentences)
+    assert "penalty (on their distance from 1) of 0.01 with 1." in sentences
+    assert "rests on few texts: joy 10, anger 10" in sentences
+    edge = " ".join(report(_measured([_evaluated(right)], penalty=PENALTIES[-1])).sentences)
+    assert "edge of the grid" in edge and "all scales are 1" in edge
+    assert "few texts" not in edge
 
 
 def test_few_shot_prompts_ask_as_the_template_does() -> None:
