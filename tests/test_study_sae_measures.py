@@ -171,7 +171,7 @@ def _evaluated(right: dict[str, float], n: int = 400) -> Evaluated:
         ({}, True),
         ({"few-shot": 0.95}, False),
         ({"matched": 0.95}, False),
-        ({"matched": 0.89}, False),  # above it, but not beyond chance
+        ({"matched": 0.91}, False),  # below it, but not beyond chance
         ({"none": 0.9}, False),
     ],
 )
