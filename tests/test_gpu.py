@@ -9,12 +9,15 @@ import pytest
 import torch
 from support_models import LAYERS, WIDTH, tiny_folder
 from support_saes import write_residual_saes
+from transformers import AutoModelForCausalLM
 
 from emotui.core.engine import statistics
 from emotui.core.engine.capture import Hook, QuietJob, capture
 from emotui.core.engine.model import LoadedModel, load_model
 from emotui.core.engine.operations import Session, handle
 from emotui.core.engine.rerun import adding, rerun
+from emotui.core.engine.saes import load_saes
+from emotui.core.engine.sites import SITE_TABLES
 from emotui.core.engine.speak import generate
 from emotui.core.errors import ModelError
 from emotui.core.protocol import Inspected, InspectRequest, ModelSpec
@@ -105,11 +108,58 @@ def test_writing_is_as_on_the_cpu(family: str) -> None:
     assert generate(on_gpu, ids, new_tokens=8) == generate(on_cpu, ids, new_tokens=8)
 
 
+def test_a_seed_draws_the_same_as_on_the_cpu() -> None:
+    """Of the same probabilities: draws are made on the CPU."""
+    on_gpu = _model("llama")
+    ids = on_gpu.reader.prompt_ids(TEXT)
+    on_cpu = load_model(ModelSpec(str(tiny_folder("llama")), device="cpu"), QuietJob())
+    written = [
+        generate(model, ids, new_tokens=8, temperature=0.8, seed=3) for model in (on_gpu, on_cpu)
+    ]
+    assert written[0] == written[1]
+
+
 def test_a_device_map_runs_and_equals_one_device() -> None:
     spread = _model("llama", device_map="auto")
     ids = spread.reader.prompt_ids(TEXT)
     one = capture(_model("llama"), ids)
     torch.testing.assert_close(capture(spread, ids).logits, one.logits, rtol=0, atol=1e-3)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="PyTorch sees no two CUDA devices")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vectors_live_on_the_gpu_of_their_layer(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On two GPUs, the blocks in halves: a tiny model that accelerate would leave on one."""
+    whole = _model(family)
+    table = SITE_TABLES[family]
+    path = table.blocks.split(".")
+    places = {}
+    for depth in range(len(path)):
+        above = ".".join(path[:depth])
+        for name, _ in whole.hf.get_submodule(above).named_children():
+            places[f"{above}.{name}" if above else name] = 0
+        del places[".".join(path[: depth + 1])]
+    places |= {f"{table.blocks}.{n}": int(n >= LAYERS // 2) for n in range(LAYERS)}
+    places[table.final_norm] = 1
+    load = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForCausalLM,
+        "from_pretrained",
+        lambda folder, **named: load(folder, **{**named, "device_map": places}),
+    )
+    spread = _model(family, device_map="auto")
+    assert spread.device_name == "cuda:0+cuda:1"
+    ids = spread.reader.prompt_ids(TEXT)
+    run, same = capture(spread, ids, all_sites=True), capture(whole, ids, all_sites=True)
+    torch.testing.assert_close(run.logits.cpu(), same.logits.cpu(), rtol=0, atol=1e-3)
+    saes = load_saes(str(write_residual_saes(tmp_path, d_in=WIDTH, layers=LAYERS)), spread)
+    for sae in saes:
+        on = torch.device("cuda", int(sae.layer >= LAYERS // 2))
+        h = run.at("resid", sae.layer)
+        assert {h.device, sae.weights.encoder.device, sae.encode(h).device} == {on}
+        torch.testing.assert_close(h.cpu(), same.at("resid", sae.layer).cpu(), rtol=0, atol=1e-3)
 
 
 def test_quantised_weights_are_run_or_their_package_is_named() -> None:

@@ -1,4 +1,4 @@
-"""One tensor a layer, each on the device of its layer: the vectors of a model on several devices."""
+"""One tensor a layer, each on its layer's device: the vectors of a model on several devices."""
 
 from __future__ import annotations
 

@@ -47,7 +47,9 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         import torch
 
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What PyTorch keeps of blocks that hold nothing now is given out again.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     left = [_system_free(), _cgroup_free(), _limit_free()]
     known = [count for count in left if count is not None]
     return max(0, min(known)) if known else UNKNOWN_FREE

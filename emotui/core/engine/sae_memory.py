@@ -88,8 +88,8 @@ class SaeMemory(Generic[_Weights]):
     ) -> _Weights:
         """Return weights of `size` bytes on a device, loading them where needed.
 
-        Where memory runs out while they are read, all others there are let go and they are read again;
-        `too_large` makes the error where that does not help either.
+        Where memory runs out while they are read, all others there are let go and they are read
+        again; `too_large` makes the error where that does not help either.
         """
         if name not in self._loaded:
             self._make_room(size, device)

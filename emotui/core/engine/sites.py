@@ -106,6 +106,8 @@ def runs_on(module: nn.Module, otherwise: torch.device) -> torch.device:
     That of its weights is not asked: those of a part that is offloaded are nowhere meanwhile.
     """
     device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    if isinstance(device, int):  # as accelerate numbers GPUs
+        return torch.device("cuda", device)
     return otherwise if device is None else torch.device(device)
 
 

@@ -44,8 +44,8 @@ def attention_sources(
     """Return what each attention output at the last token writes along `slopes`, by source.
 
     `slopes` [layers, d_model] are those of the metric at `attn.L` of the last token; the result is
-    float32 [layers, tokens] on the CPU. None where it is not known which module makes the values. One forward
-    and a small backward pass a layer.
+    float32 [layers, tokens] on the CPU. None where it is not known which module makes the values.
+    One forward and a small backward pass a layer.
     """
     paths = [_value_path(block, model.d_model) for block in model.sites.blocks]
     known = [path for path in paths if path is not None]
@@ -94,7 +94,7 @@ def attention_sources(
 
 
 def _at_last(mixed: Tensor, output: Tensor, slope: Tensor) -> Tensor:
-    """Return the slope at the mixed heads, at the last token, later norms with their scale fixed."""
+    """Return the slope at the mixed heads, at the last token; later norms keep their scale."""
     raw, after = mixed.detach()[:, -1], output.detach()[:, -1]
     # What a norm does to each coordinate is one factor; without a norm it is 1.
     factor = torch.where(raw == 0, torch.ones_like(raw), after / raw)
