@@ -6,6 +6,7 @@ hf_xet's download group is replaced; huggingface_hub's own way to it is always r
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any, Self
 
 import pytest
 from support_hub import COMMIT, Hub, serving
-from test_hub import MODEL, Recording, gemma_repository
+from test_hub import MODEL, Recording, emotui, gemma_repository
 
 from emotui.core.engine.capture import QuietJob
 from emotui.core.engine.hub import fetch
@@ -114,6 +115,18 @@ def test_a_model_in_xet_storage_arrives_by_hf_xet_itself(
     assert job.threads == {threading.get_ident()}
     assert capfd.readouterr().err == "", "hf_xet prints what a callback raises"
     assert find_model(ModelSpec("gemma-2-2b", offline=True)).commit == COMMIT
+
+
+def test_the_command_fetches_a_model_from_xet_storage(hub: Hub, tmp_path: Path) -> None:
+    arguments = ("inspect", "Lily was sad.", "--model", "gemma-2-2b", "--sae", "none", "--json")
+    done = emotui(*arguments, root=tmp_path, hub=hub)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["run"]["revision"] == COMMIT
+    assert f"Downloading {MODEL}: {in_bytes(total_of(hub))}." in done.stderr
+    fetched = [name for name in hub.gets() if "model-" in name]
+    assert fetched == []
+    again = emotui(*arguments, "--offline", root=tmp_path)
+    assert (again.returncode, again.stdout) == (0, done.stdout)
 
 
 def test_a_storage_that_never_answers_can_be_cancelled(

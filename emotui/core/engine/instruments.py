@@ -82,7 +82,8 @@ class Instruments:
 
     def present(self, sources: Sequence[str], job: Job) -> tuple[str, ...]:
         """Return the sources without a default that cannot be had; raises as `saes` does."""
-        self.saes(sources, job)
+        if default_source(self._model.spec.model) in sources:
+            self.saes(sources, job)
         return tuple(source for source in sources if source not in self._absent)
 
     def _leave_out(self, source: str, error: SaeError, job: Job) -> None:
