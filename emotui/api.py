@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from os import PathLike, fspath
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,6 +32,7 @@ from emotui.cache.recipes import with_recipes
 from emotui.cache.store import Store
 from emotui.commands.common import cache_for
 from emotui.commands.models import sae_sources
+from emotui.core.arguments import require, require_lines
 from emotui.core.client import EngineClient
 from emotui.core.edits import parse_edit, recipe_named
 from emotui.core.emotions import DEFAULT_LABEL_SET
@@ -64,7 +66,7 @@ _LENGTH_BYTES = 8
 
 
 def open_session(
-    model: str | None = None,
+    model: str | Path | None = None,
     *,
     sae: str | Sequence[str] = (),
     revision: str | None = None,
@@ -81,14 +83,26 @@ def open_session(
 
     `model` is a folder, a hub id or an alias; None is the bundled demo. `sae` names SAE sources
     (folders, or SAELens RELEASE[:ID]; "none" for none); () is the model's default. `private`
-    keeps nothing on the disk. Raises UsageError where no demo is bundled.
+    keeps nothing on the disk. Raises UsageError where no demo is bundled, and for an argument of
+    the wrong type.
     """
+    require("model", model, str, PathLike, type(None))
+    if not isinstance(sae, str):
+        require_lines("sae", sae)
+    for name, value in {"device": device, "dtype": dtype}.items():
+        require(name, value, str)
+    require("template", template, str)
+    require("label_set", label_set, str)
+    require("revision", revision, str, type(None))
+    require("offline", offline, bool)
+    require("private", private, bool)
+    require("cache_dir", cache_dir, str, PathLike, type(None))
     named = (sae,) if isinstance(sae, str) else tuple(sae)
     if model is None:
         spec = demo_spec(dtype=dtype, device=device)
         named = named or demo_saes()
     else:
-        spec = ModelSpec(model, revision, dtype, device, offline)
+        spec = ModelSpec(fspath(model), revision, dtype, device, offline)
     folder = None if cache_dir is None else Path(cache_dir)
     sources = sae_sources(spec.model, named, offline=offline, cache_dir=folder)
     request = InspectRequest(
@@ -154,8 +168,13 @@ class Session:
         `edits` are lines of the edit language, in order; features without `at` at all tokens.
         `selected` says that what is edited was picked from a ranking on this text. `metric` is
         what features are attributed to: `top`, `answer.EMOTION`, `readout.EMOTION[@L5]`, `none`.
-        Raises TextError, EditError, and what the model or its SAEs raise.
+        Raises UsageError for an argument of the wrong type, TextError, EditError, and what the
+        model or its SAEs raise.
         """
+        require("text", text, str)
+        require("selected", selected, bool)
+        require("metric", metric, str)
+        require("seed", seed, int)
         return self._trace(
             msgspec.structs.replace(
                 self._request,
@@ -180,7 +199,13 @@ class Session:
         """Return the trace with what the model writes after a text, `record.generation`.
 
         The edits are in force at every token that is written. Greedy at temperature 0.
+        Raises as `inspect` does.
         """
+        require("text", text, str)
+        require("new_tokens", new_tokens, int)
+        require("temperature", temperature, float)
+        require("samples", samples, int)
+        require("seed", seed, int)
         return self._trace(
             msgspec.structs.replace(
                 self._request,
@@ -196,8 +221,11 @@ class Session:
         """Return at which layers an emotion of a text is readable, used and written.
 
         `neutral` is a rewrite of the text without the emotion; None takes neutral texts of the
-        bundled corpus.
+        bundled corpus. Raises UsageError for an emotion that no probe reads.
         """
+        require("text", text, str)
+        require("emotion", emotion, str)
+        require("neutral", neutral, str, type(None))
         request = self._prepared(msgspec.structs.replace(self._request, text=text))
         done = self._ask(where_request(request, emotion, neutral))
         assert isinstance(done, Located)
@@ -216,6 +244,10 @@ class Session:
         `data` is a labelled TSV, CSV or JSONL file; None is the bundled corpus. Returns the cards
         of the readout and the token probe.
         """
+        require("data", data, str, PathLike, type(None))
+        require("text_column", text_column, str, type(None))
+        require("label_column", label_column, str, type(None))
+        require("seed", seed, int)
         done = self._ask(
             FitRequest(
                 spec=self._request.spec,
@@ -247,10 +279,7 @@ class Session:
         return self._fingerprint
 
     def _lines(self, edits: Sequence[str]) -> tuple[str, ...]:
-        if isinstance(edits, str):
-            raise UsageError(
-                "The edits were a single string.", todo="Give a list of lines, one edit each."
-            )
+        require_lines("edits", edits)
         lines = tuple(
             line.strip() if recipe_named(line) else str(parse_edit(line)) for line in edits
         )
@@ -344,6 +373,7 @@ class SessionTrace:
         model once. Raises UsageError for a site or layer that is not there, and EngineError where
         the session was closed.
         """
+        require("layer", layer, int)
         lowest = EMBEDDING_LAYER if site == "resid" else 0
         highest = self.record.run.layers - 1
         if site not in _SITES or not lowest <= layer <= highest:

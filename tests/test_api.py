@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,3 +168,71 @@ def test_importing_emotui_costs_nothing() -> None:
     misspelt = "opne"
     with pytest.raises(AttributeError, match="no attribute 'opne'"):
         getattr(emotui, misspelt)
+
+
+def test_arguments_of_a_wrong_type_are_refused_at_once(tmp_path: Path) -> None:
+    wrong: list[Any] = [
+        lambda one: one.inspect(3),
+        lambda one: one.inspect(None),
+        lambda one: one.inspect(TEXT, edits=[3]),
+        lambda one: one.inspect(TEXT, edits=None),
+        lambda one: one.inspect(TEXT, metric=1),
+        lambda one: one.inspect(TEXT, seed="0"),
+        lambda one: one.inspect(TEXT, selected="yes"),
+        lambda one: one.generate(TEXT, new_tokens="5"),
+        lambda one: one.generate(TEXT, new_tokens=True),
+        lambda one: one.generate(TEXT, temperature=None),
+        lambda one: one.generate(TEXT, samples=1.5),
+        lambda one: one.where(TEXT, None),
+        lambda one: one.where(None, "joy"),
+        lambda one: one.where(TEXT, "joy", neutral=1),
+        lambda one: one.fit_probes(3),
+        lambda one: one.fit_probes(seed=None),
+    ]
+    for call in wrong:
+        with emotui.open(cache_dir=tmp_path) as session:
+            began = time.monotonic()
+            with pytest.raises(emotui.UsageError):
+                call(session)
+            assert time.monotonic() - began < 1
+            assert session._client.pid is None
+    options: list[dict[str, Any]] = [
+        {"model": 3},
+        {"sae": 3},
+        {"sae": [3]},
+        {"device": None},
+        {"dtype": 16},
+        {"template": None},
+        {"label_set": 1},
+        {"revision": 1},
+        {"offline": "no"},
+        {"cache_dir": 3},
+    ]
+    for option in options:
+        with pytest.raises(emotui.UsageError):
+            emotui.open(**option)
+
+
+def test_values_that_cannot_be_meant_are_told(session: emotui.Session) -> None:
+    wrong: list[Any] = [
+        lambda: session.where(TEXT, "nostalgia"),
+        lambda: session.where(TEXT, ""),
+        lambda: session.generate(TEXT, new_tokens=0),
+        lambda: session.generate(TEXT, temperature=-1.0),
+        lambda: session.generate(TEXT, temperature=float("nan")),
+        lambda: session.generate(TEXT, samples=0),
+        lambda: session.inspect(TEXT, metric="nonsense"),
+        lambda: session.inspect(TEXT, metric="answer.nonsense"),
+        lambda: session.inspect(TEXT, seed=2**80),
+    ]
+    missed = []
+    for number, call in enumerate(wrong):
+        try:
+            call()
+        except emotui.UsageError:
+            continue
+        except emotui.EmotuiError as error:
+            missed.append((number, type(error).__name__, str(error)))
+        else:
+            missed.append((number, "", "no error"))
+    assert not missed

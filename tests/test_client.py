@@ -13,11 +13,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from support_process import SHOUT, ask, fake_client, runs, wait_until
 
 from emotui.core.client import EngineClient
-from emotui.core.errors import CacheError, Cancelled, EngineError, ModelError, TextError
+from emotui.core.errors import CacheError, Cancelled, EngineError, ModelError, TextError, UsageError
 from emotui.core.protocol import (
     MAX_FRAME_BYTES,
     Done,
@@ -422,3 +423,57 @@ def test_a_module_in_the_users_folder_is_not_imported(
     monkeypatch.chdir(tmp_path)
     with EngineClient(cache_dir) as client:
         assert client.wait_until_ready(30).protocol == "emotui-engine"
+
+
+@pytest.mark.parametrize("text", [3, None, ["a"], b"a"])
+def test_a_value_of_a_wrong_type_is_refused_before_it_is_sent(
+    client: EngineClient, text: object
+) -> None:
+    with pytest.raises(UsageError, match="text was of the wrong type"):
+        client.submit(msgspec.structs.replace(ask("SHOUT"), text=text))
+    with pytest.raises(UsageError, match="cannot be sent"):
+        client.submit(msgspec.structs.replace(ask("SHOUT"), text=object()))
+    assert client.pid is None
+    assert answer(client, "after") == "after"
+
+
+def test_nobody_waits_for_a_reader_that_failed(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_arguments: object) -> EngineError:
+        raise TypeError("expected string or bytes-like object")
+
+    monkeypatch.setattr("emotui.core.child.Child.death", broken)
+    waiting = [client.submit(ask("sleep 0.5")), client.submit(ask("crash 0"))]
+    waiting[0].result(30)
+    with pytest.raises(EngineError, match="connection to the engine failed"):
+        waiting[1].result(30)
+    monkeypatch.undo()
+    assert answer(client, "again") == "again"
+
+
+def test_nobody_waits_for_a_writer_that_failed(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_arguments: object, **_options: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("emotui.core.client.start_child", broken)
+    with pytest.raises(EngineError, match="RuntimeError"):
+        client.submit(ask("first")).result(30)
+    monkeypatch.undo()
+    assert answer(client, "again") == "again"
+
+
+def test_an_event_that_breaks_the_reader_ends_the_wait(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert answer(client, "before") == "before"
+
+    def broken(*_arguments: object) -> None:
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr(EngineClient, "_take", broken)
+    pending = client.submit(ask("first"))
+    with pytest.raises(EngineError, match="AttributeError"):
+        pending.result(30)

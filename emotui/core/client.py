@@ -35,6 +35,7 @@ from emotui.core.protocol import (
     Result,
     ShutdownRequest,
     as_frame,
+    check_incoming,
     read_event,
     write_frame,
 )
@@ -143,8 +144,9 @@ class EngineClient:
     def submit(self, operation: Operation) -> Pending:
         """Ask for one operation; requests are done one at a time, in order.
 
-        Returns at once. Raises TextError for an operation that is not Unicode, EngineError for
-        one over 16 MB or where the client is closed; all else is the error of the Pending.
+        Returns at once. Raises TextError for an operation that is not Unicode, UsageError for one
+        with a value of a wrong type, EngineError for one over 16 MB or where the client is closed;
+        all else is the error of the Pending.
         """
         request = Request(next(self._ids), operation)
         _refuse_unsendable(request)
@@ -250,6 +252,8 @@ class EngineClient:
         except EmotuiError as problem:
             self._could_not_start(problem)
             self._finish(pending, None, problem)
+        except Exception as problem:  # or the one who asked, and all later ones, would wait forever
+            self._finish(pending, None, _unexpected(problem))
 
     def _send_cancel(self, request: int) -> None:
         with self._lock:
@@ -296,8 +300,13 @@ class EngineClient:
             problem = broken
         except (OSError, ValueError):
             pass  # the pipe was closed under us: the engine is being ended
+        except Exception as fault:
+            problem = _unexpected(fault)
         watch.cancel()
-        self._bury(child, problem)
+        try:
+            self._bury(child, problem)
+        except Exception as fault:
+            self._abandon(child, _unexpected(fault))
 
     def _greet(self, child: Child, hello: Event) -> None:
         if not isinstance(hello, Hello) or (hello.protocol, hello.version) != (
@@ -344,6 +353,18 @@ class EngineClient:
             call_back(self._on_event, event)
 
     # The end of an engine.
+
+    def _abandon(self, child: Child, problem: EngineError) -> None:
+        """Answer those who wait for an engine that could not be buried, so that nobody waits."""
+        child.kill()
+        with self._lock:
+            child.ended = True
+            if self._child is child:
+                self._child = None
+            lost = [pending for pending in self._pending.values() if pending.child is child]
+        self._could_not_start(problem)
+        for pending in lost:
+            self._finish(pending, None, problem)
 
     def _bury(self, child: Child, problem: EngineError | None) -> None:
         """Reap an engine whose output ended or broke, and answer those who waited for it."""
@@ -401,9 +422,18 @@ def _cancelled() -> Cancelled:
     return Cancelled("The work was cancelled.")
 
 
+def _unexpected(problem: Exception) -> EngineError:
+    # Without the message, which may quote a text.
+    return EngineError(
+        "The connection to the engine failed.",
+        why=f"{type(problem).__name__} in this process.",
+        todo="Ask again: that starts a new engine.",
+    )
+
+
 def _refuse_unsendable(request: Request) -> None:
     try:
-        as_frame(request)
+        check_incoming(as_frame(request))
     except UnicodeEncodeError as problem:
         at_fault = "text" if problem.object == getattr(request.op, "text", None) else "request"
         raise TextError(
