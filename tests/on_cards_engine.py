@@ -217,7 +217,15 @@ EDITS = (
 )
 
 
-DAILY_EDITS = ("ablate L1", "steer", "knock head", "patch resid", "promote joy L2", "project")
+DAILY_EDITS = (
+    "ablate L1",
+    "ablate z",
+    "steer",
+    "knock head",
+    "patch resid",
+    "promote joy L2",
+    "project",
+)
 
 
 @pytest.mark.parametrize(

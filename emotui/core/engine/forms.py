@@ -70,7 +70,7 @@ class TrustedProbe:
 
 
 def trusted_probe(probes: Sequence[Probe]) -> TrustedProbe | None:
-    """Return the first readout probe that is trusted anywhere in the residual stream, at its best.
+    """Return the first readout probe that is trusted behind any block, there where it is best.
 
     None where there is none.
     """
