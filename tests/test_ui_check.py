@@ -201,7 +201,7 @@ async def test_d_on_a_text_without_emotion_words_stops_there(tmp_path: Path) -> 
         await until(pilot, lambda: app.explorer.state.readings)
         await pilot.press("d")
         await until(pilot, lambda: app.explorer.state.notice)
-        assert "There is no emotion word in the text" in text_on(app)
+        assert "The text holds none of the" in text_on(app)
         assert scene.engine.asked == []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -10,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from math import comb
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import pytest
@@ -22,14 +21,17 @@ from support_models import tiny_folder, tiny_model
 from emotui.cache.store import Store
 from emotui.cache.without import known_without, plain
 from emotui.commands.schemas import document_schema
+from emotui.core.emotion_terms import load_terms
 from emotui.core.emotions import EMOTION_WORDS, LABEL_SETS
 from emotui.core.engine.answer import label_tokens
 from emotui.core.engine.capture import QuietJob, capture
 from emotui.core.engine.instruments import Instruments
+from emotui.core.engine.labelled import _file_rows, _situations
 from emotui.core.engine.model import LoadedModel, load_model
-from emotui.core.engine.without import best_row, without_words
+from emotui.core.engine.without import _lost, best_row, without_words
 from emotui.core.errors import TextError, UsageError
-from emotui.core.findings import Lost, WithoutWords
+from emotui.core.export.without import lines_of
+from emotui.core.findings import Lost, Masked, WithoutWords
 from emotui.core.inflections import INFLECTED, verb_forms
 from emotui.core.protocol import InspectRequest, MaskedWords, ModelSpec, WithoutRequest
 from emotui.core.text import template_named
@@ -108,14 +110,26 @@ def test_words_that_only_look_alike_are_content() -> None:
     assert emotion_words(text) == []
 
 
-def test_what_says_which_texts_of_a_corpus_name_their_emotion_is_as_it_was() -> None:
-    """Probes are judged apart on texts that name it: that lexicon is no part of the masked words.
+def test_one_list_says_what_is_masked_and_which_texts_are_without_emotion_words(
+    tmp_path: Path,
+) -> None:
+    """No text that data calls without emotion words holds a word that would be masked."""
+    words = [term.term for term in load_terms()]
+    words += [form for form in INFLECTED if form not in EMOTION_WORDS][:100]
+    texts = [f"It was {word} and the bus came at {n}." for n, word in enumerate(words)]
+    assert [len(emotion_words(text)) for text in texts] == [1] * len(texts)
+    file = tmp_path / "d.tsv"
+    plain_ones = [f"The bus came at {n}." for n in range(len(texts))]
+    rows = [f"{text}\tjoy" for text in texts] + [f"{text}\tfear" for text in plain_ones]
+    file.write_text("text\tlabel\n" + "\n".join(rows) + "\n")
+    found, _ = _file_rows(str(file), ("joy", "fear"), None, None, None)
+    assert [row.named for row in found] == [True] * len(texts) + [False] * len(plain_ones)
+    assert all(row.named == bool(emotion_words(row.text)) for row in _situations())
 
-    The hash is of the lexicon when the shipped probes were fitted.
-    """
-    digest = hashlib.sha256(" ".join(sorted(EMOTION_WORDS)).encode()).hexdigest()
-    assert digest.startswith("66ac140f2806315c")
-    assert not {"cried", "wept", "crying"} & EMOTION_WORDS
+
+def test_words_that_the_tables_have_are_masked() -> None:
+    text = "I felt hurt, overwhelmed and numb, and I cried."
+    assert [word.text for word in emotion_words(text)] == ["hurt", "overwhelmed", "numb", "cried"]
 
 
 def test_content_words_are_neither_emotion_nor_function_words() -> None:
@@ -249,12 +263,38 @@ def test_the_readout_is_that_of_the_probe_at_its_best_layer(reader: Bench) -> No
     assert found.before.readout == pytest.approx(float(value + probe.bias[row, 1]), abs=1e-4)
     readout = lost(found, "readout")
     assert found.before.readout is not None and found.after.readout is not None
-    if found.before.readout > 0:
+    above = probe.summary(len(ids)).marked_above.get("resid")
+    assert readout.least == above
+    if above is not None and found.before.readout > max(above, 0):
         share = (found.before.readout - found.after.readout) / found.before.readout
         assert readout.share == pytest.approx(share)
     else:
         assert readout.share is None and readout.controls == ()
-        assert "nothing to lose" in found.sentence
+        assert "nothing to lose" in found.sentence or "no share of it" in found.sentence
+
+
+def test_no_share_of_what_is_not_above_what_neutral_texts_reach() -> None:
+    """-466 % and the like: what is divided by is next to nothing."""
+    whole, after = Masked((), 0.558, 0.03), Masked(("scared",), 3.1, 0.71)
+    metrics: tuple[tuple[Literal["readout", "answer"], float], ...]
+    metrics = (("readout", 3.3), ("answer", 1 / 7))
+    for metric, least in metrics:
+        found = _lost(metric, whole, after, [Masked(("dark",), 0.4, 0.04)], least=least)
+        assert (found.share, found.controls, found.rank) == (None, (), None)
+        assert found.least == least
+    above = _lost("readout", Masked((), 6.6, 0.5), after, [], least=3.3)
+    assert above.share == pytest.approx((6.6 - 3.1) / 6.6)
+    assert _lost("readout", whole, after, [], least=None).share is None
+
+
+def test_the_sentence_says_why_there_is_no_share_and_counts_in_words(reader: Bench) -> None:
+    found = reader.found(emotion="joy").without
+    assert found.before.answer < 1 / 7
+    assert "no more than chance (0.14): nothing to lose" in found.sentence
+    one = reader.found("She was sad about a dog.", emotion="sadness").without
+    assert one.choices == 1 and "there is 1 set of as many other words" in one.sentence
+    assert "1 of 1 set of 1 among 1 content word" in "\n".join(lines_of(one))
+    assert "-0%" not in one.sentence + found.sentence
 
 
 def test_an_emotion_the_probe_does_not_know_is_read_in_the_answer_alone(reader: Bench) -> None:
@@ -289,7 +329,7 @@ def test_asking_again_is_from_the_cache_and_needs_no_engine(reader: Bench) -> No
 @pytest.mark.parametrize(
     ("text", "changes", "kind", "words"),
     [
-        ("The bus came at nine.", {}, TextError, "no emotion word"),
+        ("The bus came at nine.", {}, TextError, "holds none of the"),
         (TEXT, {"emotion": "envy"}, UsageError, "'envy' is no label"),
         (TEXT, {"placeholder": " "}, UsageError, "placeholder is empty"),
         ("sad " * 200, {}, TextError, "too long"),
@@ -334,7 +374,7 @@ def test_the_command_prints_a_page_and_json_that_keeps_its_schema(tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("The bus came at nine.",), "no emotion word"),
+        (("The bus came at nine.",), "none of the"),
         ((TEXT, "--emotion", "envy"), "'envy' is no label"),
         ((TEXT, "--placeholder", ""), "The placeholder is empty"),
         ((TEXT, "--template", "nine"), "no template called"),

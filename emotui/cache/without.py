@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from emotui.cache.store import Store
     from emotui.core.protocol import WithoutRequest
 
+_VERSION = 2
+"""Of the numbers: what was kept with another is asked anew."""
+
 
 def plain(request: WithoutRequest) -> WithoutRequest:
     """Return the request without what plays no part: edits, SAEs, attribution, generation.
@@ -71,5 +74,5 @@ def _trace(request: WithoutRequest, fingerprint: str) -> str:
 def _what(request: WithoutRequest) -> str:
     """Return the question's name; the words are part of it, as the list of them grows."""
     words = [word.text for word in emotion_words(request.inspect.text)]
-    question = ["without", request.emotion, request.placeholder, words]
+    question = ["without", _VERSION, request.emotion, request.placeholder, words]
     return msgspec.json.encode(question).decode()

@@ -130,7 +130,10 @@ def words_of(text: str) -> list[str]:
 
 
 def emotion_words_in(text: str) -> list[str]:
-    """Return the words of `text`, in order, that name an emotion (whole-word, lower-case match)."""
+    """Return the words of `text`, in order, of the lexicon (whole-word, lower-case match).
+
+    The corpus was written by it; which texts of data name an emotion is asked of `core.wording`.
+    """
     return [word for word in words_of(text) if names_emotion(word)]
 
 

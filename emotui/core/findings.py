@@ -114,13 +114,16 @@ class Lost(msgspec.Struct, frozen=True):
 
     metric: Literal["readout", "answer"]
     share: float | None
-    """(before - after) / before; None where before is not positive: there is nothing to lose."""
+    """(before - after) / before; None where before is not above `least`: nothing to lose."""
     controls: tuple[float, ...]
     """The same share for each set of other words; empty where `share` is None."""
     rank: int | None
     """1 + how many of these are at least as large; None without any."""
     percentile: float | None
     """Percent of them that are smaller, those equal counting half."""
+    least: float | None = None
+    """What is read where there is nothing to lose: of the readout the z that neutral texts of this
+    length reach, of the answer one over the number of labels. None: not known."""
 
 
 class WithoutWords(msgspec.Struct, frozen=True, kw_only=True):

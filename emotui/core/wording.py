@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import cache
 from itertools import combinations
 from math import comb
 
 import msgspec
 
-from emotui.core.emotions import LABEL_SETS, WORD, names_emotion
+from emotui.core.emotion_terms import load_terms
+from emotui.core.emotions import EMOTION_WORDS, LABEL_SETS, WORD
 from emotui.core.inflections import INFLECTED
 
 DEFAULT_PLACEHOLDER = "something"
@@ -21,14 +23,33 @@ _FURTHER_SOURCE = (
     "annoyingly irritability horrific pleasant pleasantly affection grievous heartbreakingly "
     "devastatingly jealousy"
 )
-FURTHER_EMOTION_WORDS = (
-    INFLECTED
-    | frozenset(_FURTHER_SOURCE.split())
-    | frozenset(label for labels in LABEL_SETS.values() for label in labels)
-)
-"""Masked beside those of the lexicon: inflected forms, words for the outward signs of an emotion
-(cried, laughing, tears), and the labels of every set. Apart from it because the lexicon says which
-half of the corpus, and of a user's data, names its emotion."""
+
+
+@cache
+def listed_words() -> frozenset[str]:
+    """Return every lower-case word of emotui's lists of emotion words, the one list there is.
+
+    The lexicon of the corpus, the table of fine-grained words (tired, numb, overwhelmed), the
+    labels of every set, and inflected forms and outward signs (cried, laughing, tears).
+    """
+    return (
+        EMOTION_WORDS
+        | INFLECTED
+        | frozenset(_FURTHER_SOURCE.split())
+        | frozenset(term.term for term in load_terms())
+        | frozenset(label for labels in LABEL_SETS.values() for label in labels)
+    )
+
+
+def none_listed() -> str:
+    """Return what was checked of a text without emotion words, in words."""
+    return f"none of the {len(listed_words())} words of emotui's lists of emotion words"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words: 1 set, 20 sets."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
 
 _FUNCTION_SOURCE = (
     "a an the this that these those some any each every either neither no none all both half "
@@ -72,7 +93,7 @@ def words_in(text: str) -> list[Word]:
 
 def emotion_words(text: str) -> list[Word]:
     """Return the words that name an emotion in a text (whole words, any case, hyphened parts)."""
-    return [word for word in words_in(text) if _names_emotion(word.text)]
+    return [word for word in words_in(text) if names_emotion(word.text)]
 
 
 def content_words(text: str) -> list[Word]:
@@ -80,17 +101,16 @@ def content_words(text: str) -> list[Word]:
     return [
         word
         for word in words_in(text)
-        if not _names_emotion(word.text)
+        if not names_emotion(word.text)
         and word.text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'") not in FUNCTION_WORDS
     ]
 
 
-def _names_emotion(word: str) -> bool:
-    joined = word.lower().replace("-", "")
-    return any(
-        names_emotion(part) or part in FURTHER_EMOTION_WORDS
-        for part in (joined, *word.lower().split("-"))
-    )
+def names_emotion(word: str) -> bool:
+    """Return whether a word, or a part of it between hyphens, is listed, in any case."""
+    lower = word.lower()
+    listed = listed_words()
+    return any(part in listed for part in (lower, lower.replace("-", ""), *lower.split("-")))
 
 
 def masked(text: str, words: Sequence[Word], placeholder: str = DEFAULT_PLACEHOLDER) -> str:

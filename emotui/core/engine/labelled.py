@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from emotui.core.corpus import load_situations
-from emotui.core.emotions import LABEL_SETS, emotion_words_in
+from emotui.core.emotions import LABEL_SETS
 from emotui.core.engine.hub_data import dataset_files, is_dataset_id, read_parquet
 from emotui.core.errors import UsageError
 from emotui.core.text import clean
+from emotui.core.wording import emotion_words
 
 if TYPE_CHECKING:
     from emotui.core.engine.capture import Job
@@ -47,7 +48,7 @@ class LabelledText(msgspec.Struct, frozen=True):
     label: int
     split: Split
     named: bool
-    """Whether the text holds an emotion word."""
+    """Whether the text holds an emotion word: one that is listed (`core.wording`)."""
     group: str
     """Texts of one group (a topic) are never in two splits or folds."""
 
@@ -210,7 +211,7 @@ def _unseen(
 
 def _situations() -> list[Row]:
     return [
-        Row(item.text, item.emotion, item.topic, item.named, item.split)
+        Row(item.text, item.emotion, item.topic, bool(emotion_words(item.text)), item.split)
         for item in load_situations()
     ]
 
@@ -251,7 +252,7 @@ def _file_rows(
         label = label if label in known else SAME_LABEL.get(label, "")
         if text and label in known:
             group = record.get(group_name, "") if group_name else " ".join(text.lower().split())
-            rows.append(Row(text, label, group, bool(emotion_words_in(text)), None))
+            rows.append(Row(text, label, group, bool(emotion_words(text)), None))
     name = (
         f"{shown} (text: {text_name}, label: {label_name}; {len(rows):,} of {len(records):,} rows)"
     )

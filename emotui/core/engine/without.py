@@ -20,7 +20,15 @@ from emotui.core.errors import TextError, UsageError
 from emotui.core.findings import Lost, Masked, WithoutWords
 from emotui.core.protocol import MaskedWords, WithoutRequest
 from emotui.core.text import Template, clean, template_named
-from emotui.core.wording import Word, content_words, drawn_sets, emotion_words, masked
+from emotui.core.wording import (
+    Word,
+    content_words,
+    counted,
+    drawn_sets,
+    emotion_words,
+    masked,
+    none_listed,
+)
 
 if TYPE_CHECKING:
     from emotui.cache.store import Store
@@ -45,6 +53,13 @@ class _Reader:
     """The probe's place."""
     unit: Literal["z", "logit"]
     job: Job
+
+    def mark(self, text: str) -> float | None:
+        """Return the z that neutral texts of this length reach; None where that is not known."""
+        if self.probe is None or self.unit == "logit":
+            return None
+        tokens = len(self.model.reader.read(text, self.template).tokens)
+        return self.probe.summary(tokens).marked_above.get("resid")
 
     def answers(self, text: str) -> tuple[dict[str, float], dict[str, float]]:
         """Return the answer's probabilities, and the probe's readings, by emotion."""
@@ -90,9 +105,10 @@ def _done(
     words = emotion_words(asked.text)
     if not words:
         raise TextError(
-            "There is no emotion word in the text, so there is nothing to mask.",
-            why="Words that name an emotion are looked for, in any case and inflection listed.",
-            todo="What is read in this text does not rest on such words.",
+            f"The text holds {none_listed()}, so there is nothing to mask.",
+            why="Whole words are looked for, in any case, and the inflected forms that are listed.",
+            todo="Where it names an emotion by another word, compare it with a text without that "
+            "word: emotui compare.",
         )
     template = template_named(asked.template)
     labels = label_tokens(model.reader, asked.label_set, template)
@@ -125,6 +141,7 @@ def _done(
         job.progress("masking other words", number, len(sets))
         controls.append(reading(some))
     whole = Masked((), read.get(emotion), answer[emotion])
+    least = {"readout": reader.mark(asked.text), "answer": 1 / len(answer)}
     done = WithoutWords(
         text=asked.text,
         emotion=emotion,
@@ -142,7 +159,7 @@ def _done(
         choices=choices,
         controls=tuple(controls),
         lost=tuple(
-            _lost(metric, whole, after, controls)
+            _lost(metric, whole, after, controls, least=least[metric])
             for metric in _METRICS
             if getattr(whole, metric) is not None
         ),
@@ -176,22 +193,31 @@ def _unit(probe: Probe | None, row: int) -> Literal["z", "logit"]:
 
 
 def _lost(
-    metric: Literal["readout", "answer"], whole: Masked, after: Masked, controls: Sequence[Masked]
+    metric: Literal["readout", "answer"],
+    whole: Masked,
+    after: Masked,
+    controls: Sequence[Masked],
+    *,
+    least: float | None,
 ) -> Lost:
-    """Return the share of one reading that goes, and where it stands among the controls."""
+    """Return the share of one reading that goes, and where it stands among the controls.
+
+    A reading no larger than `least`, what is read where there is nothing, has no share: divided
+    by next to nothing, any change would be a large one. None: what that is is not known.
+    """
     before: float = getattr(whole, metric)
-    if not before > 0:
-        return Lost(metric, None, (), None, None)
+    if least is None or not before > max(least, 0.0):
+        return Lost(metric, None, (), None, None, least)
 
     def share(other: Masked) -> float:
         return (before - float(getattr(other, metric))) / before
 
     own, others = share(after), tuple(share(one) for one in controls)
     if not others:
-        return Lost(metric, own, (), None, None)
+        return Lost(metric, own, (), None, None, least)
     rank = 1 + sum(other >= own for other in others)
     below = sum((other < own) + (other == own) / 2 for other in others)
-    return Lost(metric, own, others, rank, 100 * below / len(others))
+    return Lost(metric, own, others, rank, 100 * below / len(others), least)
 
 
 def sentence_of(done: WithoutWords) -> str:
@@ -204,25 +230,43 @@ def sentence_of(done: WithoutWords) -> str:
             doubt = "" if done.trust == "trusted" else f", {done.trust} there"
             name = f"the readout of {done.emotion} (probe at L{done.layer}{doubt})"
         if lost.share is None:
-            parts.append(f"{name} was not above {_nothing(done, lost.metric)}: nothing to lose")
+            parts.append(f"{name} was {_nothing(done, lost)}")
             continue
-        said = f"{name} loses {lost.share:.0%}"
+        said = f"{name} {_goes(lost.share)}"
         if lost.controls:
             middle = sorted(lost.controls)[len(lost.controls) // 2]
             said += (
-                f" (other words: median {middle:.0%}, most {max(lost.controls):.0%}; rank "
-                f"{lost.rank} of {len(lost.controls) + 1})"
+                f" (other words: median {_percent(middle)}, most {_percent(max(lost.controls))}; "
+                f"rank {lost.rank} of {len(lost.controls) + 1})"
             )
         parts.append(said)
     if not done.controls:
-        parts.append(
-            f"no control: {done.content_words} other content words are too few to mask "
-            f"{len(done.after.words)}"
-        )
+        there = counted(done.content_words, "other content word")
+        few = "is too few" if done.content_words == 1 else "are too few"
+        parts.append(f"no control: {there} {few} to mask {len(done.after.words)}")
+    elif done.choices == 1:
+        parts.append("there is 1 set of as many other words, and it was masked")
     elif done.choices < DRAWS:
-        parts.append(f"{done.choices} sets of other words exist, and all were masked")
+        parts.append(f"there are {done.choices} sets of as many other words, and all were masked")
     return f"Without {words}, " + "; ".join(parts) + "."
 
 
-def _nothing(done: WithoutWords, metric: str) -> str:
-    return "neutral texts" if metric == "readout" and done.unit == "z" else "zero"
+def _nothing(done: WithoutWords, lost: Lost) -> str:
+    """Return why no share of a reading is given."""
+    before: float = getattr(done.before, lost.metric)
+    if lost.metric == "answer":
+        return f"{before:.2f}, no more than chance ({lost.least:.2f}): nothing to lose"
+    if done.unit == "logit":
+        return f"a logit, {before:.2f}: without neutral texts nothing says how much of it is there"
+    if lost.least is None:
+        return f"z {before:.2f}: no neutral text is as long, so no share of it is given"
+    return f"z {before:.2f}, not above what neutral texts reach ({lost.least:.2f}): nothing to lose"
+
+
+def _goes(share: float) -> str:
+    return f"rises by {_percent(-share)}" if round(100 * share) < 0 else f"loses {_percent(share)}"
+
+
+def _percent(share: float) -> str:
+    """Return a share in per cent, without the sign of a zero."""
+    return f"{round(100 * share):d}%"

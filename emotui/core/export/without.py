@@ -9,6 +9,7 @@ import msgspec
 
 from emotui.core.findings import Masked, WithoutWords
 from emotui.core.text import clean
+from emotui.core.wording import counted
 
 _NAME = 34
 
@@ -45,8 +46,9 @@ def lines_of(found: WithoutWords) -> list[str]:
     if found.controls:
         lines += [
             "",
-            f"other words masked: {len(found.controls)} of {found.choices} sets of "
-            f"{len(found.after.words)} among {found.content_words} content words",
+            f"other words masked: {len(found.controls)} of "
+            f"{counted(found.choices, 'set')} of {len(found.after.words)} among "
+            f"{counted(found.content_words, 'content word')}",
             *(_reading(f"without {_joined(one.words)}", one) for one in found.controls),
         ]
     for lost in found.lost:

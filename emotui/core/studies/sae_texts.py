@@ -15,7 +15,6 @@ import msgspec
 import torch
 from torch import Tensor
 
-from emotui.core.emotions import WORD, names_emotion
 from emotui.core.engine.capture import Hook
 from emotui.core.engine.collect import batches
 from emotui.core.engine.labelled import draw
@@ -23,6 +22,7 @@ from emotui.core.records import TextRecord
 from emotui.core.studies.common.chunks import Chunks
 from emotui.core.studies.common.dataset import Item
 from emotui.core.studies.common.readings import run_batch
+from emotui.core.wording import emotion_words
 
 if TYPE_CHECKING:
     from emotui.core.engine.saes import Sae
@@ -249,7 +249,7 @@ def _content(text: TextRecord) -> list[int]:
 
 def _emotion_tokens(text: TextRecord, inside: Sequence[int]) -> Tensor:
     """Return whether each of some tokens lies in a word that names an emotion, bool."""
-    spans = [m.span() for m in WORD.finditer(text.raw) if names_emotion(m.group())]
+    spans = [(word.start, word.end) for word in emotion_words(text.raw)]
     found = []
     for position in inside:
         token = text.tokens[position]

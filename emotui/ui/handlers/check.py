@@ -20,7 +20,7 @@ from emotui.core.protocol import (
     VerifyRequest,
     WithoutRequest,
 )
-from emotui.core.wording import emotion_words
+from emotui.core.wording import emotion_words, none_listed
 from emotui.ui.handlers.area import Answer, Area
 from emotui.ui.paint import visible
 from emotui.ui.screens.report import ReportScreen
@@ -72,7 +72,7 @@ class CheckHandlers(Area):
             return
         text, emotion = readings.trace.text.raw, self._state.emotion
         if not emotion_words(text):
-            self.say("hint", "There is no emotion word in the text, so there is nothing to mask.")
+            self.say("hint", f"The text holds {none_listed()}: there is nothing to mask.")
             return
         if readings.trace.answer is not None and emotion not in readings.trace.answer.labels:
             emotion = ""

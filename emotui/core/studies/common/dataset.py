@@ -17,7 +17,6 @@ from typing import Literal
 import msgspec
 
 from emotui.core.corpus import Split
-from emotui.core.emotions import emotion_words_in
 from emotui.core.engine.labelled import draw, labels_of
 from emotui.core.errors import UsageError
 from emotui.core.protocol import StudyRequest
@@ -30,6 +29,7 @@ from emotui.core.studies.table import (
     without_labels,
 )
 from emotui.core.text import clean
+from emotui.core.wording import emotion_words
 
 BUNDLED = "bundled"
 """The word that stands for the situations that come with emotui."""
@@ -117,7 +117,7 @@ class Dataset:
                 id=item_id(row.text),
                 label=label,
                 group=row.group,
-                named=bool(emotion_words_in(row.text)),
+                named=bool(emotion_words(row.text)),
                 split=row.split,
                 appraisals=row.appraisals,
                 extra=row.extra,
