@@ -27,7 +27,7 @@ from emotui.cache.statistics import emotion_texts
 from emotui.cache.store import Store
 from emotui.core.corpus import APPRAISALS, load_situations
 from emotui.core.edits import ModulateEdit, Source, parse_edit
-from emotui.core.engine.appraisals import modulation, ridge
+from emotui.core.engine.appraisals import modulation, regression, ridge
 from emotui.core.engine.capture import QuietJob, capture
 from emotui.core.engine.emotion_means import EmotionMeans, emotion_means
 from emotui.core.engine.intervene import EditGroup, hooks_of, modulation_at, places_of
@@ -403,6 +403,12 @@ def test_ridge_equals_scikit_learn() -> None:
     best = max(fits, key=lambda fit: fit.score(x[50:70].numpy(), y[50:70].numpy()))
     assert rows.numpy() == pytest.approx(best.coef_, abs=1e-9)
     assert float(score.mean()) == pytest.approx(best.score(x[70:].numpy(), y[70:].numpy()))
+    found = regression(x, y, splits, shuffles=20)
+    assert torch.equal(found.rows, rows) and torch.equal(found.score, score)
+    assert float(found.dev.mean()) == pytest.approx(best.score(x[50:70].numpy(), y[50:70].numpy()))
+    # What was planted is found, and in shuffled values next to nothing of it.
+    assert found.shuffled.shape == (20, 2)
+    assert float(found.score.min()) > 0.8 and float(found.shuffled.mean()) < 0.1
 
 
 def test_the_share_shown_is_that_of_the_layer() -> None:

@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
 from support_command import emotui_here
 
 from emotui.cache.probes import ProbeCard
 from emotui.cache.store import Store
-from emotui.core.corpus import load_situations
+from emotui.core.corpus import APPRAISALS, load_situations
 from emotui.core.emotions import LABEL_SETS
+from emotui.core.engine.appraisals import STRENGTHS, appraisal_directions, appraisal_texts
 from emotui.core.engine.capture import Activations, QuietJob, capture
 from emotui.core.engine.collect import places_of
 from emotui.core.engine.controls import balanced_accuracy
@@ -258,6 +262,60 @@ def test_thresholds_by_length_and_none_beyond_what_was_seen(probes: tuple[Probe,
     assert summary.bag_accuracy == best.bag_accuracy
 
 
+def test_a_fit_holds_the_appraisals_with_their_controls(
+    probes: tuple[Probe, Probe], model: LoadedModel, store: Store
+) -> None:
+    readout, token = probes
+    scores = readout.file.card.appraisals
+    assert token.file.card.appraisals == ()
+    assert [(one.layer, one.appraisal) for one in scores] == [
+        (layer, name) for layer in range(model.n_layers) for name in APPRAISALS
+    ]
+    # `modulate` finds them: nothing is run again.
+    before = model.forwards
+    found = appraisal_directions(model, template_named("ask"), store, QuietJob())
+    assert model.forwards == before
+    assert found.scores == scores
+    assert all(found.r_squared(one.layer, one.appraisal) == one.r_squared for one in scores)
+    # The bag of embeddings, made here from the embedding matrix, by scikit-learn's ridge.
+    situations = appraisal_texts()
+    table = model.hf.get_input_embeddings().weight.detach().float()
+    records = [model.reader.read(one.text, template_named("ask")) for one in situations]
+    bag = torch.stack(
+        [
+            table[[token.id for token in record.tokens if token.part == "text"]].mean(dim=0)
+            for record in records
+        ]
+    )
+    rows = {
+        name: [i for i, one in enumerate(situations) if one.split == name]
+        for name in ("train", "dev", "test")
+    }
+    values = np.array([one.appraisals for one in situations], dtype=float)
+    x = bag.double().numpy()
+    centred = x[rows["train"]] - x[rows["train"]].mean(0)
+    scale = float((np.linalg.svd(centred, compute_uv=False) ** 2).mean())
+    fits = [
+        Ridge(alpha=strength * scale).fit(x[rows["train"]], values[rows["train"]])
+        for strength in STRENGTHS
+    ]
+    best = max(fits, key=lambda fit: fit.score(x[rows["dev"]], values[rows["dev"]]))
+    expected = r2_score(
+        values[rows["test"]], best.predict(x[rows["test"]]), multioutput="raw_values"
+    )
+    told = [one.bag_r_squared for one in scores[: len(APPRAISALS)]]
+    assert told == pytest.approx(expected.tolist(), abs=1e-3)
+    # Shuffled values explain nothing, and the model knows more than they do of pleasantness.
+    assert all(one.shuffled_95 < 0.1 for one in scores)
+    pleasant = next(
+        one for one in readout.file.card.best_appraisals() if one.appraisal == "pleasantness"
+    )
+    assert pleasant.r_squared > pleasant.shuffled_95
+    assert pleasant.dev_r_squared == max(
+        one.dev_r_squared for one in scores if one.appraisal == "pleasantness"
+    )
+
+
 @pytest.fixture(scope="module")
 def two_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A labelled file without neutral texts, quick to fit on."""
@@ -356,6 +414,10 @@ def test_the_command_fits_lists_and_shows(stories: Path, tmp_path: Path, two_lab
     document = json.loads(_run("probe", "show", cards[0]["id"], "--json", cache_dir=cache).stdout)
     assert document == cards[0]
     _assert_controls_are_shown(cards[1], lines)
+    shown = _run("probe", "show", cards[0]["id"], cache_dir=cache)
+    for name in APPRAISALS:
+        assert any(line.split()[:1] == [name] for line in shown.stdout.splitlines())
+    assert "(bag " in listed.stdout
 
 
 def _assert_controls_are_shown(card: dict[str, Any], lines: list[str]) -> None:

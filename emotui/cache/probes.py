@@ -76,6 +76,23 @@ class ProbeScore(msgspec.Struct, frozen=True):
     """The same with random directions orthogonal to all of the probe's."""
 
 
+class AppraisalScore(msgspec.Struct, frozen=True, kw_only=True):
+    """How well one appraisal is told from the residual at the readout of one layer.
+
+    R^2 against the values that the situations' authors gave, on topics that were held out.
+    """
+
+    appraisal: str
+    layer: int
+    r_squared: float
+    dev_r_squared: float
+    """On the topics that the penalty, and the best layer, were chosen on."""
+    shuffled_95: float
+    """95th percentile, over shuffled values, of the best layer."""
+    bag_r_squared: float
+    """Of the mean embedding of the text's tokens, on the same texts."""
+
+
 class ProbeCard(msgspec.Struct, frozen=True, kw_only=True):
     """What one must know of a fitted probe before using it."""
 
@@ -105,6 +122,9 @@ class ProbeCard(msgspec.Struct, frozen=True, kw_only=True):
     """Held-out texts it is judged on: those whose first word occurs in training."""
     scores: tuple[ProbeScore, ...]
     """One for each site and layer that was fitted."""
+    appraisals: tuple[AppraisalScore, ...] = ()
+    """Of the appraisal directions that were fitted beside a readout probe, on the situations; ()
+    where they were not."""
 
     @property
     def judged(self) -> bool:
@@ -119,6 +139,13 @@ class ProbeCard(msgspec.Struct, frozen=True, kw_only=True):
     def score_at(self, site: Site, layer: int) -> ProbeScore | None:
         """Return the score of one site and layer; None where none was fitted."""
         return next((s for s in self.scores if (s.site, s.layer) == (site, layer)), None)
+
+    def best_appraisals(self) -> tuple[AppraisalScore, ...]:
+        """Return the score of each appraisal at the layer that is best on dev, lowest of equals."""
+        best: dict[str, AppraisalScore] = {}
+        for score in sorted(self.appraisals, key=lambda one: (-one.dev_r_squared, one.layer)):
+            best.setdefault(score.appraisal, score)
+        return tuple(best[name] for name in dict.fromkeys(one.appraisal for one in self.appraisals))
 
     def best(self, site: Site = "resid") -> ProbeScore | None:
         """Return the best score of a site, the lowest layer among equals; None without any."""

@@ -62,7 +62,7 @@ def fit(
     as_json: AsJson = False,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Fit a readout and a token probe on every layer and site of a model."""
+    """Fit a readout and a token probe on every layer and site of a model, and the appraisals."""
     from emotui.cache.prepare import ids_in_force
     from emotui.cache.store import Store
     from emotui.core.client import EngineClient
@@ -215,6 +215,12 @@ def show(
     typer.echo(f"{'controls':<10} {_controls_of(card)}")
     if _has_controls(card):
         _print_table(_control_table(card))
+    if card.appraisals:
+        typer.echo(
+            f"{'appraisals':<10} of the situations (author-assigned), residual at the readout: R² "
+            "on held-out topics at the layer that was best on dev; `modulate` goes along them"
+        )
+        _print_table(_appraisal_table(card))
     say(
         "Balanced accuracy. trusted: above shuffled labels (95 %, best layer) and above the bag of "
         "embeddings by more than the best layer of a site does by luck (95 %), on texts of another "
@@ -265,7 +271,8 @@ def _print_cards(cards: list[ProbeCard], in_force: AbstractSet[str], *, as_json:
     if not cards:
         return
     table = _table(
-        "id", "in force", "kind", "model", "fitted on", "texts:", "layer:", "held out:", "bag:"
+        *("id", "in force", "kind", "model", "fitted on", "texts:", "layer:", "held out:", "bag:"),
+        "appraisals, R²:",
     )
     for card in cards:
         table.add_row(
@@ -276,6 +283,7 @@ def _print_cards(cards: list[ProbeCard], in_force: AbstractSet[str], *, as_json:
             clean(card.data),
             f"{card.n_texts:,}",
             *_best_cells(card),
+            _appraisals_cell(card),
         )
     _print_table(table)
 
@@ -338,6 +346,29 @@ def _control_table(card: ProbeCard) -> Table:
             *("" if value is None else f"{value:.2f}" for value in found),
         )
     return table
+
+
+def _appraisal_table(card: ProbeCard) -> Table:
+    table = _table("appraisal", "layer:", "R²:", "shuffled values, 95 %:", "bag of embeddings:")
+    for best in card.best_appraisals():
+        table.add_row(
+            best.appraisal,
+            _layer_name(best.layer),
+            f"{best.r_squared:.2f}",
+            f"{best.shuffled_95:.2f}",
+            f"{best.bag_r_squared:.2f}",
+        )
+    return table
+
+
+def _appraisals_cell(card: ProbeCard) -> str:
+    """Return the mean R² of the appraisals at their best layers, and the bag's; "" without them."""
+    best = card.best_appraisals()
+    if not best:
+        return ""
+    mean = sum(one.r_squared for one in best) / len(best)
+    bag = sum(one.bag_r_squared for one in best) / len(best)
+    return f"{mean:.2f} (bag {bag:.2f})"
 
 
 def _table(*columns: str) -> Table:

@@ -1,7 +1,8 @@
 """Appraisal directions of the residual at the readout, and moving along some with others fixed.
 
 One ridge regression a layer and appraisal (METHODS 1.3), fitted on the bundled situations and
-their author-assigned values, kept in the cache. For changed rows W_c with signs c and kept rows
+their author-assigned values, kept in the cache; beside them the R^2 of values shuffled among the
+texts and of a bag of embeddings. For changed rows W_c with signs c and kept rows
 W_k: v = sum_a c_a (I - P) w_a, P the projection on the span of W_k by QR (METHODS 1.7, 4).
 """
 
@@ -16,9 +17,11 @@ import torch
 from safetensors.torch import load as tensors_from_bytes
 from torch import Tensor
 
+from emotui.cache.probes import AppraisalScore
 from emotui.core.corpus import APPRAISALS, Situation, load_situations
 from emotui.core.edits import STAYED
-from emotui.core.engine.collect import places_of, visit
+from emotui.core.engine.collect import places_of, text_mask, visit
+from emotui.core.engine.controls import CHANCE_QUANTILE, SHUFFLES
 from emotui.core.engine.packed import tensors_to_bytes
 from emotui.core.engine.statistics import statistics_key
 from emotui.core.errors import EditError
@@ -70,6 +73,8 @@ class Appraisals:
     the ridge regression, so not of unit norm."""
     score: Tensor
     """[layers, appraisals], R^2 on held-out topics."""
+    scores: tuple[AppraisalScore, ...] = ()
+    """The same with its controls, by layer and appraisal."""
 
     def row(self, layer: int, name: str) -> Tensor:
         """Return one direction, [d_model]."""
@@ -133,14 +138,29 @@ def appraisal_directions(
     model: LoadedModel, template: Template, store: Store, job: Job
 ) -> Appraisals:
     """Return the directions for a model and template, from the cache where they are."""
-    key = statistics_key(model, f"appraisals:{template.name}")
+    key = statistics_key(model, f"appraisals 2:{template.name}")
     stored = store.get_entry("statistics", key)
     if stored is None:
         tensors = _fitted(model, template, job)
         store.put_entry("statistics", key, tensors_to_bytes(tensors))
     else:
         tensors = tensors_from_bytes(stored)
-    return Appraisals(tensors["rows"], tensors["score"])
+    return Appraisals(tensors["rows"], tensors["score"], _scores(tensors))
+
+
+def _scores(tensors: Mapping[str, Tensor]) -> tuple[AppraisalScore, ...]:
+    return tuple(
+        AppraisalScore(
+            appraisal=name,
+            layer=layer,
+            r_squared=float(tensors["score"][layer, index]),
+            dev_r_squared=float(tensors["dev"][layer, index]),
+            shuffled_95=float(tensors["shuffled_95"][index]),
+            bag_r_squared=float(tensors["bag"][index]),
+        )
+        for layer in range(len(tensors["score"]))
+        for index, name in enumerate(APPRAISALS)
+    )
 
 
 def appraisal_texts() -> tuple[Situation, ...]:
@@ -157,11 +177,16 @@ def _fitted(model: LoadedModel, template: Template, job: Job) -> dict[str, Tenso
     ]
     places = places_of(model.n_layers)
     inputs = torch.empty(model.n_layers, len(texts), model.d_model)
+    bag = torch.empty(len(texts), model.d_model)
+    masks = [torch.tensor(text_mask(text)) for text in texts]
 
     def receive(members: list[int], place: int, tensor: Tensor) -> None:
         site, layer = places[place]
         if site == "resid" and layer >= 0:
             inputs[layer, members] = tensor[:, -1].float().cpu()
+        elif site == "resid":
+            for row, text in enumerate(members):
+                bag[text] = tensor[row].cpu()[masks[text]].float().mean(dim=0)
 
     visit(model, texts, receive, job=job, phase="reading the corpus for appraisals")
     targets = torch.tensor([one.appraisals for one in situations], dtype=torch.float64)
@@ -169,20 +194,51 @@ def _fitted(model: LoadedModel, template: Template, job: Job) -> dict[str, Tenso
         name: torch.tensor([i for i, one in enumerate(situations) if one.split == name])
         for name in ("train", "dev", "test")
     }
-    rows, scores = [], []
+    found = []
     for layer in range(model.n_layers):
         job.check()
-        fitted, score = ridge(inputs[layer], targets, splits)
-        rows.append(fitted)
-        scores.append(score)
-    return {"rows": torch.stack(rows).float(), "score": torch.stack(scores).float()}
+        job.progress("fitting the appraisals", layer, model.n_layers)
+        found.append(regression(inputs[layer], targets, splits, shuffles=SHUFFLES))
+    job.progress("fitting the appraisals", model.n_layers, model.n_layers)
+    # The best layer of each shuffling: that pays for looking at all of them.
+    by_chance = torch.stack([one.shuffled for one in found]).amax(dim=0)
+    return {
+        "rows": torch.stack([one.rows for one in found]).float(),
+        "score": torch.stack([one.score for one in found]).float(),
+        "dev": torch.stack([one.dev for one in found]).float(),
+        "shuffled_95": by_chance.quantile(CHANCE_QUANTILE, dim=0).float(),
+        "bag": regression(bag, targets, splits).score.float(),
+    }
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Ridge regressions of A appraisals on d inputs, float64."""
+
+    rows: Tensor
+    """[A, d]."""
+    dev: Tensor
+    """[A], R^2 on `dev`."""
+    score: Tensor
+    """[A], R^2 on `test`."""
+    shuffled: Tensor
+    """[shuffles, A], the same after fitting on values shuffled among the training texts, at the
+    same penalty; all appraisals of a text stay together."""
 
 
 def ridge(inputs: Tensor, targets: Tensor, splits: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return ridge weights [appraisals, d] and R^2 on `test` [appraisals], float64.
+    """Return ridge weights [appraisals, d] and R^2 on `test` [appraisals]; see `regression`."""
+    found = regression(inputs, targets, splits)
+    return found.rows, found.score
 
-    `inputs` is [n, d], `targets` [n, appraisals]; fitted on `train`, the penalty chosen on `dev`
-    by mean R^2. Inputs are centred and not scaled: scaling each would turn the directions.
+
+def regression(
+    inputs: Tensor, targets: Tensor, splits: Mapping[str, Tensor], *, shuffles: int = 0
+) -> Regression:
+    """Fit `targets` [n, appraisals] on `inputs` [n, d] by ridge regression, on the rows of `train`.
+
+    The penalty is chosen on `dev` by mean R^2. Inputs are centred and not scaled: scaling each
+    would turn the directions.
     """
     x, y = inputs.double(), targets.double()
     train = splits["train"]
@@ -192,7 +248,7 @@ def ridge(inputs: Tensor, targets: Tensor, splits: Mapping[str, Tensor]) -> tupl
     coordinates = u.T @ (y[train] - centre)
     scale = sizes.square().mean()
 
-    def weights(strength: float) -> Tensor:
+    def weights(strength: float, coordinates: Tensor) -> Tensor:
         # Inputs that do not vary (the embedding of a fixed prompt) have weights of zero, not NaN.
         shrunk = sizes / (sizes.square() + strength * scale).clamp_min(1e-300)
         fit: Tensor = (v.T * shrunk) @ coordinates
@@ -204,6 +260,17 @@ def ridge(inputs: Tensor, targets: Tensor, splits: Mapping[str, Tensor]) -> tupl
         explained: Tensor = 1 - missed / around.clamp_min(1e-12)
         return explained
 
-    fits = [weights(strength) for strength in STRENGTHS]
-    best = max(fits, key=lambda fit: float(score(fit, splits["dev"]).mean()))
-    return best.T.contiguous(), score(best, splits["test"])
+    fits = {strength: weights(strength, coordinates) for strength in STRENGTHS}
+    best = max(fits, key=lambda strength: float(score(fits[strength], splits["dev"]).mean()))
+    generator = torch.Generator().manual_seed(0)
+    by_chance = []
+    for _ in range(shuffles):
+        order = torch.randperm(len(train), generator=generator)
+        fit = weights(best, u.T @ (y[train][order] - centre))
+        by_chance.append(score(fit, splits["test"]))
+    return Regression(
+        rows=fits[best].T.contiguous(),
+        dev=score(fits[best], splits["dev"]),
+        score=score(fits[best], splits["test"]),
+        shuffled=torch.stack(by_chance) if by_chance else torch.empty(0, y.shape[1]),
+    )

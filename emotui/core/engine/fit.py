@@ -10,6 +10,7 @@ texts without emotion words; the card says on which.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from datetime import UTC, datetime
@@ -19,8 +20,9 @@ import msgspec
 import torch
 from torch import Tensor
 
-from emotui.cache.probes import ProbeCard
+from emotui.cache.probes import AppraisalScore, ProbeCard
 from emotui.core.engine import controls
+from emotui.core.engine.appraisals import appraisal_directions
 from emotui.core.engine.collect import Place, collect, text_mask, visit
 from emotui.core.engine.design import Design, design_of
 from emotui.core.engine.labelled import Labelled, labelled_texts
@@ -122,6 +124,9 @@ def thresholds_of(
 def fit_probes(request: FitRequest, model: LoadedModel, store: Store, job: Job) -> Fitted:
     """Fit a readout and a token probe on every layer and site, and store both.
 
+    Beside them the appraisal directions that `modulate` goes along are fitted and cached, unless
+    they are or this is a preview; the readout probe's card has their scores.
+
     UsageError for a label set, template or file that cannot be used; Cancelled, with nothing
     stored, where the user cancelled.
     """
@@ -179,6 +184,10 @@ def fit_probes(request: FitRequest, model: LoadedModel, store: Store, job: Job) 
         thresholds = thresholds_of(logits, mean, sd, collected.places, lengths)
         file = ProbeFile(card, tuple(fitted.strength.tolist()), thresholds)
         made.append(Probe(file, fitted.weight, fitted.center, fitted.bias, mean, sd))
+    if not request.preview:
+        template = template_named(request.template)
+        found = appraisal_directions(model, template, store, job)
+        made[0] = _with_appraisals(made[0], found.scores)
     job.check()
     for probe in made:
         store.put_probe(probe.id, probe.to_bytes(), probe.file.card)
@@ -187,6 +196,11 @@ def fit_probes(request: FitRequest, model: LoadedModel, store: Store, job: Job) 
         forwards=model.forwards - before,
         seconds=time.monotonic() - started,
     )
+
+
+def _with_appraisals(probe: Probe, scores: tuple[AppraisalScore, ...]) -> Probe:
+    card = msgspec.structs.replace(probe.file.card, appraisals=scores)
+    return dataclasses.replace(probe, file=msgspec.structs.replace(probe.file, card=card))
 
 
 def _control_task(data: Labelled, design: Design, *, seed: int) -> ControlTask | None:
