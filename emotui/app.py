@@ -5,17 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from rich.text import Text
-from textual import events
-from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.driver import Driver
-from textual.widgets import Input
 
 from emotui.cache.demo import is_demo
 from emotui.cache.session import Session
@@ -29,19 +25,18 @@ from emotui.ui import messages
 from emotui.ui.actions import PaneName, action_for
 from emotui.ui.appearance import load_appearance, theme_at_start
 from emotui.ui.asking import Engine
-from emotui.ui.driver import PasteAwareDriver, without_alt
+from emotui.ui.driver import PasteAwareDriver
+from emotui.ui.gated import GatedApp
 from emotui.ui.keymap import as_textual
-from emotui.ui.keys import EditorGate, KeyGate, Release, Stroke
 from emotui.ui.screens.explore import ExploreScreen
 from emotui.ui.state import Notice, OpenOptions, Work
 from emotui.ui.terminal import Terminal, append_private, shielded
 from emotui.ui.work import Workbench
 
-_TIMER_SLACK = 0.002
 _SETTLED_SECONDS = 1.0
 
 
-class EmotuiApp(App[int]):
+class EmotuiApp(GatedApp):
     """The explorer. `start_engine` may be replaced, by tests for instance."""
 
     TITLE = "emotui"
@@ -77,12 +72,8 @@ class EmotuiApp(App[int]):
             load_behind=is_demo(options.request.spec),
         )
         self.explorer = ExploreScreen(options, self.workbench)
-        self.gate_keys = False
-        """Whether to look for pastes among keys; off unless there is a terminal."""
         self.ended_by: int | None = None
         """The signal that ended it; None where the user did."""
-        self._gate = KeyGate(self._is_careful)
-        self._editor_gate = EditorGate()
 
     def on_ready(self) -> None:
         """Collect garbage again, without what the start made: a full collection delays a key."""
@@ -172,58 +163,18 @@ class EmotuiApp(App[int]):
         """Say why there is no file."""
         self.explorer.update(replace(self.explorer.state, notice=Notice.of_error(fact.error)))
 
-    # Keys on their way in.
+    def pane_in_focus(self) -> PaneName | None:
+        """Return the pane that keys go to; None on another screen."""
+        return self.explorer.pane if self.screen is self.explorer else None
 
-    async def on_event(self, event: events.Event) -> None:
-        """Look at keys and pastes before they act."""
-        if isinstance(event, events.Paste) and not event.is_forwarded:
-            await self._take_paste(event)
-        elif isinstance(event, events.Key) and not event.is_forwarded:
-            for key in without_alt(event):
-                await self._take_key(key)
-        else:
-            await super().on_event(event)
-
-    async def _take_key(self, event: events.Key) -> None:
-        if not self.gate_keys or isinstance(self.focused, Input):
-            await super().on_event(event)
-            return
-        gates: tuple[KeyGate | EditorGate, ...] = (self._gate, self._editor_gate)
-        gate, other = reversed(gates) if self._in("editor") else gates
-        stroke = Stroke(event.key, event.character, event.time)
-        for release in (*other.release(), *gate.take(stroke)):
-            await self._let_through(release)
-        if gate.holding:
-            self.set_timer(max(0.001, gate.due - time.monotonic()), self._release_due)
-
-    async def _release_due(self) -> None:
-        for gate in (self._gate, self._editor_gate):
-            if gate.holding and gate.due <= time.monotonic() + _TIMER_SLACK:
-                for release in gate.release():
-                    await self._let_through(release)
-
-    async def _let_through(self, release: Release) -> None:
-        if release.kind == "paste":
-            await self._paste_outside(release.text)
-            return
-        for stroke in release.strokes:
-            await super().on_event(events.Key(stroke.key, stroke.character))
-
-    def _in(self, *panes: PaneName) -> bool:
-        return self.screen is self.explorer and self.explorer.pane in panes
-
-    async def _take_paste(self, event: events.Paste) -> None:
-        if self._in("editor") or isinstance(self.focused, Input):
-            await super().on_event(event)
-        else:
-            await self._paste_outside(event.text)
-
-    async def _paste_outside(self, text: str) -> None:
+    async def paste_outside(self, text: str) -> None:
+        """Make a text that was pasted anywhere else the editor's."""
         while self.screen is not self.explorer:
             self.pop_screen()
         await self.explorer.handlers.text.take_paste(text)
 
-    def _is_careful(self, key: str) -> bool:
+    def is_careful(self, key: str) -> bool:
+        """Whether a key does more than move or show."""
         action = action_for(self.explorer.pane, key, actions=self.options.actions)
         return action is not None and action.careful
 

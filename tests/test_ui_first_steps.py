@@ -108,7 +108,7 @@ async def test_a_text_that_cannot_be_read_leaves_no_numbers_beside_it(scene: Sce
 async def test_edits_that_were_left_behind_are_said_beside_the_new_trace(scene: Scene) -> None:
     async with scene.open(size=(160, 45)) as (app, pilot):
         await until(pilot, lambda: app.explorer.state.features)
-        await pilot.press("3", "a")
+        await pilot.press("1", "h", "h", "3", "a")
         await until(pilot, lambda: scene.engine.asked)
         edits = scene.engine.asked[0].operation.edits
         scene.answer(scene.engine.asked[0], change=lambda t: edited(t, edits))

@@ -95,6 +95,24 @@ def test_movement_that_repeats_is_movement() -> None:
     assert clocked.all() == ["j"] * 6
 
 
+@pytest.mark.parametrize("gap", [0.0, 0.001, 0.022])
+@pytest.mark.parametrize("keys", ["eeeeee", "eS", "e0S", "jj0"])
+def test_few_keys_and_one_that_repeats_are_keys_however_they_arrive(keys: str, gap: float) -> None:
+    """A slow connection delivers at once what was typed apart; none of these changes anything."""
+    clocked = gate()
+    for index, key in enumerate(keys):
+        clocked.key(key, index * gap)
+    assert clocked.all() == list(keys)
+
+
+@pytest.mark.parametrize("keys", ["xx", "eq", "ee e"])
+def test_keys_of_consequence_and_more_than_a_few_are_text(keys: str) -> None:
+    clocked = gate()
+    for index, key in enumerate(keys):
+        clocked.key(key, index * 0.001)
+    assert clocked.all() == [f"={keys}"]
+
+
 def test_keys_that_no_text_holds_pass_at_once() -> None:
     clocked = gate()
     clocked.key("down", 0.0)

@@ -15,6 +15,9 @@ BURST_SECONDS = 0.030
 HOLD_SECONDS = 0.008
 """How long a key that only moves or shows waits for the next one: a paste comes in one read."""
 _MOVES = frozenset("hjkl")
+_FEW = 3
+"""As many keys that only move or show are keys however fast they come: a slow connection delivers
+at once what was typed apart."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class KeyGate:
 
     `careful(key)` says whether a key does more than move or show: it waits the whole
     `BURST_SECONDS`. Keys that were let through and then turn out to have begun a paste are part
-    of its text. Movement keys that repeat (a slow connection delivers them at once) stay keys.
+    of its text. Keys that only move or show stay keys where they are movement, one that repeats, or
+    few: none of them does harm, and a slow connection delivers keys at once.
     """
 
     careful: Callable[[str], bool]
@@ -100,11 +104,17 @@ class KeyGate:
         if not held:
             return []
         run = (*self._gone, *held)
-        if bursting and not all(stroke.key in _MOVES for stroke in run):
+        if bursting and not self._typed(run):
             self._gone.clear()
             return [Release("paste", text="".join(stroke.text or "" for stroke in run))]
         self._gone.extend(held)
         return [Release("keys", held)]
+
+    def _typed(self, run: tuple[Stroke, ...]) -> bool:
+        keys = {stroke.key for stroke in run}
+        if keys <= _MOVES:
+            return True
+        return (len(keys) == 1 or len(run) <= _FEW) and not any(map(self.careful, keys))
 
 
 @dataclass

@@ -18,7 +18,7 @@ from emotui.ui.definition import PLACEHOLDER, PREFILLED
 from emotui.ui.edits import ANOTHER_TEXT
 from emotui.ui.paint import fit, safe, visible
 from emotui.ui.panes.entry import Entry
-from emotui.ui.panes.lines import bindings_of
+from emotui.ui.panes.lines import act_in_turn, bindings_of
 
 if TYPE_CHECKING:
     from emotui.core.edits.completion import Completion
@@ -123,6 +123,10 @@ class Console(Entry):
         self.completer: Completer = lambda _line, _cursor: []
         self._taken: tuple[str, list[Completion], int] | None = None
         """While tab goes round: the line before, what may stand there, and which does."""
+
+    async def _on_key(self, event: events.Key) -> None:
+        """Act on a key in its turn; others are typed."""
+        await act_in_turn(self, event)
 
     def open(self, line: str = "") -> None:
         """Show `line`, the cursor at its end or on the word to be typed over, and take the keys."""

@@ -10,7 +10,7 @@ from textual.binding import BindingType
 from textual.widgets import TextArea
 
 from emotui.core.text import clean
-from emotui.ui.panes.lines import bindings_of
+from emotui.ui.panes.lines import act_in_turn, bindings_of
 
 
 class TextEditor(TextArea):
@@ -32,6 +32,10 @@ class TextEditor(TextArea):
     def get_line(self, line_index: int) -> Text:
         """Return a line cleaned, character by character, so that columns stay."""
         return Text(clean(self.document.get_line(line_index)), end="", no_wrap=True)
+
+    async def _on_key(self, event: events.Key) -> None:
+        """Act on a key in its turn; others are typed."""
+        await act_in_turn(self, event)
 
     async def _on_paste(self, event: events.Paste) -> None:
         """Insert pasted text with line ends as the editor writes them."""

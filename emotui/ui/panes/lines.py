@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import ClassVar
 
+from textual import events
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
+from textual.widget import Widget
 
 from emotui.themes import MONO
 from emotui.ui.actions import PaneName, actions_of
 from emotui.ui.paint import Palette, fit, palette_of, strip_of
 from emotui.ui.state import ScreenState
+
+_TAKEN_SECONDS = 1.0
+
+
+async def act_in_turn(widget: Widget, event: events.Key) -> None:
+    """Do what a key is bound to on a widget that is typed in, before the keys that follow it.
+
+    Textual's bindings run when the key has come up through all widgets: what was typed after it
+    would stand before it.
+    """
+    found = widget.screen.active_bindings.get(event.key)
+    if found is not None and found.node is widget and found.enabled:
+        event.stop()
+        event.prevent_default()
+        await widget.app.run_action(found.binding.action, widget)
+
+
+async def taken(widget: Widget) -> None:
+    """Wait until a widget has taken the keys that were sent to it.
+
+    Bindings with priority run ahead of them: enter would run a text without its last letters.
+    """
+    done = asyncio.Event()
+    if widget.call_later(done.set):
+        with suppress(TimeoutError):  # it may close meanwhile
+            await asyncio.wait_for(done.wait(), _TAKEN_SECONDS)
 
 
 def bindings_of(pane: PaneName, *, priority: bool = False) -> list[BindingType]:
