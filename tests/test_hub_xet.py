@@ -372,6 +372,28 @@ def test_a_stalled_http_download_can_be_cancelled(
     _no_transfer_goes_on()
 
 
+def test_sizes_that_the_hub_does_not_tell_are_not_made_up(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.hf_api import HfApi, ModelInfo
+
+    ask = HfApi.model_info
+
+    def without_sizes(*arguments: Any, **named: Any) -> ModelInfo:
+        info = ask(*arguments, **named)
+        for one in info.siblings or ():
+            one.size = None
+        return info
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", without_sizes)
+    job = Watching()
+    find_model(ModelSpec(MODEL), job)
+    phases = [phase for phase, _, _ in job.seen if phase.startswith("downloading")]
+    assert phases[-1] == f"downloading {MODEL}: {in_bytes(total_of(hub))}"
+    assert {(done, total) for phase, done, total in job.seen if phase in phases} == {(0, 0)}
+    assert job.notices == []
+
+
 @pytest.mark.parametrize("problem", [TypeError("unsupported"), ValueError("x"), RuntimeError("y")])
 def test_whatever_the_library_raises_is_an_error_of_ours(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, problem: Exception

@@ -173,7 +173,7 @@ def fetch(
         )
         with _told(repo, revision, kind, meter):
             transfer(partial(_with_bars, get), meter=meter, job=job)
-        meter.finished(sizes.get(name, 0))
+        meter.finished((folder / name).stat().st_size)
     _note_revision(_home(repo, kind), revision or "main", commit)
     return folder
 

@@ -50,7 +50,10 @@ class Meter:
         if self._job is None:
             return
         self._job.check()
-        share = min(self.done / self.total, 1.0) if self.total else 1.0
+        if not self.total:  # the hub did not tell the sizes
+            self._job.progress(f"downloading {clean(self._repo)}: {in_bytes(self.done)}")
+            return
+        share = min(self.done / self.total, 1.0)
         seconds = time.monotonic() - self._started
         left = f", {in_time(seconds * (1 - share) / share)} left" if 0 < share < 1 else ""
         what = f"{in_bytes(self.done)} of {in_bytes(self.total)}{left}"
