@@ -16,6 +16,7 @@ Against = Literal["means", "partial"]
 """The signs of mean ratings, or those with the other appraisals held."""
 
 
+_ENOUGH = 6  # cells; of fewer, chance alone agrees in all too often
 _LEVEL = 0.05
 _READABLE = 0.05  # below, R² on other texts is about none
 _HELD = 0.1  # standard deviations that a kept appraisal may move by
@@ -346,10 +347,12 @@ def _sentences(result: AppraiseResult) -> list[str]:
 
 def _held_against(found: Agreement) -> str:
     """Return the agreement at its best layer, beside what choosing one gives by chance."""
+    if found.cells < _ENOUGH:
+        return f"{found.cells} cells are decided by {_AGAINST[found.against]}: too few to tell"
     values = [value or 0.0 for value in found.agreement]
     best = max(range(len(values)), key=values.__getitem__)
     said = (
-        f"{values[best]:.2f} of {found.cells} cells of the {_AGAINST[found.against]} at layer "
+        f"in {values[best]:.2f} of {found.cells} cells of the {_AGAINST[found.against]} at layer "
         f"{found.layer[best]}"
     )
     if found.best_p is None or found.covariance_best_95 is None:
@@ -369,7 +372,7 @@ def _changes(result: AppraiseResult, projection: Projection, strength: float) ->
         for a in result.agreements
         if (a.projection, a.strength) == (projection, strength)
     }
-    main = both["partial"] if both["partial"].cells else both["means"]
+    main = both["partial"] if both["partial"].cells >= _ENOUGH else both["means"]
     known = [n for n in range(len(main.layer)) if main.agreement[n] is not None]
     if not known:
         return []
@@ -381,8 +384,8 @@ def _changes(result: AppraiseResult, projection: Projection, strength: float) ->
     read = [fit.r_squared[best] for fit in result.fits]
     line = (
         f"Strength {strength:g}, {how}: signs agree most, of {len(main.layer)} layers and "
-        "corrected for choosing one, in "
-        f"{'; in '.join(_held_against(a) for a in both.values() if a.cells)}. At layer "
+        "corrected for choosing one, "
+        f"{'; '.join(_held_against(a) for a in both.values() if a.cells)}. At layer "
         f"{main.layer[best]} {moved:.2f} of the answers move, by a random direction with the "
         f"covariance {random:.2f}"
     )
