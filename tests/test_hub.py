@@ -290,6 +290,7 @@ def test_a_download_that_breaks_off_says_so_and_goes_on_where_files_are_whole(
         find_model(ModelSpec(MODEL))
     assert re.search(rf"download of {MODEL} broke off at .* of ", caught.value.what)
     assert "again" in caught.value.todo
+    assert "XET" not in caught.value.todo, "it came over plain HTTP"
     # Nothing takes the part for the whole.
     with pytest.raises(ModelError):
         find_model(ModelSpec(MODEL, offline=True))

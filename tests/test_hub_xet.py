@@ -415,8 +415,10 @@ def test_whatever_the_library_raises_is_an_error_of_ours(
     assert type(problem).__name__ in caught.value.why
 
 
-def test_a_storage_token_that_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_token_that_is_refused(hub: Hub) -> None:
     forget_tokens()
     hub.repositories[MODEL].storage = ""
-    with pytest.raises(ModelError, match="broke off"):
+    with pytest.raises(ModelError, match="broke off") as caught:
         find_model(ModelSpec(MODEL))
+    assert "403" in caught.value.why
+    assert "HF_HUB_DISABLE_XET=1" in caught.value.todo

@@ -257,7 +257,8 @@ def _broken(
 ) -> EmotuiError:
     name = type(error).__name__
     if meter.total:
-        otherwise = "" if os.environ.get(_XET_SWITCH) else f" {_XET_SWITCH}=1 tries plain HTTP."
+        by_xet = answered or "xet" in str(error).lower()
+        otherwise = f" {_XET_SWITCH}=1 tries plain HTTP." if by_xet else ""
         return kind.failed(
             f"The download of {repo} broke off at {in_bytes(meter.done)} of "
             f"{in_bytes(meter.total)}.",
