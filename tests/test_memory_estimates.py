@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from support_models import WIDTH, tiny_folder, tiny_model
 
 from emotui.core.client import EngineClient
-from emotui.core.engine import memory
+from emotui.core.engine import memory, weights
 from emotui.core.engine.capture import QuietJob
 from emotui.core.engine.model import load_model
 from emotui.core.engine.model_files import check_folder, weight_headers
@@ -258,6 +258,10 @@ def test_any_kind_of_out_of_memory_says_what_was_loaded_and_what_fits(
         load_model(ModelSpec(str(tiny_folder("llama"))), QuietJob())
     assert "load llama in float32" in caught.value.what
     assert "--dtype bfloat16" in caught.value.todo
+    with pytest.raises(OutOfMemory) as caught:
+        load_model(ModelSpec(str(tiny_folder("llama")), dtype="bfloat16"), QuietJob())
+    assert "--dtype int8" in caught.value.todo and "--dtype nf4" in caught.value.todo
+    monkeypatch.setattr(weights, "find_spec", lambda _package: None)  # nothing that quantises
     with pytest.raises(OutOfMemory) as caught:
         load_model(ModelSpec(str(tiny_folder("llama")), dtype="bfloat16"), QuietJob())
     assert "smaller model" in caught.value.todo
