@@ -131,7 +131,7 @@ def test_an_inactive_feature_has_no_measurable_effect(bench: Bench) -> None:
     assert trace.intervention is not None
     assert trace.intervention.kl == 0 and trace.intervention.delta_norm == 0
     (note,) = trace.intervention.notes
-    assert note == f"L1/{inactive} is not active at these positions: nothing was changed"
+    assert note == f"L1/{inactive} is not active at 3: the edit changed nothing"
     for effect in trace.effects:
         assert effect.delta == 0
         assert effect.verdict == "No measurable effect of removing this alone."

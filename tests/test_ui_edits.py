@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -9,6 +11,7 @@ import pytest
 from support_screen import TEXT, Scene, edits_of, text_on, until
 from support_traces import LABELS
 
+from emotui.cache.demo import DEMO_MODEL, example
 from emotui.core.protocol import InspectRequest, LoadRequest
 from emotui.core.records import Control, Effect, Intervention, Trace
 from emotui.ui.edits import carried_over
@@ -164,6 +167,58 @@ def test_carried_over() -> None:
     kept, left = carried_over(lines)
     assert kept == (lines[0], lines[3], lines[4])
     assert left == lines[1:3]
+
+
+async def test_the_examples_edit_stays_with_the_example_and_the_users_own_go_on(
+    scene: Scene,
+) -> None:
+    shown, own = example(), "ablate L1/2 at all"
+
+    def of_demo(edits: tuple[str, ...]) -> Callable[[Trace], Trace]:
+        def change(trace: Trace) -> Trace:
+            run = msgspec.structs.replace(trace.run, model=DEMO_MODEL.name)
+            return edited(msgspec.structs.replace(trace, run=run), edits)
+
+        return change
+
+    for edits in (shown.edits, (*shown.edits, own)):
+        scene.put_trace(
+            shown.text,
+            probes=scene.put_probes(),
+            edits=edits,
+            change=of_demo(edits),
+        )
+    async with scene.open() as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        told = f"Not carried over to the new text: {shown.edits[0]}."
+        texts: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+        texts = ((shown.edits, ()), ((*shown.edits, own), (own,)))
+        for edits, kept in texts:
+            app.workbench.read(shown.text, edits=edits)
+            await until(pilot, partial(lambda wanted: edits_of(app) == wanted, edits))
+            count = len(scene.engine.asked)
+            app.explorer.handlers.text.read(f"A text of my own, number {len(edits)}.")
+            await until(pilot, partial(lambda n: len(scene.engine.asked) > n, count))
+            assert scene.engine.asked[-1].operation.edits == kept
+            scene.answer(scene.engine.asked[-1])
+            await until(pilot, lambda: told in " ".join(text_on(app).split()))
+
+
+async def test_an_edit_that_changed_nothing_is_said_to_be_so(scene: Scene) -> None:
+    said = "L3/1 is not active in this text: the edit changed nothing"
+
+    def idle(trace: Trace) -> Trace:
+        changed = edited(trace)
+        done = Intervention(0, 0.0, 0.0, True, 3, notes=(said,))
+        return msgspec.structs.replace(changed, intervention=done)
+
+    scene.put_trace("Idle.", probes=scene.put_probes(), edits=("ablate L3/1 at all",), change=idle)
+    async with scene.open(size=(80, 24)) as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        app.workbench.read("Idle.", edits=("ablate L3/1 at all",))
+        await until(pilot, lambda: edits_of(app))
+        await until(pilot, lambda: f"{said} · 4 shows all" in text_on(app))
+        assert "EDITED, no change" in text_on(app)
 
 
 async def test_the_demo_is_loaded_behind_its_first_trace(scene: Scene) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from emotui.cache.demo import DEMO_MODEL, example, has_demo
 from emotui.core.edits import (
     STAYED,
     Edit,
@@ -128,6 +129,17 @@ def _absent(word: str, what: str, why: str) -> EditError:
     return error
 
 
+def of_example(state: ScreenState) -> tuple[str, ...]:
+    """Return the bundled example's edits where the trace shown is the example, and has them."""
+    readings = state.readings
+    if readings is None or not readings.trace.edits or not has_demo():
+        return ()
+    shown, trace = example(), readings.trace
+    if trace.run.model != DEMO_MODEL.name or trace.text.raw != shown.text:
+        return ()
+    return shown.edits if trace.edits[: len(shown.edits)] == shown.edits else ()
+
+
 def carried_over(lines: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the edits that mean the same on another text, and those that do not.
 
@@ -140,3 +152,13 @@ def carried_over(lines: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ..
         stays = edit.positions.kind in _ON_ANY_TEXT and not line.startswith("patch")
         (kept if stays else left).append(line)
     return tuple(kept), tuple(left)
+
+
+def without_features(lines: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the edits that name no SAE feature, and those that do."""
+    named = [isinstance(parse_edit(line), FeatureEdit | JointEdit) for line in lines]
+    pairs = list(zip(lines, named, strict=True))
+    return (
+        tuple(line for line, feature in pairs if not feature),
+        tuple(line for line, feature in pairs if feature),
+    )

@@ -69,6 +69,8 @@ def effect_in_words(trace: Trace, emotion: str) -> str:
     """Return what the last edit did to the answer's chosen emotion, in a line; "" without edits."""
     if trace.intervention is None:
         return ""
+    if changed_nothing(trace):
+        return "; ".join(trace.intervention.notes[:1])
     row = next((one for one in effect_rows(trace, emotion) if one.chosen), None)
     if row is None:
         return (facts_of(trace) or ("",))[-1]
@@ -76,6 +78,12 @@ def effect_in_words(trace: Trace, emotion: str) -> str:
     if not row.measurable:
         return f"{change}, not measurable"
     return f"{change} (matched {row.matched}, random {row.random})"
+
+
+def changed_nothing(trace: Trace) -> bool:
+    """Whether the last edit added exactly nothing, as one of a feature that is not active does."""
+    done = trace.intervention
+    return done is not None and done.delta_norm == 0 and bool(done.notes)
 
 
 def facts_of(trace: Trace) -> tuple[str, ...]:

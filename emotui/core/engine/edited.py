@@ -314,10 +314,15 @@ def _nothing_done(comparison: Comparison, edit: Edit) -> tuple[str, ...]:
     if comparison.changed:
         return ()
     if isinstance(edit, FeatureEdit) and edit.operation in ("ablate", "scale"):
-        return (f"{edit.feature} is not active at these positions: nothing was changed",)
+        where = _PLACES.get(edit.positions.kind, f"at {edit.positions}")
+        return (f"{edit.feature} is not active {where}: the edit changed nothing",)
     if isinstance(edit, JointEdit) and edit.operation in ("ablate", "scale"):
-        return ("none of them is active at these positions: nothing was changed",)
-    return ("the edit left every activation as it was: nothing was changed",)
+        where = _PLACES.get(edit.positions.kind, f"at {edit.positions}")
+        return (f"none of them is active {where}: the edit changed nothing",)
+    return ("it left every activation as it was: the edit changed nothing",)
+
+
+_PLACES = {"all": "in this text", "readout": "at the readout", "last": "at the last token"}
 
 
 def _notes(edit: Edit, materials: Materials) -> tuple[str, ...]:

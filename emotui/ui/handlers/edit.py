@@ -63,11 +63,16 @@ class EditHandlers(Area):
         self._undone.clear()
 
     def carried_over(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the edits that hold for another text too, and those that do not."""
+        """Return the edits that hold for another text too, and those that do not.
+
+        The bundled example's edit is no choice of the user's: it stays with the example.
+        """
         self.forget_undone()
         if self._screen.workbench.foreign is not None:
             return (), self._edits  # layers and features are another model's
-        return edits.carried_over(self._edits)
+        shown = edits.of_example(self._state)
+        kept, left = edits.carried_over(self._edits[len(shown) :])
+        return kept, (*shown, *left)
 
     def _put_in_force(self, lines: tuple[str, ...]) -> None:
         try:

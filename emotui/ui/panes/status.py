@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 from textual.content import Content
+from textual.geometry import Size
 from textual.widget import Widget
 
 from emotui.core.probe_words import data_name
@@ -13,45 +14,70 @@ from emotui.core.protocol import PER_CENT
 from emotui.core.records import ProbeSummary
 from emotui.core.sizes import in_time
 from emotui.ui.actions import ACTIONS, Action, PaneName, actions_of, shown_key
+from emotui.ui.effect_rows import changed_nothing
 from emotui.ui.paint import bar, fit, safe, visible
 from emotui.ui.state import ScreenState, Work, place_name
 
 _HINT = "arrows move · 1 2 3 4 panes · 0 other view · ? all keys"
+_MOST_LINES, _MOST_LINES_OF_ERROR = 4, 7
+_SHORTENED = "… (:message shows all)"
+_LEAST_SHORTENED = 3
+"""Lines of which some can be left out: the first, a word that there are more, the last."""
 _SHORT_NAME = 24
 """Cells of the name of a probe's data where there is little room."""
 _ALWAYS = ("app.help", "app.close", "list.leave")
 
 
 class Notice(Widget):
-    """The latest message, and the work that goes on."""
+    """The latest message, and the work that goes on.
+
+    Of a message that does not fit, the first line and the last, what to do, are kept whole.
+    """
 
     def __init__(self) -> None:
         super().__init__(id="notice")
-        self._content = Content(_HINT)
+        self._lines: tuple[Content, ...] = ()
+        self._most = _MOST_LINES
 
     def show(self, state: ScreenState) -> None:
         """Draw a state."""
         lines: list[Content] = []
         if state.notice is not None:
-            lines += [safe(line) for line in state.notice.lines]
+            lines += [safe(line) for line in state.notice.lines if line]
         if state.work is not None:
             lines.append(_work(state.work))
         kind = state.notice.kind if state.notice is not None else "hint"
         self.set_class(kind == "error", "-error")
         self.set_class(kind == "good", "-good")
-        content = Content("\n").join(lines or [Content(_HINT)])
-        if content != self._content:
-            former, self._content = self._content, content
+        shown, most = tuple(lines), _MOST_LINES_OF_ERROR if kind == "error" else _MOST_LINES
+        if (shown, most) != (self._lines, self._most):
             width = self.content_size.width or 80
-            self.refresh(layout=_height(former, width) != _height(content, width))
+            before = self._height(width)
+            self._lines, self._most = shown, most
+            self.refresh(layout=before != self._height(width))
+
+    def _height(self, width: int) -> int:
+        return len(fitting(self._lines, width, self._most)) or 1
+
+    def get_content_height(self, _container: Size, _viewport: Size, width: int) -> int:
+        """Return as many lines as are shown at a width."""
+        return self._height(width)
 
     def render(self) -> Content:
         """Return the lines."""
-        return self._content
+        lines = fitting(self._lines, self.content_size.width or 80, self._most)
+        return Content("\n").join(lines or [Content(_HINT)])
 
 
-def _height(content: Content, width: int) -> int:
-    return len(content.wrap(width))
+def fitting(lines: Sequence[Content], width: int, most: int) -> list[Content]:
+    """Return lines wrapped to a width, at most so many: those left out are of the middle."""
+    wrapped = [line.wrap(width) for line in lines]
+    whole = [row for rows in wrapped for row in rows]
+    if len(whole) <= most or most < _LEAST_SHORTENED:
+        return whole[:most]
+    last = wrapped[-1][-(most - 2) :]
+    first = whole[: most - 1 - len(last)]
+    return [*first, Content(fit(_SHORTENED, width)), *last]
 
 
 def _work(work: Work) -> Content:
@@ -119,7 +145,12 @@ class StatusLine(Widget):
         run, place = readings.trace.run, f"{place_name(state)} {state.emotion}".strip()
         if readings.trace.edits:
             count = len(readings.trace.edits)
-            facts.append((f"EDITED: {count} {'edit' if count == 1 else 'edits'}", "EDITED"))
+            words = f"EDITED: {count} {'edit' if count == 1 else 'edits'}"
+            if changed_nothing(readings.trace):
+                words = f"{words}, {'it' if count == 1 else 'the last'} changed nothing"
+                facts.append((words, "EDITED, no change" if count == 1 else "EDITED"))
+            else:
+                facts.append((words, "EDITED"))
         # Before all that may be left out: numbers mean nothing without what they are read with.
         probe = readings.probe_at(state.site, state.position)
         facts.append(_probe(probe) if probe is not None else ("no probe", "no probe"))
