@@ -5,11 +5,19 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from emotui.core.emotion_terms import load_terms, read_terms
+from emotui.core.emotion_terms import (
+    TermProfile,
+    TermScore,
+    TextTerms,
+    load_terms,
+    read_terms,
+)
 from emotui.core.emotions import LABEL_SETS, LEXICON, PLUTCHIK
 from emotui.core.errors import UsageError
+from emotui.core.export.asked import terms_lines
 
 
 def test_the_table_is_large_clean_and_in_quarters() -> None:
@@ -83,3 +91,20 @@ def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(UsageError, match=r"terms\.tsv cannot be used"):
         read_terms(path)
+
+
+@pytest.mark.parametrize(("undecomposed", "said"), [(0.5, True), (0.2, False)])
+def test_a_text_without_an_emotion_is_said_to_have_none(undecomposed: float, said: bool) -> None:
+    weights = dict.fromkeys(PLUTCHIK, 0.01) | {"joy": 0.4}
+    words = (TermScore("neutral", 0.5, 0.2), TermScore("joy", 0.4, 0.01))
+    profile = TermProfile(
+        terms=words, weights=weights, corrected=weights, undecomposed=undecomposed, entropy=1.0
+    )
+    found = TextTerms(template="ask", table="t", words=100, neutral="Nothing.", plain=profile)
+    lines = terms_lines(found)
+    assert any(line.startswith("No emotion:") for line in lines) is said
+    assert not any("nearly even" in line for line in lines)
+    even = tuple(msgspec.structs.replace(word, corrected=0.02) for word in words)
+    flat = msgspec.structs.replace(found, plain=msgspec.structs.replace(profile, terms=even))
+    assert any("nearly even" in line for line in terms_lines(flat))
+    assert all(len(line) <= 78 for line in terms_lines(flat))
