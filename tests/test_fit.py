@@ -401,3 +401,34 @@ def test_out_of_fold_probes_never_saw_the_fold() -> None:
     expected = theirs.predict_proba(((h - train.mean(0)) / train.std(0)).numpy())
     assert len(neutral) > 20
     assert torch.softmax(logits, dim=1).numpy() == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("preview", [False, True])
+def test_the_progress_of_a_fit_counts_every_classifier(preview: bool) -> None:
+    data = planted_texts()
+    design = design_of(data, seed=0)
+    readout, _ = _planted(data, seed=1)
+    told: list[tuple[int, int]] = []
+
+    class Listening(QuietJob):
+        def progress(self, phase: str, done: int = 0, total: int = 0, /) -> None:
+            told.append((done, total))
+
+    for directions in (False, True):
+        told.clear()
+        fit_places(
+            readout[:3],
+            design,
+            seed=0,
+            job=Listening(),
+            phase="fitting",
+            device=CPU,
+            preview=preview,
+            directions=directions,
+        )
+        # Strengths (a preview has one), 20 shufflings, 5 folds, twice 5 random directions.
+        each = (1 if preview else 4) + 20 + 5 + (10 if directions else 0)
+        assert {total for _, total in told} == {3 * each}
+        counts = [done for done, _ in told]
+        assert counts[0] == 0 and counts[-1] == 3 * each
+        assert counts == sorted(set(counts)) and len(counts) == (6 if directions else 4)

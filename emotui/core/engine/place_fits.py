@@ -70,14 +70,13 @@ def fit_places(
     """
     per_place = inputs.shape[1] * inputs.shape[2]
     size = max(1, _CHUNK_VALUES // per_place)
+    counter = _Counter(job, phase, inputs.shape[0] * _fits_of(task, preview, directions=directions))
     parts = []
     for start in range(0, inputs.shape[0], size):
         job.check()
-        job.progress(phase, start, inputs.shape[0])
         chunk = inputs[start : start + size].to(device, torch.float32)
-        fitting = _Fitting(chunk, design, seed=seed, job=job, preview=preview)
+        fitting = _Fitting(chunk, design, seed=seed, job=job, counter=counter, preview=preview)
         parts.append(fitting.done(task, directions=directions))
-    job.progress(phase, inputs.shape[0], inputs.shape[0])
     names = [name for name in PlaceFits.__dataclass_fields__ if name != "beside"]
     columns: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
     found = [part.beside for part in parts if part.beside is not None]
@@ -86,6 +85,27 @@ def fit_places(
         joined = {name: torch.cat([getattr(part, name) for part in found]) for name in names}
         columns["beside"] = Beside(**joined)
     return PlaceFits(**columns)
+
+
+class _Counter:
+    """Tells a job how many single classifiers are fitted."""
+
+    def __init__(self, job: Job, phase: str, total: int) -> None:
+        self._job, self._phase, self._total = job, phase, total
+        self._done = 0
+        job.progress(phase, 0, total)
+
+    def add(self, count: int) -> None:
+        """Count what was just fitted."""
+        self._done += count
+        self._job.progress(self._phase, self._done, self._total)
+
+
+def _fits_of(task: ControlTask | None, preview: bool, *, directions: bool) -> int:
+    """Return how many classifiers are fitted at one place."""
+    strengths = 1 if preview else len(STRENGTHS)
+    tasks = 0 if task is None else len(task.labels)
+    return strengths + controls.SHUFFLES + tasks + FOLDS + (2 * DRAWS if directions else 0)
 
 
 def _standardised(inputs: Tensor, train: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,10 +139,18 @@ class _Fitting:
     """All fits at a chunk of places: the probe, its folds, and what it is held against."""
 
     def __init__(
-        self, inputs: Tensor, design: Design, *, seed: int, job: Job, preview: bool
+        self,
+        inputs: Tensor,
+        design: Design,
+        *,
+        seed: int,
+        job: Job,
+        counter: _Counter,
+        preview: bool,
     ) -> None:
         self.inputs, self.design, self.device = inputs, design, inputs.device
         self.seed, self.job, self.preview = seed, job, preview
+        self.counter = counter
         self.train, self.judged = design.train.to(self.device), design.judged.to(self.device)
         self.targets = design.labels.to(self.device)[self.train]
         self.standard, self.center, self.inverse = _standardised(inputs, self.train)
@@ -165,10 +193,13 @@ class _Fitting:
         tolerance: float = TOLERANCE,
     ) -> LogisticFit:
         classes = self.design.classes
+        count = len(inputs) * len(replicates)
         if self.preview:
             keep = None if weights is None else weights > 0
-            return fit_ridge(inputs, replicates, classes=classes, keep=keep)
-        return fit_logistic(
+            quick = fit_ridge(inputs, replicates, classes=classes, keep=keep)
+            self.counter.add(count)
+            return quick
+        found = fit_logistic(
             inputs,
             replicates,
             classes=classes,
@@ -177,6 +208,8 @@ class _Fitting:
             tolerance=tolerance,
             check=self.job.check,
         )
+        self.counter.add(count)
+        return found
 
     def _choose(self, standard: Tensor) -> _Chosen:
         """Fit at each strength of the penalty, and keep the one that dev is predicted best by."""
