@@ -10,6 +10,8 @@ import pytest
 import torch
 from support_models import plain_model, tiny_folder, tiny_model
 
+from emotui.cache.demo import DEMO_MODEL
+from emotui.core.agreement import sentence_of_fragments
 from emotui.core.emotions import LABEL_SETS
 from emotui.core.engine import answer as answers
 from emotui.core.engine.answer import AnswerReading, label_tokens, read_answer, to_bytes
@@ -209,3 +211,29 @@ def test_mass_is_what_the_labels_hold_of_the_whole_distribution(stories: Path) -
         shares = plain(torch.tensor([ids])).logits[0, -1].softmax(-1)
     expected = sum(float(shares[sequence[0]]) for sequence in tokens.sequences)
     assert answer.mass == pytest.approx(expected, abs=1e-5)
+
+
+def test_labels_of_more_than_one_token_are_named_with_what_they_are_compared_by(
+    model: LoadedModel, tokenizer: Any
+) -> None:
+    """` a` of ` anger` is the article too: an answer by it says little of anger."""
+    answer = _read(model, "ekman7").answer
+    prompt = tokenizer(PROMPT)["input_ids"]
+    tokens = {
+        label: tokenizer(f"{PROMPT} {label}")["input_ids"][len(prompt) :] for label in answer.labels
+    }
+    assert answer.rule == "first_token"
+    assert set(answer.fragments) == {label for label, ids in tokens.items() if len(ids) > 1}
+    assert answer.fragments["anger"] == " a"
+    said = sentence_of_fragments(answer)
+    assert "anger by ' a'" in said and "begin another word" in said
+
+
+def test_labels_of_one_token_have_no_such_flag() -> None:
+    demo = load_model(ModelSpec(model=str(DEMO_MODEL)), QuietJob())
+    record = demo.reader.read(SAD, ASK)
+    kept = capture(demo, [token.id for token in record.tokens])
+    found = label_tokens(demo.reader, "ekman7", ASK)
+    assert all(len(sequence) == 1 for sequence in found.sequences)
+    answer = read_answer(demo, kept, found).answer
+    assert answer.fragments == {} and sentence_of_fragments(answer) == ""

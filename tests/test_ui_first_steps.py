@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from support_screen import Scene, lines_of, text_on, until
 from support_traces import LABELS
@@ -12,6 +13,7 @@ from test_ui_edits import edited
 
 from emotui.core.errors import TextError
 from emotui.core.protocol import InspectRequest
+from emotui.core.records import Trace
 from emotui.ui.state import Notice
 
 
@@ -175,3 +177,24 @@ async def test_a_placeholder_is_typed_over_and_never_a_name(scene: Scene) -> Non
         await pilot.press("enter")
         await until(pilot, lambda: "NAME is no name." in text_on(app))
         assert scene.engine.asked == []
+
+
+@pytest.mark.parametrize("size", [(80, 24), (160, 45)])
+async def test_what_the_labels_hold_and_that_their_tokens_are_beginnings_is_on_the_screen(
+    scene: Scene, size: tuple[int, int]
+) -> None:
+    def fragments(trace: Trace) -> Trace:
+        assert trace.answer is not None
+        answer = msgspec.structs.replace(
+            trace.answer, mass=0.31, rule="first_token", fragments={LABELS[0]: " a"}
+        )
+        return msgspec.structs.replace(trace, answer=answer)
+
+    scene.put_trace("A fragment.", probes=scene.put_probes(), change=fragments)
+    async with scene.open(size=size) as (app, pilot):
+        await until(pilot, lambda: app.explorer.state.features)
+        app.explorer.handlers.text.read("A fragment.")
+        await until(pilot, lambda: "(labels hold 0.31)" in text_on(app))
+        assert "(beginnings)" in text_on(app)
+        if size[0] == 160:
+            assert "answer by beginnings" in text_on(app)

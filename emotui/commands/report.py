@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emotui.core.agreement import rows_at, said_from, words_of
+from emotui.core.agreement import rows_at, said_from, sentence_of_fragments, words_of
 from emotui.core.estimates import estimate_of_last_edit, sentence_of
 from emotui.core.probe_words import line_of
 from emotui.core.records import EMBEDDING_LAYER, Readouts, Trace
@@ -83,6 +83,8 @@ def _answer(trace: Trace) -> list[str]:
     lines = [f"answer  {answer.set}, rule {answer.rule.replace('_', ' ')}"]
     if answer.mass is not None:
         lines[0] += f"; these labels hold {answer.mass:.2f} of the next token"
+    if answer.fragments:
+        lines.append(f"  {clean(sentence_of_fragments(answer))}")
     for label, probability in rows:
         bar = "#" * round(probability * _BAR_WIDTH)
         lines.append(f"  {label.ljust(width)}  {probability:.3f}  {bar}")

@@ -205,6 +205,17 @@ def words_of(said: Said, before: Said | None = None) -> str:
     return " · ".join(parts)
 
 
+def sentence_of_fragments(answer: Answer) -> str:
+    """Return which labels are compared by the beginning of a word; uncleaned, "" for none."""
+    if not answer.fragments:
+        return ""
+    named = ", ".join(f"{label} by {token!r}" for label, token in answer.fragments.items())
+    return (
+        f"These labels need more than one token and are compared by one of them: {named}. It may "
+        "as well begin another word, so their probabilities are not those of the labels."
+    )
+
+
 def _changed(before: str | None, now: str) -> str:
     return now if before in (None, now) else f"{before}→{now}"
 

@@ -155,6 +155,9 @@ class Answer(msgspec.Struct, frozen=True):
     mass: float | None = None
     """Share of the whole next-token distribution that the labels' first tokens hold together;
     None where the rule reads more than the first token."""
+    fragments: dict[str, str] = {}
+    """Labels of more tokens than the one they are compared by, and that token: it may as well begin
+    another word. Empty under `whole_label`, which reads all tokens, and in older traces."""
 
 
 class LensWords(msgspec.Struct, frozen=True):

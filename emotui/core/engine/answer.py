@@ -125,8 +125,21 @@ def read_answer(
         rule=tokens.rule,
         prompts=len(tokens.labels) if tokens.rule == "whole_label" else 1,
         mass=_mass(activations, tokens),
+        fragments=fragments_of(model.reader, tokens),
     )
     return AnswerReading(answer, tokens, scores, resid)
+
+
+def fragments_of(reader: TokenReader, tokens: LabelTokens) -> dict[str, str]:
+    """Return the labels that go on after the token they are compared by, and that token."""
+    if tokens.rule == "whole_label":
+        return {}
+    compared = len(tokens.prefix) + 1
+    return {
+        label: reader.string(sequence[compared - 1])
+        for label, sequence in zip(tokens.labels, tokens.sequences, strict=True)
+        if len(sequence) > compared
+    }
 
 
 def _deciding(activations: Activations) -> Layered:

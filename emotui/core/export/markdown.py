@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from emotui.core.agreement import sentence_of_fragments
 from emotui.core.estimates import estimate_of_last_edit, sentence_of
 from emotui.core.export.verification import sentences_of
 from emotui.core.findings import Verification
@@ -95,6 +96,8 @@ def _methods(trace: Trace, ancestors: Sequence[Trace]) -> Iterable[str]:
                 f"The labels' first tokens hold {trace.answer.mass:.3g} of the whole next-token "
                 "distribution."
             )
+        if trace.answer.fragments:
+            yield _said(sentence_of_fragments(trace.answer))
     yield from (_probe(probe, _unit(trace, probe)) for probe in trace.probes)
     if not trace.probes:
         yield "No probe was in force."

@@ -154,6 +154,10 @@ class StatusLine(Widget):
         # Before all that may be left out: numbers mean nothing without what they are read with.
         probe = readings.probe_at(state.site, state.position)
         facts.append(_probe(probe) if probe is not None else ("no probe", "no probe"))
+        answer = readings.trace.answer
+        if answer is not None and answer.fragments:
+            tokens = " ".join(repr(token) for token in answer.fragments.values())
+            facts.append((f"answer by beginnings of labels: {tokens}", "answer by beginnings"))
         if run.note:
             facts.append(("trained on labels: no evidence about others", "demo"))
         facts.append((place, place))

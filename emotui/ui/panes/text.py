@@ -274,6 +274,8 @@ class AnswerLine(Widget):
         line = Content("")
         for part in self._parts:
             if line.cell_length + part.rstrip().cell_length > width:
+                if part.plain.startswith("("):
+                    continue  # a remark: what follows may still fit
                 break
             line += part
         return line.rstrip()
@@ -287,12 +289,16 @@ def _answer_parts(state: ScreenState) -> tuple[Content, ...]:
     ranked = sorted(answer.labels.items(), key=lambda item: (-item[1], item[0]))
     edited = bool(state.readings and state.readings.trace.edits)
     parts = [Content("EDITED answer " if edited else "answer ")]
-    for label, probability in ranked[:4]:
+    for place, (label, probability) in enumerate(ranked[:4]):
         parts.append(Content.assemble(safe(label), f" {probability:.2f} {bar(probability, 4)} "))
-    if answer.rule == "whole_label":
-        parts.append(Content("(whole labels) "))
-    if answer.mass is not None:
-        parts.append(Content(f"of {answer.mass:.2f} of the next token"))
+        if place == 0 and answer.fragments:
+            parts.append(Content("(beginnings) "))  # the status line says of what
+        if place == 1:
+            # Before the labels that matter less: how much of the next token all of them share.
+            if answer.rule == "whole_label":
+                parts.append(Content("(whole labels) "))
+            if answer.mass is not None:
+                parts.append(Content(f"(labels hold {answer.mass:.2f}) "))
     return tuple(parts)
 
 
