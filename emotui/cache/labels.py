@@ -249,6 +249,8 @@ def label_of(
     return f"{label} · {told}" if label else told
 
 
+_SAYS, _MEASURED = "label says ", "; measured: "
+
 _EMOTION_OF: dict[str, str] = {}
 for _emotion, _forms in LEXICON.items():
     for _form in _forms:
@@ -271,4 +273,9 @@ def mismatch(measured: Measured | None, text: str) -> str:
     if measured is None or not said:
         return ""
     found = measured.emotion if measured.named else "none"
-    return "" if found in said else f"label says {', '.join(said)}; measured: {found}"
+    return "" if found in said else f"{_SAYS}{', '.join(said)}{_MEASURED}{found}"
+
+
+def flagged(label: str) -> bool:
+    """Return whether a label, as `label_of` writes it, ends in the flag of a mismatch."""
+    return label.endswith(")") and _SAYS in label and _MEASURED in label.rpartition(_SAYS)[2]

@@ -33,23 +33,6 @@ Sae = Annotated[
 Offline = Annotated[bool, typer.Option("--offline", help="Make no connection.")]
 
 
-class Row(msgspec.Struct, frozen=True):
-    """One feature, as `labels show` prints it."""
-
-    feature: str
-    label: str
-    emotion: str
-    """"" where none was confirmed."""
-    area: float
-    confirmed: float
-    p: float
-    specific: bool
-    explanation: str
-    origin: str
-    flag: str
-    """Where the explanation names an emotion that was not measured; else ""."""
-
-
 @app.command()
 @in_groups
 def fit(
@@ -172,6 +155,7 @@ def import_labels(
 def list_labels(as_json: AsJson = False, cache_dir: CacheDir = None) -> None:
     """List the files of labels in the cache."""
     from emotui.cache.labels import label_files
+    from emotui.core.export.held import label_lines
 
     with cache_for(cache_dir, private=False) as root:
         found = label_files(root)
@@ -180,18 +164,13 @@ def list_labels(as_json: AsJson = False, cache_dir: CacheDir = None) -> None:
         return
     if not found:
         say("There are no labels yet. `emotui labels fit` measures those of a model's features.")
-    for one in found:
-        told = " · ".join(
-            clean(one.meta[name])
-            for name in ("kind", "source", "data", "label_set", "template", "created")
-            if name in one.meta
-        )
-        typer.echo(f"{one.path}\n  {one.rows:,} features · {told}")
+    for line in label_lines(found):
+        typer.echo(line)
 
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A measured file of `labels list`, or its start.")],
+    name: Annotated[str, typer.Argument(help="A file of `labels list`, or its start.")],
     emotion: Annotated[str, typer.Option("--emotion", help="Only features of this one.")] = "",
     flagged: Annotated[
         bool, typer.Option("--flagged", help="Only those whose explanation does not match.")
@@ -200,61 +179,25 @@ def show(
     as_json: AsJson = False,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Show the features that single out an emotion, best confirmed first."""
+    """Show the features that single out an emotion, best confirmed first, or those explained."""
+    from emotui.cache.label_rows import label_rows, shown_rows
+
     with cache_for(cache_dir, private=False) as root:
-        rows = _rows(root, name)
-    rows = [
-        row
-        for row in rows
-        if (flagged or row.emotion)
-        and (not emotion or row.emotion == emotion)
-        and (not flagged or row.flag)
-    ]
-    rows = sorted(rows, key=lambda row: (-row.confirmed, row.feature))[: max(limit, 0)]
+        rows = [
+            row
+            for row in label_rows(root, name)
+            if (flagged or row.emotion or row.area is None)
+            and (not emotion or row.emotion == emotion)
+            and (not flagged or row.flag)
+        ][: max(limit, 0)]
     if as_json:
         _print_json(rows)
         return
     if not rows:
         say("No feature is labelled so; `emotui labels show FILE` shows those that are.")
-    for row in rows:
-        typer.echo(f"{row.feature:<14} area {row.area:.2f} p {row.p:.3f}  {row.label}")
-
-
-def _rows(root: Path, name: str) -> list[Row]:
-    from emotui.cache import labels as shelf
-
-    found = [
-        one.path
-        for one in shelf.label_files(root)
-        if one.path.startswith(name) and one.meta.get("kind") == "measured"
-    ]
-    if len(found) != 1:
-        raise SaeError(
-            f"{len(found)} files of measured labels begin with {clean(name)!r}.",
-            todo="`emotui labels list` shows those there are; `emotui labels fit` makes them.",
-        ).of_input()
-    path = root / shelf.FOLDER / found[0]
-    explained = shelf.explained_of(path.with_name("explained.sqlite"))
-    rows = []
-    for (place, index), one in shelf.measured_of(path).items():
-        told = explained.get((place, index))
-        site, _, layer = place.rpartition(".")
-        short = "" if site == "resid" else f"{site}:"
-        rows.append(
-            Row(
-                feature=f"{short}L{layer}/{index}",
-                label=shelf.label_of(one, told),
-                emotion=one.emotion if one.named else "",
-                area=one.area,
-                confirmed=one.confirmed,
-                p=one.p,
-                specific=one.specific,
-                explanation=told.text if told else "",
-                origin=told.origin if told else "",
-                flag=shelf.mismatch(one, told.text) if told else "",
-            )
-        )
-    return rows
+        return
+    for line in shown_rows(rows, limit=len(rows)):
+        typer.echo(line)
 
 
 @app.command()

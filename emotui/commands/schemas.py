@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from emotui.cache.index import ShownTrace, TraceRow
+from emotui.cache.label_rows import LabelRow
 from emotui.cache.labels import LabelFile
 from emotui.cache.neuronpedia import Imported
 from emotui.cache.probes import ProbeCard
@@ -18,8 +19,6 @@ from emotui.cache.store import StoreSize
 from emotui.cache.upkeep import Freed, VerifyReport
 from emotui.commands.directions import ExportedDirections
 from emotui.commands.emotion import DefinedEmotion
-from emotui.commands.labels import Row
-from emotui.commands.models import ModelList
 from emotui.core.export.asked import ConsistencyDocument, TermsDocument
 from emotui.core.export.compare import CompareDocument
 from emotui.core.export.feature import FeatureDocument
@@ -27,6 +26,7 @@ from emotui.core.export.schema import schema_of
 from emotui.core.export.where import WhereDocument
 from emotui.core.export.without import WithoutDocument
 from emotui.core.export.written import GenerationDocument
+from emotui.core.model_list import ModelList
 from emotui.core.protocol import Defined, LabelsFitted, StudyPlanned
 from emotui.core.records import Note, TraceDocument
 from emotui.core.sae_directory import Release
@@ -52,7 +52,7 @@ DOCUMENTS: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "labels-fit": (LabelsFitted,),
         "labels-import": (Imported,),
         "labels-list": (list[LabelFile],),
-        "labels-show": (list[Row],),
+        "labels-show": (list[LabelRow],),
         "cache-list": (list[TraceRow],),
         "cache-show": (ShownTrace,),
         "cache-size": (StoreSize,),

@@ -80,6 +80,25 @@ _OWN = (
         help="Next token with these words; in Features a number or words of a label.",
     ),
     Command(name="unmark", help="Take the marks of all features away."),
+    Command(
+        name="models",
+        argument="NAME",
+        optional=True,
+        help="The models whose names hold this, and their SAEs; the SAEs of a release.",
+    ),
+    Command(name="probes", help="The probes there are, their scores, and which are in force."),
+    Command(
+        name="labels",
+        argument="FILE",
+        optional=True,
+        help="The files of labels of SAE features; or the features of one.",
+    ),
+    Command(
+        name="sae",
+        argument="NAME|none",
+        help="Read the text with other SAEs: a folder, RELEASE[:ID], or none.",
+    ),
+    Command(name="message", help="The latest message, whole."),
     Command(name="help", action="app.help", help="The keys of this pane."),
     Command(name="quit", action="app.close", help="Close emotui."),
 )

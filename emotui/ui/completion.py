@@ -14,6 +14,7 @@ from emotui.core.edits.completion import (
     completed,
     edit_choices,
 )
+from emotui.core.model_names import ALIASES
 from emotui.core.records import EMBEDDING_LAYER
 from emotui.core.text import TEMPLATES
 from emotui.ui.commands import EXPORTS, Command
@@ -33,6 +34,8 @@ class ConsoleContext:
     commands: Mapping[str, Command] = field(default_factory=dict)
     tokens: tuple[str, ...] = ()
     """The tokens as they may be painted."""
+    saes: tuple[str, ...] = ()
+    """The sources of the SAEs in force."""
 
 
 def console_completions(line: str, cursor: int, context: ConsoleContext) -> list[Completion]:
@@ -69,7 +72,12 @@ def context_of(
         tokens=len(trace.text.tokens),
         position=state.position,
     )
-    return ConsoleContext(edits=edits, commands=commands, tokens=state.readings.token_texts)
+    return ConsoleContext(
+        edits=edits,
+        commands=commands,
+        tokens=state.readings.token_texts,
+        saes=tuple(dict.fromkeys(sae.source for sae in trace.saes)),
+    )
 
 
 def _features(state: ScreenState) -> Iterable[Choice]:
@@ -116,6 +124,10 @@ def _arguments(name: str, context: ConsoleContext) -> Iterable[Choice]:
         return [(recipe, f"over {what}") for recipe, what in edits.recipes.items()]
     if name == "metric":
         return _metrics(edits)
+    if name == "sae":
+        return [("none", "no features"), *((one, "in force") for one in context.saes)]
+    if name == "models":
+        return [(alias, hub_id) for alias, hub_id in ALIASES.items()]
     if name == "template":
         return [(one, visible(made.after.strip())) for one, made in TEMPLATES.items()]
     return []

@@ -167,8 +167,8 @@ class Workbench:
         spec = self._base.spec
         self.with_store(lambda store: save_session(store.root, spec, session), lambda _error: None)
 
-    def settle(self, **fields: str) -> None:
-        """Change what every request from now on has in common: `template`, `metric`.
+    def settle(self, **fields: str | tuple[str, ...]) -> None:
+        """Change what every request from now on has in common: `template`, `metric`, `saes`.
 
         Taken back where the next request fails.
         """

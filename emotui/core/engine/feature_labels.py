@@ -21,6 +21,7 @@ from torch import Tensor
 from emotui.cache import files
 from emotui.cache import labels as shelf
 from emotui.cache.keys import derived_key, sae_identity
+from emotui.cache.label_rows import NEURONPEDIA_IDS
 from emotui.cache.labels import Explanation, Measured, label_of
 from emotui.core.corpus import load_situations
 from emotui.core.engine.capture import Hook, Job, hooked
@@ -175,6 +176,10 @@ def fit_labels(
             "data": texts.name,
             "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
+        if identity == saes.source:  # a release: explanations go by the ids of its SAEs
+            ids = {one.config.own_name: one.config.neuronpedia for one in saes}
+            known = {place: own for place, own in ids.items() if own}
+            meta[NEURONPEDIA_IDS] = msgspec.json.encode(known).decode()
         try:
             shelf.write(path, rows, meta=meta)
         except OSError as error:

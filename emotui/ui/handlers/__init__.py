@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from emotui.ui.handlers.emotion import EmotionHandlers
     from emotui.ui.handlers.feature import FeatureHandlers
     from emotui.ui.handlers.generate import GenerateHandlers
+    from emotui.ui.handlers.held import HeldHandlers
     from emotui.ui.handlers.listed import ListHandlers
     from emotui.ui.handlers.search import SearchHandlers
     from emotui.ui.handlers.study import StudyHandlers
@@ -95,6 +96,13 @@ class Handlers:
         from emotui.ui.handlers.feature import FeatureHandlers
 
         return FeatureHandlers(self._screen)
+
+    @cached_property
+    def held(self) -> HeldHandlers:
+        """Reports on what there is; commands of the console alone."""
+        from emotui.ui.handlers.held import HeldHandlers
+
+        return HeldHandlers(self._screen)
 
     @cached_property
     def search(self) -> SearchHandlers:

@@ -139,7 +139,7 @@ class ConsoleHandlers(Area):
                 return
             command, argument = found
             run = self._own().get(command.name)
-            if run is not None and (argument or not command.optional):
+            if run is not None and (argument or not command.optional or not command.action):
                 run(argument)
             elif command.action:
                 self._screen.close_console()
@@ -177,6 +177,11 @@ class ConsoleHandlers(Area):
             "generate": self._generate,
             "where": self._where,
             "find": self._find,
+            "models": self._screen.handlers.held.models,
+            "probes": self._screen.handlers.held.probes,
+            "labels": self._screen.handlers.held.labels,
+            "sae": self._screen.handlers.held.sae,
+            "message": self._screen.handlers.held.message,
         }
 
     def _trace(self) -> Trace:

@@ -12,7 +12,9 @@ from textual.geometry import Region, Size
 from textual.strip import Strip
 from textual.timer import Timer
 
-from emotui.core.records import EMBEDDING_LAYER
+from emotui.cache.labels import flagged
+from emotui.core.edits import FeatureEdit, JointEdit, parse_edit, positions_in
+from emotui.core.records import EMBEDDING_LAYER, Trace
 from emotui.ui.paint import bar, fit, safe, strip_of, visible
 from emotui.ui.panes.lines import LinePane, bindings_of
 from emotui.ui.state import ScreenState, place_name
@@ -22,6 +24,10 @@ REST_SECONDS = 0.08
 _LABEL = 24
 """Cells that a label should have at least: where there are fewer, the other columns are narrow."""
 _MARK = "●"
+_EDITED = "×"
+"""Before a feature that an edit in force changes at the cursor's token."""
+_MISMATCH = "≠ "
+"""Before a label whose explanation names an emotion that was not measured."""
 _POOR = 0.5
 """Variance explained below which an SAE is said to rebuild the text badly."""
 _AROUND_SUMMARY = 4
@@ -75,6 +81,8 @@ class FeaturesPane(LinePane):
         """Whether any feature of the list has an attribution."""
         self._longest = 0
         """Cells of the longest name."""
+        self._edited: frozenset[str] = frozenset()
+        """Features that edits in force change at the cursor's token."""
         self._coming: ScreenState | None = None
         """Another place, to be drawn when the cursor rests there."""
         self._rest: Timer | None = None
@@ -125,6 +133,7 @@ class FeaturesPane(LinePane):
         layer = "emb" if state.layer == EMBEDDING_LAYER else f"L{state.layer}"
         self.border_title = safe(f"3 Features · {state.site} {layer} · {place_name(state)}")
         self.border_subtitle = self._summary(state)
+        self._edited = features_edited(state.readings.trace, state.position)
         self._attributed = any(row.attribution is not None for row in state.features)
         self._longest = max((len(row.name) for row in state.features), default=0)
 
@@ -133,6 +142,7 @@ class FeaturesPane(LinePane):
             return ""
         marked = f"{len(state.marks)} marked · " if state.marks else ""
         summary = f"{marked}{len(state.features)} active · by {state.sorting}"
+        width = self.size.width - _AROUND_SUMMARY
         rebuilt = ""
         for sae in state.readings.trace.saes:
             if (sae.site, sae.layer) == (state.site, state.layer):
@@ -140,9 +150,13 @@ class FeaturesPane(LinePane):
                 if explained is not None:
                     poor = ": badly rebuilt" if explained < _POOR else ""
                     rebuilt += f" · {explained:.2f} of variance{poor}"
+        if cell_len(visible(summary + rebuilt)) > width:
+            # That it is badly rebuilt is seen at every width.
+            rebuilt = rebuilt.replace(" of variance: badly rebuilt", " badly rebuilt")
+            rebuilt = rebuilt.replace(" of variance", " var.")
+            summary = f"{marked}{len(state.features)} by {state.sorting}"
         attribution = state.readings.trace.attribution
         if attribution is not None and attribution.metric:
-            width = self.size.width - _AROUND_SUMMARY
             name = attribution.metric
             said = (
                 f" · attribution: {name} if removed",
@@ -195,14 +209,16 @@ class FeaturesPane(LinePane):
         columns, effect = self._columns(width), feature.attribution
         attribution = "" if effect is None else f"{effect:>+{columns.attribution}.3f}"
         attribution = attribution.rjust(columns.attribution)
+        mark = _MARK if marked else _EDITED if feature.name in self._edited else " "
+        label = f"{_MISMATCH if flagged(feature.label) else ''}{visible(feature.label)}"
         row_style = ink + Style(reverse=True) if here and self.has_focus else ink
         parts: list[tuple[str, Style]] = [
             (
-                f"{'▸' if here else ' '}{_MARK if marked else ' '}{feature.name:<{columns.name}} ",
+                f"{'▸' if here else ' '}{mark}{feature.name:<{columns.name}} ",
                 row_style,
             ),
             (bar(share, columns.bar), warm),
-            (f" {feature.activation:>6.2f}{attribution}  {visible(feature.label)}", row_style),
+            (f" {feature.activation:>6.2f}{attribution}  {label}", row_style),
         ]
         return strip_of(parts, width, row_style).crop(0, width)
 
@@ -214,6 +230,18 @@ class FeaturesPane(LinePane):
     def on_blur(self) -> None:
         """Show the cursor as one that waits."""
         self.refresh()
+
+
+def features_edited(trace: Trace, position: int) -> frozenset[str]:
+    """Return the features that the edits in force of a trace change at one token, by name."""
+    found: set[str] = set()
+    for line in trace.edits:
+        edit = parse_edit(line)
+        parts = edit.parts if isinstance(edit, JointEdit) else (edit,)
+        names = {part.feature for part in parts if isinstance(part, FeatureEdit)}
+        if names and position in positions_in(edit.positions, trace.text):
+            found |= names
+    return frozenset(found)
 
 
 def _moved_only(former: ScreenState, state: ScreenState) -> bool:

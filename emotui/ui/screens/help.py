@@ -42,7 +42,12 @@ _READING = {
         "embedding, below layer 0. After w, R U W say where the chosen emotion is readable,",
         "used, and written by an output of that layer.",
     ),
-    "features": ("The bar is the activation, as a share of its largest in this text.",),
+    "features": (
+        "The bar is the activation, as a share of its largest in this text. ×: an edit in force",
+        "changes this feature here, and the numbers are what the SAE reads after it: an ablated",
+        "feature may still be read, smaller. ≠: its explanation names an emotion that was not",
+        "measured.",
+    ),
 }
 
 
