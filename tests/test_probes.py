@@ -115,6 +115,9 @@ def test_trust_follows_from_the_numbers_of_the_card(probes: tuple[Probe, Probe])
     # The template's last token is the same in every prompt: its embedding knows nothing.
     assert embedding.balanced_accuracy == pytest.approx(1 / 7)
     assert embedding.trust == "untrusted"
+    # Where neutral texts do not differ there is no z; everywhere else there is one.
+    assert [place for place in readout.places if not readout.has_z_at(*place)] == [("resid", -1)]
+    assert all(token.has_z_at(*place) for place in token.places)
     # The bag of embeddings is the token probe of the embeddings, and cannot beat itself.
     assert bag.balanced_accuracy == bag.bag_accuracy == embedding.bag_accuracy
     assert bag.trust != "trusted"
@@ -336,6 +339,7 @@ def test_without_neutral_texts_there_is_no_z(
     record, activations = _read(model, TEXT)
     found = apply(probe, activations, record)
     assert set(found.z) == {None}
+    assert not any(probe.has_z_at(site, layer) for site, layer in probe.places)
     assert all(abs(value) < 1e4 for value in found.value)
     assert probe.summary(10).marked_above == {}
 

@@ -272,15 +272,19 @@ def _rivals(placed: Sequence[PlacedEdit], materials: Materials) -> list[Grouped]
 def _gauge(labels: LabelTokens, probe: Probe | None, last: Edit, n_layers: int) -> Gauge:
     """Return what is measured: the answer, and the readout probe at its best later layer.
 
-    A probe without z, fitted without neutral texts, has no scale an effect could be read on.
+    Where a probe has no z, as without neutral texts, there is no scale an effect could be read on.
     """
     decided = labels if labels.rule == "first_token" else None
-    if probe is None or not probe.has_z:
+    if probe is None:
         return Gauge(decided, None, n_layers - 1)
     lowest = places_of_edit(last, n_layers)[-1][1]
     later = [
-        score for score in probe.file.card.scores if score.site == "resid" and score.layer >= lowest
+        score
+        for score in probe.file.card.scores
+        if score.site == "resid" and score.layer >= lowest and probe.has_z_at("resid", score.layer)
     ]
+    if not later:
+        return Gauge(decided, None, n_layers - 1)
     best = max(
         later,
         key=lambda score: (

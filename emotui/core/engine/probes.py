@@ -108,10 +108,10 @@ class Probe:
         )
         return (logits - mean) / sd
 
-    @property
-    def has_z(self) -> bool:
-        """Whether there were neutral texts to count z from, at every place."""
-        return all(bool(row.isfinite().all()) for row in self.neutral_sd)
+    def has_z_at(self, site: Site, layer: int) -> bool:
+        """Return whether logits there have a z: not without neutral texts, nor where these do not
+        differ, as in the embedding of a template's last token."""
+        return bool(self.neutral_sd[self.places.index((site, layer))].isfinite().all())
 
     def summary(self, n_tokens: int) -> ProbeSummary:
         """Return what a trace of a prompt of `n_tokens` tokens records of this probe.
