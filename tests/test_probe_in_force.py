@@ -15,6 +15,7 @@ from emotui.core.export.markdown import markdown_bytes
 from emotui.core.probe_words import PREVIEW, data_name
 from emotui.core.records import Trace
 from emotui.ui.panes.layers import cell_text
+from emotui.ui.readings import Readings
 
 LONG = "a-file-of-labelled-texts-with-a-long-name.csv (text: text, label: label; 90 of 99 rows)"
 JUDGED = "texts of another source: emotui situations of held-out topics (336 texts)"
@@ -97,6 +98,18 @@ async def test_the_heat_map_draws_logits_apart(scene: Scene, size: tuple[int, in
         text = cell_text(cell, 7, cursor=False)
         assert text[0] == "L" and float(text[1:5]) == pytest.approx(cell.z, abs=0.06)
         await until(pilot, lambda: "L logit, no z" in text_on(app))
+
+
+def test_an_embedding_without_z_changes_no_legend() -> None:
+    trace = made_up_trace()
+    columns = trace.readouts
+    z = tuple(
+        None if layer < 0 else value for layer, value in zip(columns.layer, columns.z, strict=True)
+    )
+    assert None in z
+    of_embedding = msgspec.structs.replace(trace, readouts=msgspec.structs.replace(columns, z=z))
+    assert Readings(of_embedding).all_standardised
+    assert not Readings(_as_logits(trace, "probe-token")).all_standardised
 
 
 def test_the_short_name_of_data() -> None:

@@ -222,8 +222,13 @@ class Readings:
 
     @cached_property
     def all_standardised(self) -> bool:
-        """Whether every readout has a z; without neutral texts a probe gives logits alone."""
-        return None not in self.trace.readouts.z
+        """Whether every readout has a z, the embedding's aside; else a probe gives logits alone.
+
+        The embedding of a template's last token is the same after every text, and has none.
+        """
+        columns = self.trace.readouts
+        found = zip(columns.layer, columns.z, strict=True)
+        return all(z is not None for layer, z in found if layer != EMBEDDING_LAYER)
 
     def trust_of(self, site: Site, position: int, layer: int) -> Trust | None:
         """Return the verdict on the probe in force at a layer; None without one."""
