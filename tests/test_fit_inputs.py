@@ -189,8 +189,8 @@ def test_a_file_without_another_is_judged_on_the_situations_of_held_out_topics(
 def test_texts_that_are_fitted_on_too_do_not_judge(tmp_path: Path) -> None:
     rows = _without_quotes(_situations_of("train"))
     mine = _write(tmp_path / "mine.csv", ("text", "label"), rows)
-    # The same texts under another name, here and there in capitals and with more space.
-    again = [(text.upper().replace(" ", "  "), label) for text, label in rows[:140]]
+    # The same texts under another name, in capitals, with more space and more dots.
+    again = [(f"{text.upper().replace(' ', '  ')}..", label) for text, label in rows[:140]]
     new = _without_quotes(_situations_of("test"))
     other = _write(tmp_path / "another.tsv", ("text", "label"), again + new)
     data = labelled_texts(label_set="ekman7", data=str(mine), other=str(other))

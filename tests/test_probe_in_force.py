@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from support_screen import TEXT, Scene, lines_of, text_on, until
+from support_screen import TEXT, Scene, lines_of, notice_of, text_on, until
 from support_traces import made_up_trace
 
 from emotui.commands.report import report_of
@@ -50,6 +50,18 @@ async def test_the_status_line_names_the_data_and_a_preview_at_every_width(
     assert data.split(" (")[0][:14] in line
     assert ("preview" in line) == preview
     assert "0.41" in line
+
+
+async def test_f_says_what_the_model_is_read_with(scene: Scene) -> None:
+    scene.put_trace(
+        probes=scene.put_probes(),
+        change=lambda trace: _read_with(trace, data=f"{PREVIEW}: d.csv (text: t, label: l)"),
+    )
+    async with scene.open(TEXT) as (app, pilot):
+        await until(pilot, lambda: "0.61" in text_on(app))
+        await pilot.press("F")
+        await until(pilot, lambda: "read already, with probes on preview d.csv" in notice_of(app))
+        assert scene.engine.asked == []
 
 
 def test_the_report_and_markdown_say_what_was_fitted_and_judged_on() -> None:

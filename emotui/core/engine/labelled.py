@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from emotui.core.columns import columns_in_words
 from emotui.core.corpus import load_situations
 from emotui.core.emotions import LABEL_SETS
 from emotui.core.engine.hub_data import dataset_files, is_dataset_id, read_parquet
@@ -176,7 +177,9 @@ def _stem(name: str) -> str:
 
 
 def _normal(text: str) -> str:
-    return " ".join(text.lower().split())
+    """Return what a text has in common with its copies: not case, space, quotes or full stops."""
+    words = re.findall(r"\w+", text.lower())
+    return " ".join(words or text.split())
 
 
 def _not_among(rows: Sequence[Row], fitted: Sequence[Row]) -> list[Row]:
@@ -231,17 +234,18 @@ def _file_rows(
         shown = path.name
         records = _read(path)
     columns = list(dict.fromkeys(name for record in records[:100] for name in record))
-    label_name = _column(label_column, columns, LABEL_NAMES, "label", shown) or _label_guess(
-        records, columns, known
-    )
+    label_name = _column(
+        label_column, columns, LABEL_NAMES, "label", shown, all_columns=columns
+    ) or _label_guess(records, columns, known)
+    others = [column for column in columns if column != label_name]
     text_name = _column(
-        text_column, [c for c in columns if c != label_name], TEXT_NAMES, "text", shown
-    ) or _text_guess(records, [c for c in columns if c != label_name])
+        text_column, others, TEXT_NAMES, "text", shown, all_columns=columns
+    ) or _text_guess(records, others)
     if label_name is None or text_name is None:
         raise UsageError(
             f"{clean(shown)} has no column that could be the "
             f"{'label' if label_name is None else 'text'}.",
-            why=f"Its columns are: {clean(', '.join(columns))}.",
+            why=columns_in_words(columns),
             todo="Name them with --text-column and --label-column.",
         )
     group_name = next((name for name in GROUP_NAMES if name in columns), None)
@@ -300,18 +304,26 @@ def _read_json_lines(path: Path, text: str) -> list[dict[str, str]]:
             raise UsageError(
                 f"Line {number} of {clean(str(path))} could not be read.",
                 why="It is not a JSON object.",
+                todo="Write one object a line, with a text and a label in it.",
             ) from error
     return records
 
 
 def _column(
-    given: str | None, columns: Sequence[str], usual: Iterable[str], what: str, shown: str
+    given: str | None,
+    columns: Sequence[str],
+    usual: Iterable[str],
+    what: str,
+    shown: str,
+    *,
+    all_columns: Sequence[str],
 ) -> str | None:
     """Return the given column, or one with a usual name; None leaves it to the content."""
     if given is not None and given not in columns:
         raise UsageError(
             f"{clean(shown)} has no {what} column {clean(given)!r}.",
-            why=f"Its columns are: {clean(', '.join(columns))}.",
+            why=columns_in_words(all_columns),
+            todo=f"Name one of them with --{what}-column.",
         )
     by_lower = {name.lower(): name for name in reversed(columns)}
     return given or next((by_lower[name] for name in usual if name in by_lower), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from emotui.core.probe_words import data_name
 from emotui.ui.handlers.area import Area
 from emotui.ui.handlers.compare import compare
 from emotui.ui.handlers.copying import copy
@@ -16,7 +17,12 @@ class ProbeHandlers(Area):
         """Fit probes where there are none."""
         readings = self._state.readings
         if readings is not None and readings.emotions:
-            self.say("hint", "This model has probes already; `emotui probe fit` fits others.")
+            fitted_on = dict.fromkeys(data_name(probe.data) for probe in readings.trace.probes)
+            self.say(
+                "hint",
+                f"This model is read already, with probes on {', '.join(fitted_on)}; "
+                "`emotui probe fit` fits others.",
+            )
         elif self._state.text.strip():
             self._screen.workbench.fit(self._state.text)
 
