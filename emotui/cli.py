@@ -231,7 +231,7 @@ def where(
 def export(
     trace: Annotated[str, typer.Argument(help="A trace id, its beginning, or a JSON file.")],
     to: Annotated[
-        str, typer.Option("--to", help="The format: json, py, md, html, neuronpedia or gguf.")
+        str, typer.Option("--to", help="The format: json, py, md, html, csv or neuronpedia.")
     ] = "json",
     tokens: Annotated[str, typer.Option("--tokens", help="`readout`, or `all`.")] = "readout",
     out: Out = None,
@@ -239,9 +239,10 @@ def export(
     cache_dir: CacheDir = None,
 ) -> None:
     """Write a cached trace and its ancestors as a file for other programs."""
-    from emotui.commands.export import FORMATS, export_trace
+    from emotui.commands.export import FORMATS, REFUSED, export_trace
 
-    choice("--to", to, FORMATS)
+    if to != REFUSED:
+        choice("--to", to, FORMATS)
     every = choice("--tokens", tokens, ("readout", "all")) == "all"
     export_trace(trace, to=to, all_tokens=every, out=out, force=force, cache_dir=cache_dir)
 

@@ -125,7 +125,7 @@ OF_INPUT = (
     ("labels import @gone.gz", "could not be read"),
     ("labels import @noise.bin", "holds no explanation"),
     ("labels import @noise.bin --sae @gone", "no SAE folder"),
-    ("labels show nothing", "0 files of measured labels"),
+    ("labels show nothing", "0 files of labels"),
     ("labels remove nothing", "no feature labels called"),
     ("study nothing bundled", "no study called"),
     ("study readout @gone", "could not be read"),

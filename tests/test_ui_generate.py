@@ -452,3 +452,34 @@ async def test_the_screen_writes_what_transformers_writes(stories: Path, cache_d
             assert " ".join(after.text.split()[:4]) in words(app)
     finally:
         app.workbench.close()
+
+
+def test_an_emotion_of_ones_own_says_nothing_of_the_other_probes() -> None:
+    trace = made_up_trace()
+    own = msgspec.structs.replace(
+        trace.probes[0], id="own", label_set="defined-nostalgia", emotions=("nostalgia",)
+    )
+    kind, columns = own.kind, trace.readouts
+    more_rows = {
+        name: (*getattr(columns, name), value)
+        for name, value in {
+            "probe": "own",
+            "site": "resid",
+            "layer": 3,
+            "position": 0,
+            "emotion": "nostalgia",
+            "value": 0.1,
+            "z": None,
+            "trust": "lexical",
+            "mark": "",
+        }.items()
+    }
+    trust = (*("trusted" for _ in columns.trust), "lexical")
+    columns = msgspec.structs.replace(columns, **more_rows | {"trust": trust})
+    doubts = doubts_of(
+        msgspec.structs.replace(trace, probes=(*trace.probes, own), readouts=columns)
+    )
+    assert doubts == {(f"{kind} nostalgia", 3): "l"}
+    now = Writing(TEXT, (), "joy", GenerationSpec(4), doubts)
+    now = finished(now, Generation(4, 0.0, (written(" one.", 0.2),)), edited=False)
+    assert "readout z L3 " in f"{reading_lines(now)[0]} ", "no letter of another probe's"

@@ -12,7 +12,9 @@ from emotui.core.findings import Verification
 from emotui.core.records import Note, Site, Trace
 from emotui.core.text import clean
 
-FORMATS = ("json", "py", "md", "html", "neuronpedia", "gguf")
+FORMATS = ("json", "py", "md", "html", "csv", "neuronpedia")
+REFUSED = "gguf"
+"""A format that other programs have for directions: asked for, it says what writes these."""
 
 
 def export_trace(
@@ -99,7 +101,11 @@ def _document(
         from emotui.core.export.html import html_bytes
 
         return html_bytes(trace, notes=notes, verification=verification)
-    if to == "gguf":
+    if to == "csv":
+        from emotui.core.export.csv import csv_bytes
+
+        return csv_bytes(trace)
+    if to == REFUSED:
         raise _no_vectors(trace)
     if to == "md":
         from emotui.core.export.markdown import markdown_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from emotui.core.agreement import rows_at, said_from, sentence_of_fragments, words_of
 from emotui.core.estimates import estimate_of_last_edit, sentence_of
+from emotui.core.export.markdown import POORLY_REBUILT
 from emotui.core.probe_words import line_of
 from emotui.core.records import EMBEDDING_LAYER, Readouts, Trace
 from emotui.core.text import clean
@@ -35,8 +36,9 @@ def _head(trace: Trace) -> list[str]:
         f"trace {trace.id}  {clean(run.model)}  {run.dtype} on {run.device}  "
         f"template {run.template}",
         f"{clean(trace.text.raw)}",
-        f"{len(trace.text.tokens)} tokens, {text_tokens} of them the text's"
-        + ("" if run.bos else ", no BOS"),
+        f"{len(trace.text.tokens)} tokens, {text_tokens} of them the text's, "
+        f"{'BOS' if run.bos else 'no BOS'}; attention {clean(run.attention)}; "
+        f"revision {clean(run.revision or 'none')}",
         *([f"note: {clean(run.note)}"] if run.note else []),
     ]
 
@@ -187,7 +189,7 @@ def _features(trace: Trace) -> list[str]:
     if not rows:
         return []
     features = trace.features
-    lines = ["features at the readout, strongest of each layer"]
+    lines = ["features at the readout, strongest of each layer", *_rebuilt(trace)]
     by_layer: dict[tuple[int, str], list[int]] = {}
     for row in sorted(rows, key=lambda row: -features.activation[row]):
         by_layer.setdefault((features.layer[row], features.site[row]), []).append(row)
@@ -201,6 +203,23 @@ def _features(trace: Trace) -> list[str]:
                 for row in shown
             )
         )
+    return lines
+
+
+def _rebuilt(trace: Trace) -> list[str]:
+    """Return how much of this text's variance the SAEs explain, and which rebuild it badly."""
+    known = [sae for sae in trace.saes if sae.variance_explained is not None]
+    if not known:
+        return []
+    values = [sae.variance_explained or 0.0 for sae in known]
+    poor = [
+        f"{sae.site}.{sae.layer} ({value:.2f})"
+        for sae, value in zip(known, values, strict=True)
+        if value < POORLY_REBUILT
+    ]
+    lines = [f"  the SAEs explain {min(values):.2f} to {max(values):.2f} of this text's variance"]
+    if poor:
+        lines.append(f"  badly rebuilt, so read with care: {', '.join(poor)}")
     return lines
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from emotui.core.columns import columns_in_words
 from emotui.core.errors import TextError, UsageError
 from emotui.core.text import clean
 
@@ -62,15 +63,16 @@ def _column(names: list[str], wanted: str | None, name: str) -> str:
             return wanted
         raise UsageError(
             f"{clean(name)} has no column {clean(wanted)!r}.",
-            todo=f"Its columns are: {clean(', '.join(names))}.",
+            why=columns_in_words(names),
+            todo="Name one of them; a table needs a line of column names first.",
         )
     found = [column for column in _COLUMNS if column in names]
     if found or len(names) == 1:
         return (found or names)[0]
     raise UsageError(
         f"Which column of {clean(name)} holds the texts is not clear.",
-        why=f"Its columns are: {clean(', '.join(names))}.",
-        todo="Name one with --text-column.",
+        why=columns_in_words(names),
+        todo="Name one with --text-column; a table needs a line of column names first.",
     )
 
 

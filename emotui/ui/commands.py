@@ -11,7 +11,7 @@ from emotui.core.errors import EditError
 from emotui.core.text import clean
 from emotui.ui.actions import ACTIONS, Action
 
-EXPORTS = ("json", "py", "md", "html", "neuronpedia")
+EXPORTS = ("json", "py", "md", "html", "csv", "neuronpedia")
 _IN_PANES = frozenset({"text", "layers", "features", "interventions"})
 
 

@@ -110,7 +110,8 @@ def _arguments(name: str, context: ConsoleContext) -> Iterable[Choice]:
     if name == "export":
         notes = (
             *("the trace", "a script that redoes it", "methods, effects, notes"),
-            *("one page to look at", "an attribution graph for Neuronpedia"),
+            *("one page to look at", "a table of all readouts"),
+            "an attribution graph for Neuronpedia",
         )
         return zip(EXPORTS, notes, strict=True)
     if name == "emotion":

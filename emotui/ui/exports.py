@@ -41,8 +41,8 @@ def export_trace(store: Store, trace: Trace, folder: Path) -> tuple[Path, bool]:
 
 
 def export_prose(store: Store, trace: Trace, folder: Path, form: str) -> tuple[Path, bool]:
-    """Write a trace as a script (`py`), in prose (`md`), as a page (`html`) or as a graph
-    (`neuronpedia`); never over another file.
+    """Write a trace as a script (`py`), in prose (`md`), as a page (`html`), as a table
+    (`csv`) or as a graph (`neuronpedia`); never over another file.
 
     Returns the path, and whether the same stood there already. Raises ExportError, CacheError.
     """
@@ -59,6 +59,10 @@ def export_prose(store: Store, trace: Trace, folder: Path, form: str) -> tuple[P
         norms = mean_norms(trace, store) if trace.edits else {}
         directions = promoted_directions(trace, store)
         data = script_bytes(trace, ancestors=ancestors, norms=norms, directions=directions)
+    elif form == "csv":
+        from emotui.core.export.csv import csv_bytes
+
+        data = csv_bytes(trace)
     elif form == "neuronpedia":
         from emotui.core.export.neuronpedia import graph_bytes
 

@@ -7,10 +7,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from emotui.cache.probes import DEFINED
 from emotui.core.export.written import Change, changes_of
 from emotui.core.protocol import GenerationSpec, Progress
 from emotui.core.records import Generation, Trace, Written
-from emotui.ui.paint import visible
+from emotui.ui.paint import fit, visible
 
 NEW_TOKENS = 40
 MORE_SAMPLES = 8
@@ -194,10 +195,11 @@ def reading_lines(writing: Writing) -> list[str]:
     lines = [f"{'':{_EMOTION}}{head}"]
     for emotion in ranked:
         cells = [_cell(changes.get(f"{kind}.{emotion}"), kind) for kind, _ in kinds]
-        lines.append(f"{visible(emotion):<{_EMOTION}}" + "".join(f"{c:>{_CELL}}" for c in cells))
+        name = _row_name(writing, before, emotion)
+        lines.append(f"{name:<{_EMOTION}}" + "".join(f"{c:>{_CELL}}" for c in cells))
     lines.append("answer, readout, tokens: what was written, read again alone without edits;")
     lines.append("writing: its tokens as they were written, edits in force")
-    if re.search(r"L\d+[lu]\b", head):
+    if re.search(r"L\d+[lu]\b", head) or any(" " in key for key, _ in writing.doubts):
         lines.append("l lexical, u untrusted: what the probe is worth at its best layer")
     chosen = [
         changes[f"{kind}.{ranked[0]}"] for kind, _ in kinds if f"{kind}.{ranked[0]}" in changes
@@ -218,26 +220,60 @@ def _size(changes: dict[str, Change], emotion: str) -> float:
 
 
 def doubts_of(trace: Trace) -> dict[tuple[str, int], str]:
-    """Return a letter for each kind of probe and layer that is lexical or untrusted."""
-    kinds = {probe.id: probe.kind for probe in trace.probes}
+    """Return a letter for each kind of probe and layer that is lexical or untrusted.
+
+    Of the probes of emotions that the user defined, kind and emotion stand together: what they are
+    worth says nothing of the others.
+    """
+    names = {
+        probe.id: f"{probe.kind} {probe.emotions[0]}"
+        if probe.label_set.startswith(DEFINED)
+        else probe.kind
+        for probe in trace.probes
+    }
     columns = trace.readouts
     rows = zip(columns.probe, columns.site, columns.layer, columns.trust, strict=True)
     return {
-        (kinds[probe], layer): trust[0]
+        (names[probe], layer): trust[0]
         for probe, site, layer, trust in rows
-        if site == "resid" and trust != "trusted" and probe in kinds
+        if site == "resid" and trust != "trusted" and probe in names
     }
 
 
 def _heading(writing: Writing, generation: Generation, kind: str, name: str) -> str:
     """Return a column's name, with the layer that the probe is read at and its trust."""
-    wanted = ("token", "while_written") if kind == "while_written" else (kind, "read_again")
-    for sample in generation.samples:
-        columns = sample.readings
-        for probe, read, layer in zip(columns.kind, columns.how, columns.layer, strict=True):
-            if (probe, read) == wanted:
-                return f"{name} L{layer}{writing.doubts.get((probe, layer), '')}"
+    layers = _layers_read(generation, kind)
+    own = {key.split(" ", 1)[1] for key, _ in writing.doubts if " " in key}
+    for emotion, (probe, layer) in layers.items():
+        if emotion not in own:
+            return f"{name} L{layer}{writing.doubts.get((probe, layer), '')}"
     return name
+
+
+def _row_name(writing: Writing, generation: Generation, emotion: str) -> str:
+    """Return an emotion, with the trust of its own probes where the user defined it."""
+    letters = {
+        writing.doubts.get((f"{probe} {emotion}", layer), "")
+        for kind, _ in _KINDS
+        for probe, layer in [_layers_read(generation, kind).get(emotion, ("", 0))]
+    }
+    doubt = "".join(sorted(letters - {""}))
+    return f"{fit(visible(emotion), _EMOTION - 1 - len(doubt)).rstrip()} {doubt}".rstrip()
+
+
+def _layers_read(generation: Generation, kind: str) -> dict[str, tuple[str, int]]:
+    """Return the kind of probe and the layer that each emotion of a column is read with."""
+    wanted = ("token", "while_written") if kind == "while_written" else (kind, "read_again")
+    return {
+        emotion: (probe, layer)
+        for sample in generation.samples
+        for probe, read, layer, emotion in zip(
+            *(sample.readings.kind, sample.readings.how, sample.readings.layer),
+            sample.readings.emotion,
+            strict=True,
+        )
+        if (probe, read) == wanted
+    }
 
 
 def _cell(change: Change | None, kind: str) -> str:

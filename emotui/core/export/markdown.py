@@ -16,7 +16,7 @@ from emotui.core.records import Control, Effect, Note, ProbeSummary, SaeReading,
 from emotui.core.text import clean
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|#])")
-_POORLY_REBUILT = 0.5
+POORLY_REBUILT = 0.5
 _CONTROLS: dict[str, str] = {
     "matched_features": "matched features",
     "random_directions": "random directions",
@@ -293,7 +293,7 @@ def _remarks(trace: Trace) -> Iterable[str]:
         "logits."
     )
     for sae in trace.saes:
-        if sae.variance_explained is not None and sae.variance_explained < _POORLY_REBUILT:
+        if sae.variance_explained is not None and sae.variance_explained < POORLY_REBUILT:
             yield (
                 f"The SAE of {sae.site}.{sae.layer} rebuilds this text badly (variance explained "
                 f"{sae.variance_explained:.2f})."

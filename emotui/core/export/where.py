@@ -10,6 +10,8 @@ from emotui.core.phases import phases_of
 from emotui.core.records import Where
 from emotui.core.text import clean
 
+CLOSE_MARGINS = 0.25
+"""Share of the margin that the way to neutral texts must exceed, for shares of it to be steady."""
 LEGEND = "R readable  U used  W written by an output of this layer"
 
 
@@ -39,6 +41,7 @@ def table_of(where: Where, *, width: int = 110) -> list[str]:
         f"margin {where.margin:+.3f}; after {where.neutral_texts} neutral "
         f"{'text' if where.neutral_texts == 1 else 'texts'} {where.neutral_margin:+.3f}; "
         f"{where.same_texts} other texts of {where.emotion}",
+        *_close(where),
         "",
         "layer            z   moved control     attn      mlp  attention from",
     ]
@@ -56,7 +59,7 @@ def table_of(where: Where, *, width: int = 110) -> list[str]:
         "",
         LEGEND,
         f"z: the readout probe; neutral texts reach {null}",
-        "moved: share of the margin that goes with neutral texts at the readout",
+        "moved: with neutral texts at the readout, share of the way to their margin",
         "control: the same with other texts of the emotion",
         "attn, mlp: written beyond the mean of neutral texts, in logits",
         "",
@@ -68,6 +71,17 @@ def table_of(where: Where, *, width: int = 110) -> list[str]:
             f"{writer.exact:+.3f}  ({_or_dash(writer.control, '+.3f', 1)})"
         )
     return lines
+
+
+def _close(where: Where) -> list[str]:
+    """Return that shares say little, where the margin is hardly above that of neutral texts."""
+    span = where.margin - where.neutral_margin
+    if span > CLOSE_MARGINS * abs(where.margin):
+        return []
+    return [
+        f"The margin is {span:+.3f} above that of neutral texts: shares of so little are unsteady,",
+        "and say little about where the emotion is.",
+    ]
 
 
 def _or_dash(value: float | None, form: str, width: int) -> str:

@@ -26,6 +26,8 @@ _LEGENDS = (
     "t trusted  l lexical  u untrusted",
 )
 _LOGIT = "L"
+_BEFORE_PROBES = ("reading the text", "fitting probes")
+"""Work after which there are probes, where there were none."""
 _LOGIT_LEGEND = "L logit, no z"
 _PHASES = 4
 """Cells of the phases of a layer."""
@@ -310,7 +312,7 @@ def _explanation(state: ScreenState) -> list[str]:
         if state.work is not None:
             return ["The model is being read: layers appear here."]
         return ["No text has been read yet: press i, type one, press enter."]
-    if state.work is not None:
+    if state.work is not None and state.work.what in _BEFORE_PROBES:
         return ["No probes for this model and prompt yet: they are being fitted, once.",
                 "The trace is already here; esc cancels the fit."]  # fmt: skip
     return ["No probes for this model and prompt: layers are not read.", "F fits them."]

@@ -16,6 +16,7 @@ from typing import Literal
 
 import msgspec
 
+from emotui.core.columns import columns_in_words
 from emotui.core.corpus import Split
 from emotui.core.engine.labelled import draw, labels_of
 from emotui.core.errors import UsageError
@@ -180,7 +181,7 @@ def open_dataset(
     if needs_labels and rows.label_column is None:
         raise UsageError(
             f"{clean(rows.name)} has no column that could be the label.",
-            why=f"Its columns are: {clean(', '.join(rows.header))}. This study needs labels; "
+            why=f"{columns_in_words(rows.header)} This study needs labels; "
             f"these do not: {without_labels()}.",
             todo="Name it with --label-column, and what its values mean with --label-map.",
         )

@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from emotui.core.columns import columns_in_words
 from emotui.core.corpus import APPRAISALS, Split, load_situations
 from emotui.core.engine.labelled import GROUP_NAMES, LABEL_NAMES, SAME_LABEL, TEXT_NAMES
 from emotui.core.errors import UsageError
@@ -133,7 +134,7 @@ class FileRows:
         if found is None:
             raise UsageError(
                 f"{clean(path.name)} has no column that could be the text.",
-                why=f"Its columns are: {clean(', '.join(self.header)) or 'none'}.",
+                why=columns_in_words(self.header),
                 todo="Name it with --text-column.",
             )
         self.text_column = found
@@ -194,7 +195,9 @@ def _json_lines(lines: Iterator[str], name: str) -> Iterator[Mapping[str, str]]:
             yield {str(key): str(value) for key, value in record.items() if value is not None}
         except (ValueError, AttributeError) as error:
             raise UsageError(
-                f"Line {number} of {name} could not be read.", why="It is not a JSON object."
+                f"Line {number} of {name} could not be read.",
+                why="It is not a JSON object.",
+                todo="Write one object a line, with a text in it.",
             ) from error
 
 
@@ -226,7 +229,7 @@ def _check_columns(name: str, wanted: Sequence[str], header: Sequence[str]) -> N
         if column not in header:
             raise UsageError(
                 f"{clean(name)} has no column {clean(column)!r}.",
-                why=f"Its columns are: {clean(', '.join(header)) or 'none'}.",
+                why=columns_in_words(header),
             )
 
 
