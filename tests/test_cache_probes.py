@@ -234,7 +234,7 @@ def test_the_command_removes_probes_and_the_one_before_reads_again(
         old, new = fitted(store, "old", 1), fitted(store, "new", 2)
     assert run("list") == 0
     lines = capsys.readouterr().out.splitlines()
-    told = {line.split()[0]: line.split()[1] == "yes" for line in lines if "-" in line[:12]}
+    told = {line.split()[0]: line.endswith("  in force") for line in lines if line[0] != " "}
     assert {name for name, reads in told.items() if reads} == set(new)
     assert set(told) == {*old, *new}
     assert run("remove", "new-readout", "absent") == 2  # nothing is removed

@@ -135,8 +135,7 @@ def test_nothing_that_was_not_measured_is_listed_as_a_number(tmp_path: Path) -> 
     listed = emotui_here("probe", "list", cache_dir=cache).stdout
     rows = [line for line in listed.splitlines() if "defined-awe" in line]
     assert len(rows) == 2
-    for row in rows:
-        assert "not measured" in row and "0.50" not in row
+    assert listed.count("not measured") == 2 and "0.50" not in listed
     shown = emotui_here("probe", "show", rows[0].split()[0], cache_dir=cache)
     assert shown.returncode == 0 and "judged on  nothing" in shown.stdout
     assert "0.50" not in shown.stdout and "no scores" in shown.stderr

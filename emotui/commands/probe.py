@@ -268,35 +268,28 @@ def _print_cards(cards: list[ProbeCard], in_force: AbstractSet[str], *, as_json:
     if as_json:
         print_json(cards)
         return
-    if not cards:
-        return
-    table = _table(
-        *("id", "in force", "kind", "model", "fitted on", "texts:", "layer:", "held out:", "bag:"),
-        "appraisals, R²:",
-    )
     for card in cards:
-        table.add_row(
-            card.id,
-            "yes" if card.id in in_force else "",
-            card.kind,
-            clean(card.model.rstrip("/").rsplit("/", 1)[-1])[:24],
-            clean(card.data),
-            f"{card.n_texts:,}",
-            *_best_cells(card),
-            _appraisals_cell(card),
+        reads = "  in force" if card.id in in_force else ""
+        name = clean(card.model.rstrip("/").rsplit("/", 1)[-1])
+        typer.echo(
+            f"{card.id}{reads}\n  {name}, {card.kind}: {_best_of(card)}{_appraisals_of(card)}"
         )
-    _print_table(table)
+        typer.echo(f"  fitted on {clean(card.data)}, {card.n_texts:,} texts")
+        if card.judged_on:
+            typer.echo(f"  judged on {clean(card.judged_on)}")
 
 
-def _best_cells(card: ProbeCard) -> tuple[str, str, str]:
+def _best_of(card: ProbeCard) -> str:
     """Return place and trust, accuracy, and that of the bag of embeddings, of the best layer."""
     if not card.judged:
-        return NOT_MEASURED, "-", "-"
+        return NOT_MEASURED
     best = _best(card)
     if best is None:
-        return "", "", ""
-    place = f"{_layer_name(best.layer)} {best.trust}"
-    return place, f"{best.balanced_accuracy:.2f}", f"{best.bag_accuracy:.2f}"
+        return "no scores"
+    return (
+        f"layer {_layer_name(best.layer)} {best.trust}, {best.balanced_accuracy:.2f} held out, "
+        f"{best.bag_accuracy:.2f} bag"
+    )
 
 
 def _best(card: ProbeCard) -> ProbeScore | None:
@@ -361,14 +354,14 @@ def _appraisal_table(card: ProbeCard) -> Table:
     return table
 
 
-def _appraisals_cell(card: ProbeCard) -> str:
+def _appraisals_of(card: ProbeCard) -> str:
     """Return the mean R² of the appraisals at their best layers, and the bag's; "" without them."""
     best = card.best_appraisals()
     if not best:
         return ""
     mean = sum(one.r_squared for one in best) / len(best)
     bag = sum(one.bag_r_squared for one in best) / len(best)
-    return f"{mean:.2f} (bag {bag:.2f})"
+    return f"; appraisals R² {mean:.2f} (bag {bag:.2f})"
 
 
 def _table(*columns: str) -> Table:
