@@ -11,6 +11,7 @@ from support_screen import TEXT, Scene, lines_of, notice_of, text_on, until
 from support_traces import made_up_trace
 
 from emotui.commands.report import report_of
+from emotui.core.export.html import html_bytes
 from emotui.core.export.markdown import markdown_bytes
 from emotui.core.probe_words import PREVIEW, data_name
 from emotui.core.records import Trace
@@ -70,6 +71,10 @@ def test_the_report_and_markdown_say_what_was_fitted_and_judged_on() -> None:
     line = next(one for one in page.splitlines() if one.strip().startswith("probe-readout:"))
     assert f"fitted on {LONG}; judged on {JUDGED}; 0.61 held out, 0.41 bag" in line
     assert JUDGED in markdown_bytes(trace).decode().replace("\\", "")
+    page = html_bytes(trace).decode()
+    assert f"judged on {JUDGED}" in page and "at the readout, z;" in page
+    logits = html_bytes(_as_logits(trace, "probe-readout")).decode()
+    assert "without z, as the probe saw no neutral texts" in logits
 
 
 def _as_logits(trace: Trace, *probes: str) -> Trace:

@@ -248,9 +248,12 @@ def _by_emotion(trace: Trace, cells: _Cells, probe: ProbeSummary) -> str:
             f"held-out balanced accuracy {probe.held_out_accuracy:.2f}, bag of embeddings "
             f"{probe.bag_accuracy:.2f}"
         )
+    judged = f", judged on {_said(probe.judged_on)}" if probe.judged_on else ""
+    has_z = any(cell.z is not None for cell in cells.values())
+    unit = "z" if has_z else "without z, as the probe saw no neutral texts"
     caption = (
-        f"every emotion at the readout, z; probe {_said(probe.id)}, fitted on "
-        f"{_said(probe.data)}, {scores}"
+        f"every emotion at the readout, {unit}; probe {_said(probe.id)}, fitted on "
+        f"{_said(probe.data)}{judged}, {scores}"
     )
     return f"<figure><figcaption>{caption}</figcaption>{_table(head, rows)}</figure>"
 
