@@ -178,6 +178,16 @@ def test_an_amount_beyond_float32_is_refused_and_nothing_is_kept(bench: Bench, a
     assert bench.store.traces() == before
 
 
+def test_an_amount_far_beyond_the_activation_is_said(bench: Bench) -> None:
+    bench.inspect()
+    far, near = (
+        bench.store.get_trace(bench.inspect(f"steer L1/3 {amount} at all").trace_id).intervention
+        for amount in ("+1000000000", "+0.1")
+    )
+    assert far is not None and "times the activation's own norm" in " ".join(far.notes)
+    assert near is not None and "own norm" not in " ".join(near.notes)
+
+
 def test_a_model_without_saes_says_so(bench: Bench) -> None:
     request = msgspec.structs.replace(bench.request, saes=(), edits=("ablate L1/3 at all",))
     with pytest.raises(EditError, match="No SAE is loaded"):

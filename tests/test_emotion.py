@@ -233,6 +233,9 @@ def test_lines_of_the_console(tmp_path: Path) -> None:
     assert definition_in(":emotion awe from wonder") == Definition("awe", word="wonder")
     assert definition_in('emotion awe from "a b" "c"') == Definition("awe", texts=("a b", "c"))
     assert definition_in(f"emotion awe from {file}") == Definition("awe", texts=("one", "two"))
+    over_the_name = definition_in(f"emotion emotion awe from {file} from")
+    assert over_the_name == Definition("awe", texts=("one", "two")), "typed whole where f opens"
+    assert definition_in("emotion emotion from word") == Definition("emotion", word="word")
     for line, words in (
         ("emotion awe from", "from"),
         ('emotion awe from "open', "quotation mark"),

@@ -18,10 +18,11 @@ import torch
 from support_command import emotui_here
 from support_studies import emotui, files_of, request_of, run_here, stories_model, write_texts
 
+from emotui.commands.studies import brief_lines
 from emotui.core.engine.capture import QuietJob
 from emotui.core.errors import Cancelled, UsageError
 from emotui.core.studies.common.chunks import Chunks
-from emotui.core.studies.common.folder import read_study
+from emotui.core.studies.common.folder import _first_of, read_study
 
 
 def test_forty_texts_from_the_command_line(stories: Path, tmp_path: Path) -> None:
@@ -171,6 +172,10 @@ def test_another_dataset_or_other_options_are_refused(stories: Path, tmp_path: P
     with pytest.raises(UsageError, match="another run") as refused:
         run_here(model, tmp_path, "readout", data)
     assert "dataset.digest" in refused.value.why
+    assert refused.value.is_of_input, "so that nothing is said of going on with the other run"
+    differing = [f"name{n}: a, now b" for n in range(9)]
+    assert _first_of(differing).endswith("; and name3, name4, name5, name6, name7, name8")
+    assert _first_of(differing[:1]) == "name0: a, now b"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "precious.txt").write_text("mine")
     with pytest.raises(UsageError, match="not empty"):
@@ -218,6 +223,19 @@ def test_texts_of_no_use_are_left_out_and_counted(stories: Path, tmp_path: Path)
     summary = document.run.dataset
     assert (summary.rows, summary.empty, summary.unlabelled, summary.texts) == (4, 1, 1, 3)
     assert document.result["texts"] == 2 and document.result["unreadable"] == 1
+
+
+def test_a_terminal_is_told_the_sentences_and_where_the_tables_are(
+    stories: Path, tmp_path: Path
+) -> None:
+    model, data = stories_model(stories), write_texts(tmp_path / "texts.csv", 16)
+    document = run_here(model, tmp_path, "readout", data)
+    folder = tmp_path / "run"
+    told = brief_lines(document, folder)
+    assert all(sentence in told for sentence in document.report.sentences)
+    rows = sum(len(table.rows) for table in document.report.tables)
+    assert f"of {rows:,} rows stand in {folder / 'result.md'}" in told
+    assert len(told.splitlines()) == len(document.report.sentences) + 2
 
 
 def test_a_dry_run_writes_nothing(stories: Path, tmp_path: Path) -> None:

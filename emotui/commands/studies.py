@@ -47,12 +47,14 @@ def do_runs(requests: Sequence[StudyRequest], plan: Plan) -> None:
     for request in requests:
         dataset_of(request)  # what is wrong with it is said before any model is loaded
     done: list[StudyDocument | StudyPlanned] = []
+    folders: list[Path] = []
     failed: list[EmotuiError] = []
     for request in requests:
         if len(requests) > 1:
             say(f"{request.spec.model}, template {request.template}:")
         try:
             done.append(_do_run(request, plan))
+            folders.append(Path(request.out))
         except (Cancelled, UsageError):
             raise
         except EmotuiError as error:
@@ -63,8 +65,8 @@ def do_runs(requests: Sequence[StudyRequest], plan: Plan) -> None:
     if plan.as_json:
         print_json(done[0] if len(requests) == 1 else done)
     else:
-        for outcome in done:
-            _print_outcome(outcome)
+        for outcome, folder in zip(done, folders, strict=True):
+            _print_outcome(outcome, brief_of=folder)
     if len(done) > 1 and not plan.dry_run:
         say("Set them side by side: emotui study compare " + " ".join(r.out for r in requests))
     if failed:
@@ -82,8 +84,10 @@ def _do_run(request: StudyRequest, plan: Plan) -> StudyDocument | StudyPlanned:
             return planned
         try:
             done = wait_for(client.submit(request))
-        except (EmotuiError, KeyboardInterrupt):
-            if any((folder / CHUNKS).glob("*/*")):
+        except (EmotuiError, KeyboardInterrupt) as error:
+            # What was refused did nothing: what lies in the folder is another run's.
+            refused = isinstance(error, EmotuiError) and error.is_of_input
+            if not refused and any((folder / CHUNKS).glob("*/*")):
                 say(f"What is finished is kept. Go on with: emotui study resume {folder}")
             raise
     assert isinstance(done, StudyDone)
@@ -103,10 +107,25 @@ def _estimate(planned: StudyPlanned) -> str:
     )
 
 
-def _print_outcome(outcome: StudyDocument | StudyPlanned) -> None:
-    if isinstance(outcome, StudyDocument):
+def _print_outcome(outcome: StudyDocument | StudyPlanned, *, brief_of: Path | None = None) -> None:
+    """Print a result; in a terminal only its sentences where `brief_of`, its folder, is given."""
+    if not isinstance(outcome, StudyDocument):
+        return
+    if brief_of is not None and sys.stdout.isatty():
+        sys.stdout.write(brief_lines(outcome, brief_of))
+    else:
         sys.stdout.write(markdown_of(outcome))
-        sys.stdout.flush()
+    sys.stdout.flush()
+
+
+def brief_lines(document: StudyDocument, folder: Path) -> str:
+    """Return the sentences of a result, and where its tables stand."""
+    tables = document.report.tables
+    rows = sum(len(table.rows) for table in tables)
+    lines = [*document.report.sentences, ""]
+    if tables:
+        lines.append(f"{len(tables)} tables of {rows:,} rows stand in {folder / 'result.md'}.")
+    return clean("\n".join(lines), keep_newlines=True) + "\n"
 
 
 def finished(folder: Path) -> StudyDocument:

@@ -31,7 +31,7 @@ def definition_in(line: str) -> Definition | None:
     `from "a text" "another" ...` are texts; otherwise what follows is a file of texts, one a line,
     where there is one, else a word. UsageError where nothing follows or the file cannot be read.
     """
-    found = _LINE.fullmatch(line.strip())
+    found = _LINE.fullmatch(_without_frame(line.strip()))
     if found is None:
         return None
     name, source = found[1], found[2].strip()
@@ -63,6 +63,15 @@ def definition_in(line: str) -> Definition | None:
             f"There is no file {clean(source)}.", todo="Give a file with one text on each line."
         )
     return Definition(name, word=source)
+
+
+def _without_frame(line: str) -> str:
+    """Return a line that was typed whole over the name in `PREFILLED`, without the rest of that."""
+    before, _, after = PREFILLED.rstrip().partition(PLACEHOLDER)
+    inner = line.removeprefix(":").strip()
+    if _LINE.fullmatch(inner.removeprefix(before)) and inner.startswith(before + before.lstrip()):
+        return inner.removeprefix(before).removesuffix(after).rstrip()
+    return line
 
 
 def _lines(path: Path) -> tuple[str, ...]:

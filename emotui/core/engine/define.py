@@ -141,12 +141,12 @@ def _given(request: DefineRequest, model: LoadedModel) -> tuple[list[str], str]:
     if (request.word is None) == (not request.texts):
         raise UsageError(
             "An emotion is defined from a word or from texts.",
-            todo=f"Give --word W, or at least {LEAST_TEXTS} texts with --from FILE or --text.",
+            todo=f"Give one word, or at least {LEAST_TEXTS} texts.",
         )
     if request.word is not None:
         word = " ".join(request.word.split())
         if not word:
-            raise UsageError("The word is empty.", todo="Give a word, as in --word grief.")
+            raise UsageError("The word is empty.", todo="Give a word, such as grief.")
         ids = model.reader.continuation_ids(f" {word}")
         pieces = " ".join(repr(clean(model.reader.string(token))) for token in ids)
         split = (
@@ -163,7 +163,7 @@ def _given(request: DefineRequest, model: LoadedModel) -> tuple[list[str], str]:
         raise UsageError(
             f"{len(texts)} different texts are too few to define an emotion from.",
             why="A direction from fewer says more about these texts than about an emotion.",
-            todo=f"Give at least {LEAST_TEXTS}, or a word with --word.",
+            todo=f"Give at least {LEAST_TEXTS}, or one word in their place.",
         )
     return texts, f"{len(texts)} texts of the user's against {NEUTRAL} situations"
 

@@ -146,7 +146,11 @@ def run_edited(
         intervention=_intervention(
             comparison,
             groups,
-            (*_notes(placed[-1].edit, materials), *_nothing_done(comparison, placed[-1].edit)),
+            (
+                *_notes(placed[-1].edit, materials),
+                *_nothing_done(comparison, placed[-1].edit),
+                *_far_off(comparison),
+            ),
             selected=selected,
         ),
         effects=comparison.effects,
@@ -326,6 +330,18 @@ def _nothing_done(comparison: Comparison, edit: Edit) -> tuple[str, ...]:
     return ("it left every activation as it was: the edit changed nothing",)
 
 
+def _far_off(comparison: Comparison) -> tuple[str, ...]:
+    """Return the words for an edit that leaves nothing of the activation it was added to."""
+    if comparison.delta_norm <= FAR_OFF:
+        return ()
+    return (
+        f"{comparison.delta_norm:.3g} times the activation's own norm was added: what the model "
+        "does then says nothing of the text",
+    )
+
+
+FAR_OFF = 10.0
+"""Norms of the activation from which an edit is said to be far off."""
 _PLACES = {"all": "in this text", "readout": "at the readout", "last": "at the last token"}
 
 

@@ -19,6 +19,7 @@ from emotui.ui.panes.lines import PaintedView, bindings_of
 Entry = tuple[TraceRow, int]
 """A trace, and how deep it stands under the one it came from."""
 _MODEL_CELLS = 14
+_TEMPLATE_CELLS = 4
 _INDENT = 2
 _WIDEST = 1000
 """Characters of a text that are looked at for a line."""
@@ -81,7 +82,8 @@ class TraceList(PaintedView):
         mark = "▸" if here else "•" if row.id == self.shown_id else " "
         model = fit(visible(row.model.rstrip("/").rsplit("/", 1)[-1]), _MODEL_CELLS)
         pin = "c" if row.id == self.marked else "*" if row.pinned else " "
-        line = f"{mark}{pin} {when}  {model}  {_branch(depth)}{_what(row, depth)}"
+        template = fit(visible(row.template), _TEMPLATE_CELLS)
+        line = f"{mark}{pin} {when}  {model}  {template} {_branch(depth)}{_what(row, depth)}"
         return strip_of([(fit(line, width), ink)], width, ink)
 
 

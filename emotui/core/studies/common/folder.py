@@ -26,6 +26,8 @@ SCHEMA_VERSION: Literal[1] = 1
 STUDY_FILE = "study.json"
 RESULT_FILE = "result.json"
 CHUNKS = "chunks"
+_MOST_DIFFERENCES = 3
+"""Differences between two runs that are told with their values."""
 
 
 class StudyRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +127,7 @@ def begin(folder: Path, file: StudyFile) -> None:
         if differing:
             raise UsageError(
                 f"{clean(str(folder))} holds another run.",
-                why="These differ: " + "; ".join(differing) + ".",
+                why=f"These differ: {_first_of(differing)}.",
                 todo="Give another folder with --out, or go on with `emotui study resume`.",
             )
         for path in folder.rglob(f"{files.TEMPORARY}*"):
@@ -161,6 +163,13 @@ def _differences(before: Any, now: Any, name: str) -> list[str]:
             for line in _differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
         ]
     return [] if before == now else [f"{name}: {_said(before)}, now {_said(now)}"]
+
+
+def _first_of(differing: list[str]) -> str:
+    """Return the first differences, and the names of the rest."""
+    rest = [one.partition(":")[0] for one in differing[_MOST_DIFFERENCES:]]
+    shown = "; ".join(differing[:_MOST_DIFFERENCES])
+    return f"{shown}; and {', '.join(rest)}" if rest else shown
 
 
 def _said(value: Any) -> str:
