@@ -15,7 +15,7 @@ from support_command import emotui_bytes_here
 
 from emotui.cli import nearest_command, with_command
 
-SCHEMA = Path(__file__).resolve().parent.parent / "docs" / "trace.schema.json"
+SCHEMA = Path(__file__).resolve().parent.parent / "docs" / "schemas" / "trace.schema.json"
 LILY = "Lily was sad because her toy was lost."
 
 

@@ -15,7 +15,7 @@ from support_traces import made_up_trace
 from emotui.core.errors import ExportError
 from emotui.core.export.json import document_bytes, read_document, trace_of, write_document
 
-SCHEMA_FILE = Path(__file__).resolve().parent.parent / "docs" / "trace.schema.json"
+SCHEMA_FILE = Path(__file__).resolve().parent.parent / "docs" / "schemas" / "trace.schema.json"
 TOP_LEVEL = {
     *("schema", "schema_version", "id", "parent", "run", "text", "readouts", "features"),
     *("answer", "lens", "generation", "edits", "effects"),

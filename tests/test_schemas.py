@@ -20,17 +20,18 @@ from emotui.commands.schemas import COMMANDS, DOCUMENTS, document_schema
 from emotui.core.export.schema import schema_bytes
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+SCHEMAS = DOCS / "schemas"
 TEXT = "She was so scared of the dark that she cried all night."
 EDIT = ("--do", "ablate L5/12 at all")
 
 
 def test_published_schemas_are_those_of_the_records_and_no_other() -> None:
-    published = {path.name.removesuffix(".schema.json") for path in DOCS.glob("*.schema.json")}
+    published = {path.name.removesuffix(".schema.json") for path in SCHEMAS.glob("*.schema.json")}
     assert published == set(DOCUMENTS)
     for name in DOCUMENTS:
         schema = document_schema(name)
         jsonschema.Draft202012Validator.check_schema(schema)
-        file = DOCS / f"{name}.schema.json"
+        file = SCHEMAS / f"{name}.schema.json"
         assert file.read_bytes() == schema_bytes(schema), "run `make schema`"
 
 
@@ -55,7 +56,7 @@ def test_every_command_that_prints_json_has_a_schema_and_is_listed_in_the_docs()
     for command, names in COMMANDS.items():
         row = next(line for line in page.splitlines() if line.startswith(f"| `{command}"))
         for name in names:
-            assert f"[{name}]({name}.schema.json)" in row
+            assert f"[{name}](schemas/{name}.schema.json)" in row
 
 
 def closed(schema: Any) -> Any:
@@ -85,7 +86,7 @@ class Printed:
         """Run `COMMAND ARGUMENTS --json` and hold what it prints against a published schema."""
         assert schema in COMMANDS[command]
         document = self(*command.split(), *arguments, "--json")
-        published = json.loads((DOCS / f"{schema}.schema.json").read_bytes())
+        published = json.loads((SCHEMAS / f"{schema}.schema.json").read_bytes())
         jsonschema.Draft202012Validator(published).validate(document)
         # No field that the schema does not know, however deep, and no schema that takes anything.
         strict = jsonschema.Draft202012Validator(closed(published))

@@ -1,6 +1,6 @@
 """The JSON documents that commands print with `--json`, and the JSON Schema of each.
 
-`scripts/write_schema.py` writes them as docs/NAME.schema.json; docs/json.md lists them.
+`scripts/write_schema.py` writes them as docs/schemas/NAME.schema.json; docs/json.md lists them.
 """
 
 from __future__ import annotations
