@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from demo_data import EKMAN7, SITUATION13, Example
 from demo_model import answers, encode, label_ids
 
 ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("EMOTUI_DATA", ROOT.parent / "shared" / "data"))
 
 
 def texts_to_measure(data: Path, split: str) -> dict[str, list[Example]]:
@@ -108,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--model", type=Path, default=ROOT / "emotui" / "demo" / "emotui-demo")
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "demo")
 from demo_data import write_comments
 
 ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("EMOTUI_DATA", ROOT.parent / "shared" / "data"))
 
 
 def fit(model: Path, cache: Path, *more: str) -> list[dict[str, Any]]:
@@ -62,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--model", type=Path, default=ROOT / "emotui" / "demo" / "emotui-demo")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from demo_model import Encoded, capped, collate, encode
 from demo_residuals import residuals
 
 ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("EMOTUI_DATA", ROOT.parent / "shared" / "data"))
 _TOKENS_AT_ONCE = 16_384
 
 
@@ -101,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--demo", type=Path, default=ROOT / "emotui" / "demo")
     parser.add_argument("--model", type=Path, help="default: DEMO/emotui-demo")
     parser.add_argument("--saes", type=Path, help="default: DEMO/saes")

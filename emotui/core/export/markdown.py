@@ -163,7 +163,8 @@ def _intervention(trace: Trace, ancestors: Sequence[Trace]) -> Iterable[str]:
     chosen = (
         f"It was picked from a ranking on this same text, which favours it{_paid_for(trace)}."
         if done.selected
-        else "It was not picked from a ranking on this text."
+        else "It was not recorded as selected: whether it was picked from what this text showed "
+        "is not known here."
     )
     yield (
         f"{len(trace.edits)} edit{'s' if len(trace.edits) > 1 else ''} acted on {done.fired} "
