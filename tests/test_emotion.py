@@ -19,6 +19,7 @@ from support_screen import TEXT, Scene, lines_of, text_on, until
 from emotui.cache.demo import DEMO_MODEL
 from emotui.cache.prepare import probes_in_force
 from emotui.cache.store import Store
+from emotui.commands.emotion import elsewhere_of
 from emotui.core.corpus import load_situations
 from emotui.core.engine.capture import QuietJob, capture
 from emotui.core.engine.collect import Place, text_mask
@@ -151,6 +152,13 @@ def test_without_texts_of_another_source_nothing_is_trusted(demo: Bench, grief: 
     corpus = [s.text for s in load_situations() if s.emotion == "sadness" and not s.named]
     judged = demo.define("sorrow", texts=tuple(corpus[:60]), other=tuple(corpus[60:]))
     assert judged.judged_on.startswith(f"{len(corpus) - 60} texts of another source")
+    cards = [demo.card(name) for name in judged.probe_ids]
+    lines = elsewhere_of(cards)
+    assert len(lines) == 2 and not elsewhere_of([demo.card(name) for name in grief.probe_ids])
+    for card, line in zip(cards, lines, strict=True):
+        told = {one.layer: one.other_accuracy for one in card.scores if one.site == "resid"}
+        best = max(told.values())
+        assert f"best {best:.2f} at" in line and "trust goes by these" in line
     # The bag of embeddings tells these as well, and so the verdict is lexical.
     assert all(accuracy > 0.7 and trust == "lexical" for _, accuracy, trust in judged.best)
 
@@ -326,6 +334,8 @@ def test_define_list_and_remove_from_the_command_line(tmp_path: Path) -> None:
         "emotion", "define", "awe", "--text", "a", "--word", "b", *model, cache_dir=cache
     )
     assert both.returncode == 2 and "not from both" in both.stderr
+    said = emotui_here("emotion", "list", cache_dir=cache).stdout
+    assert said.count("(in force)") == 2
     gone = emotui_here("emotion", "remove", "grief", cache_dir=cache)
     assert gone.returncode == 0 and "2 probes" in gone.stderr
     again = emotui_here("emotion", "remove", "grief", cache_dir=cache)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -15,6 +16,9 @@ from emotui.commands.options import ModelOptions, PromptOptions, in_groups
 from emotui.core.errors import UsageError
 from emotui.core.protocol import Defined, DefineRequest
 from emotui.core.text import clean, template_named
+
+if TYPE_CHECKING:
+    from emotui.cache.probes import ProbeCard
 
 app = typer.Typer(
     help="Emotions of one's own, from a word or a few texts: define, list and remove them.",
@@ -68,6 +72,7 @@ def define(
     cache_dir: CacheDir = None,
 ) -> None:
     """Define an emotion; it is a row of every trace of this model and template from then on."""
+    from emotui.cache.store import Store
     from emotui.core.client import EngineClient
 
     template_named(prompt.template)
@@ -92,11 +97,13 @@ def define(
         )
         with EngineClient(root, offline=spec.offline) as client:
             done = wait_for(client.submit(request))
-    assert isinstance(done, Defined)
+        assert isinstance(done, Defined)
+        with Store.open(root) as store:
+            cards = [card for card in store.probes() if card.id in done.probe_ids]
     if as_json:
         _print_json(done)
     else:
-        typer.echo("\n".join(page_of(done)))
+        typer.echo("\n".join([*page_of(done), *elsewhere_of(cards)]))
     say(f"Layer by layer: emotui probe show {done.probe_ids[0]}")
 
 
@@ -127,6 +134,28 @@ def page_of(done: Defined) -> list[str]:
     return lines
 
 
+def elsewhere_of(cards: Sequence[ProbeCard]) -> list[str]:
+    """Return how probes do on the texts of another source, which trust goes by; [] without any."""
+    lines = []
+    for card in cards:
+        resid = [score for score in card.scores if score.site == "resid"]
+        told = {score.layer: score.other_accuracy for score in resid}
+        chosen = max(resid, key=lambda score: (score.dev_accuracy or 0.0, -score.layer))
+        known = {layer: value for layer, value in told.items() if value is not None}
+        if chosen.layer not in known:
+            continue
+        best = max(known, key=lambda layer: (known[layer], -layer))
+        lines.append(
+            f"{card.kind}: on the texts of the other source {known[chosen.layer]:.2f} at "
+            f"{_place(chosen.layer)}, best {known[best]:.2f} at {_place(best)}: trust goes by these"
+        )
+    return lines
+
+
+def _place(layer: int) -> str:
+    return "emb" if layer < 0 else f"layer {layer}"
+
+
 @app.command("list")
 def list_emotions(as_json: AsJson = False, cache_dir: CacheDir = None) -> None:
     """List the emotions that were defined, newest first."""
@@ -136,18 +165,29 @@ def list_emotions(as_json: AsJson = False, cache_dir: CacheDir = None) -> None:
         return
     if not found:
         say("No emotion is defined yet. `emotui emotion define NAME --from FILE` defines one.")
+    in_force = _in_force(cache_dir)
     for one in found:
-        place = "emb" if one.layer < 0 else f"layer {one.layer}"
-        found_at = f"{one.accuracy:.2f} at {place}" if one.accuracy is not None else "not measured"
+        found_at = "not measured"
+        if one.accuracy is not None:
+            found_at = f"{one.accuracy:.2f} at {_place(one.layer)}"
+        probes = [f"{name} (in force)" if name in in_force else name for name in one.probe_ids]
         typer.echo(
             f"{one.name} · {clean(one.model)} · {one.template} · {clean(one.data)}\n"
-            f"  readout: {found_at}, {one.trust}; {', '.join(one.probe_ids)}"
+            f"  readout: {found_at}, {one.trust}; {', '.join(probes)}"
         )
+
+
+def _in_force(cache_dir: Path | None) -> frozenset[str]:
+    from emotui.cache.prepare import ids_in_force
+    from emotui.cache.store import Store
+
+    with cache_for(cache_dir, private=False) as root, Store.open(root) as store:
+        return ids_in_force(store)
 
 
 def defined_emotions(cache_dir: Path | None) -> list[DefinedEmotion]:
     """Return the defined emotions of all models, newest first."""
-    from emotui.cache.probes import DEFINED, ProbeCard
+    from emotui.cache.probes import DEFINED
     from emotui.cache.store import Store
 
     with cache_for(cache_dir, private=False) as root, Store.open(root) as store:
