@@ -9,6 +9,7 @@ from textual.binding import Binding
 
 from emotui.ui.actions import ACTIONS, PANES, Action, PaneName, actions_of, clashes
 from emotui.ui.handlers import Handlers
+from emotui.ui.paint import GLYPH_EDGES, GLYPHS
 from emotui.ui.panes.features import FeaturesPane
 from emotui.ui.panes.layers import LayersPane
 from emotui.ui.panes.lines import LinePane
@@ -62,3 +63,28 @@ def test_panes_bind_what_the_table_says() -> None:
             (key, f"screen.do('{action.id}')") for action in actions_of(pane) for key in action.keys
         }
         assert bound == table
+
+
+@pytest.mark.parametrize(
+    ("pane", "words"),
+    [
+        ("interventions", ["matched a/b", "random a/b", "other:", "▲", "best-of-N", "by constr"]),
+        ("layers", ["trusted", "lexical", "untrusted", "░ from 1", "hollow", "z: how many"]),
+        ("features", ["Attribution", "area under the curve", "star", "share of variance"]),
+        ("text", ["░ from 1", "labels hold", "logit lens"]),
+    ],
+)
+def test_the_help_says_first_how_to_read_the_pane_in_whole_lines(
+    pane: PaneName, words: list[str]
+) -> None:
+    lines = help_lines(pane)
+    reading = lines[: lines.index("Keys") - 1]
+    assert all(word in " ".join(reading) for word in words)
+    assert all(len(line) <= 70 for line in lines)
+    assert not any(line.startswith("?") for line in reading)
+
+
+def test_the_ramp_in_the_help_is_the_ramp_that_is_drawn() -> None:
+    said = " ".join(help_lines("layers"))
+    for edge, glyph in zip(GLYPH_EDGES, GLYPHS[1:], strict=True):
+        assert f"{glyph} from {edge:g}" in said

@@ -26,27 +26,62 @@ _TITLES = {
 }
 _WIDTH = 70
 """Cells of a line of help."""
+_TRUST = (
+    "Trust is of a probe at a layer: t trusted, it beats shuffled labels and the words alone (the "
+    "mean embedding) on texts it was not fitted on; l lexical, no better than the words alone; u "
+    "untrusted, no better than shuffled labels."
+)
+_RAMP = (
+    "The glyph is the size of z, whatever its sign: · from 0.5, ░ from 1, ▒ from 2, ▓ from 3, "
+    "█ from 4."
+)
 _READING = {
     "text": (
-        "Each token is shaded by the chosen emotion at the cursor's layer: orange above what",
-        "neutral texts show, blue below. The line of signs says the same without colour.",
-        "Last line: what the probe reads at the cursor's token and layer, the label word that",
-        "the logit lens ranks first there (#4: fourth of all tokens, 1/7: first of the labels),",
+        "Each token is shaded by the chosen emotion at the cursor's layer: orange above what "
+        "neutral texts show, blue below. The line of signs below says the same without colour: "
+        "+ or -, and the size.",
+        _RAMP,
+        "Last line: what the probe reads at the cursor's token and layer, the label word that "
+        "the logit lens ranks first there (#4: fourth of all tokens, 1/7: first of the labels), "
         "what the model answers; ≠ where they differ, fear→joy where the last edit changed it.",
+        "labels hold 0.55: what the labels have of the whole next token; the answer is among them "
+        "alone. (beginnings): labels compared by a token that may begin another word.",
+        _TRUST,
     ),
     "layers": (
-        "A cell is z: how many standard deviations above neutral texts. Left of the number its",
-        "size, * above what neutral texts reach. L: a logit, as the probe saw no neutral texts.",
-        "t trusted, l lexical (no better than the words themselves), u untrusted: written",
-        "without a fill. ( ) read where the probe was not fitted to be read. emb is the",
-        "embedding, below layer 0. After w, R U W say where the chosen emotion is readable,",
-        "used, and written by an output of that layer.",
+        "A cell is z: how many standard deviations above neutral texts. * is above what neutral "
+        "texts of this length reach; L a logit, as the probe saw no neutral texts.",
+        _RAMP,
+        _TRUST,
+        "Untrusted cells are written without a fill; of an emotion of your own the cell says its "
+        "own trust, the letter beside the layer that of the first emotion. ( ) and hollow: read "
+        "where the probe was not fitted to be read. [ ] is the cursor; c by construction, the edit "
+        "was along that very row. emb is the embedding, below layer 0.",
+        "After w, R U W say where the chosen emotion is readable, used, and written by an output "
+        "of that layer.",
     ),
     "features": (
-        "The bar is the activation, as a share of its largest in this text. ×: an edit in force",
-        "changes this feature here, and the numbers are what the SAE reads after it: an ablated",
-        "feature may still be read, smaller. ≠: its explanation names an emotion that was not",
-        "measured.",
+        "The bar is the activation, as a share of its largest in this text. Attribution estimates, "
+        "by one backward pass, what removing the feature does to the metric named at the bottom: "
+        "negative, it would fall. An ablation (a) measures it.",
+        "fear .87: the feature tells texts of fear from the others with an area under the curve "
+        "(AUC) of .87 on held-out texts: .5 is chance, 1 never wrong. A star (.81*): specific to "
+        "that emotion. Then the tokens it promotes, or an explanation that was imported.",
+        "The share of variance at the bottom says how much of the activation the SAE rebuilds.",
+    ),
+    "interventions": (
+        "Each row is a number before and after the last edit. answer: the probability of a label; "
+        "readout: z of the probe at the layer named. Arrows say how much it changed: ▲ or ▼ from "
+        ".01, two from .05, three from .2 (of z ten times that).",
+        "matched a/b: rank a among b, the edit and b - 1 other features of the nearest sizes that "
+        "are active there, edited the same way. 1/32: none of 31 did as much. random a/b: the same "
+        "beside directions as long as the edit, drawn as the activations vary. other: what the "
+        "feature that writes most of another emotion does.",
+        "best-of-N draws: the feature was picked among N, so it is held against 79 draws of N "
+        "random directions each, of which the best counts. beyond 79: it did more than all of "
+        "these best ones.",
+        "not measurable: less than three times what an edit of nothing changes. by construction: "
+        "the edit moves that readout itself.",
     ),
 }
 
@@ -66,7 +101,7 @@ class Lines(Widget):
 
 
 def help_lines(pane: PaneName, *, table: Sequence[Action] = ACTIONS) -> list[str]:
-    """Return the help of a pane: its actions from the table, and how to read it."""
+    """Return the help of a pane: how to read it, then its actions from the table."""
     actions = actions_of(pane, actions=table)
     keys = {action.id: " ".join(shown_key(key) for key in action.keys) for action in actions}
     width = max(len(shown) for shown in keys.values())
@@ -80,8 +115,8 @@ def help_lines(pane: PaneName, *, table: Sequence[Action] = ACTIONS) -> list[str
             subsequent_indent=" " * (width + 2),
         )
     ]
-    reading = _READING.get(pane, ())
-    return [*lines, "", *reading] if reading else lines
+    reading = [line for part in _READING.get(pane, ()) for line in textwrap.wrap(part, _WIDTH)]
+    return [*reading, "", "Keys", *lines] if reading else lines
 
 
 class HelpScreen(ModalScreen[None]):
@@ -101,7 +136,7 @@ class HelpScreen(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         """Compose the list of keys."""
         body = VerticalScroll(Lines(help_lines(self._pane, table=self._table)), id="help")
-        body.border_title = f"Keys: {_TITLES[self._pane]}"
+        body.border_title = f"How to read · Keys: {_TITLES[self._pane]}"
         body.border_subtitle = "esc closes this"
         yield body
 
