@@ -260,7 +260,7 @@ def test_the_command_compares_ids_files_and_a_trace_with_its_parent(
     ("arguments", "code"),
     [
         (["0011"], 2),  # no parent
-        (["0011", "abcd"], 1),
+        (["0011", "abcd"], 2),  # no such trace
         (["0011", "ffff", "--tokens", "some"], 2),
     ],
 )

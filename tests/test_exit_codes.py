@@ -83,7 +83,7 @@ OF_INPUT = (
     ("where T --emotion joy --neutral BLANK", "neutral rewrite is empty"),
     ("without T --placeholder BLANK", "placeholder is empty"),
     ("note TRACE BLANK", "has no words"),
-    ("without rain", "no emotion word"),
+    ("without rain", "lists of emotion words"),
     ("terms T --terms @gone", "could not be read"),
     ("consistency T --template nope", "nope"),
     ("feature nope T", "nope"),

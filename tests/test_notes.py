@@ -103,7 +103,7 @@ def test_note_and_recipe_from_the_command_line(
     assert run("export", trace.id, *where) == 0
     assert json.loads(capsysbinary.readouterr().out)["notes"][0]["text"] == "first"
     assert run("note", trace.id, " ", *where) == 2
-    assert run("note", "beef", "text", *where) == 1
+    assert run("note", "beef", "text", *where) == 2
     assert run("recipe", "save", "calm", trace.id, *where) == 0
     capsysbinary.readouterr()
     assert run("recipe", "show", "@calm", "--json", *where) == 0

@@ -185,7 +185,7 @@ async def test_a_paste_closes_the_screen_and_it_opens_again(scene: Scene) -> Non
         await until(pilot, lambda: app.explorer.state.features)
         await pilot.press("g")
         await until(pilot, lambda: scene.engine.asked)
-        await app._paste_outside("another text")
+        await app.paste_outside("another text")
         await until(pilot, lambda: app.screen is app.explorer)
         tell(scene.engine.asked[0], done=3, total=40, text=" too late")
         await pilot.press("escape", "g")
