@@ -215,6 +215,12 @@ def test_the_script_says_what_must_be_given(demo: Callable[..., Written], tmp_pa
     assert code == 2 and "Traceback" not in printed
     assert f"The model {empty} could not be loaded" in printed
 
+    for family in ("gpt2", "llama"):
+        other = tiny_folder(family)
+        code, printed = in_a_clean_process(tmp_path, script, "--model", str(other))
+        assert code == 2 and "Traceback" not in printed, printed
+        assert "is another one than the trace's" in printed
+
     code, printed = in_a_clean_process(
         tmp_path, script, "--model", str(DEMO_MODEL), "--probe", "missing.safetensors"
     )

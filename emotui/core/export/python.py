@@ -124,6 +124,7 @@ def _fields(trace: Trace, ancestors: Sequence[Trace], *, all_tokens: bool, units
         "dtype": run.dtype,
         "attention": run.attention,
         "layers": run.layers,
+        "width": run.d_model,
         "seed": run.seed,
         "packages": dict(run.packages),
         "modules": dict(zip(("blocks", "attn", "mlp", "z"), names, strict=True)),
