@@ -13,7 +13,7 @@ from textual import events
 from textual.strip import Strip
 
 from emotui.app import EmotuiApp
-from emotui.core.errors import EngineError, ExportError, ModelError
+from emotui.core.errors import EngineError, ModelError
 from emotui.core.protocol import FitRequest, Fitted, InspectRequest
 from emotui.core.records import Trace
 from emotui.themes import MONO
@@ -398,7 +398,7 @@ async def test_help_is_that_of_the_focused_pane(cached: Scene) -> None:
         assert isinstance(app.screen, HelpScreen)
         await pilot.pause()
         assert "Keys: Features" in text_on(app)
-        assert "area under the curve" in text_on(app), "how to read it comes first"
+        assert "Attribution estimates" in text_on(app), "how to read it comes first"
         for _ in range(20):
             await pilot.press("j")
         await until(pilot, lambda: "Sort the features" in text_on(app))
@@ -432,53 +432,6 @@ async def test_ctrl_c_cancels_also_from_the_editor(scene: Scene) -> None:
         assert scene.engine.asked[0].cancelled
         await until(pilot, lambda: not app.workbench.busy)
         assert app.is_running
-
-
-async def test_export_says_where_and_never_overwrites(
-    cached: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    async with cached.open(size=(140, 30)) as (app, pilot):
-        await until(pilot, lambda: app.explorer.state.readings)
-        readings = app.explorer.state.readings
-        assert readings is not None
-        target = folder / f"emotui-{readings.trace.id}.json"
-        await pilot.press("x")
-        await until(pilot, lambda: app.explorer.state.notice)
-        assert target.name in text_on(app)
-        document = msgspec.json.decode(target.read_bytes())
-        assert document["id"] == readings.trace.id
-        await pilot.press("x")
-        await until(pilot, lambda: "Already there" in text_on(app))
-        target.write_text("mine")
-        await pilot.press("x")
-        await until(pilot, lambda: f"emotui-{readings.trace.id}-2.json" in text_on(app))
-        assert target.read_text() == "mine"
-        gone = tmp_path / "gone"
-        gone.mkdir()
-        with monkeypatch.context() as inside:
-            inside.chdir(gone)
-            gone.rmdir()
-            await pilot.press("x")
-            await until(pilot, lambda: "Nothing was written" in text_on(app))
-        assert app.is_running
-
-
-async def test_export_into_a_folder_that_cannot_be_written(
-    cached: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> Path:
-        raise ExportError("The file could not be written.", why="Disk full.", todo="Make room.")
-
-    monkeypatch.setattr("emotui.core.export.json.write_file", refuse)
-    monkeypatch.chdir(tmp_path)
-    async with cached.open() as (app, pilot):
-        await until(pilot, lambda: app.explorer.state.readings)
-        await pilot.press("x")
-        await until(pilot, lambda: "Disk full." in text_on(app))
-        assert "Make room." in text_on(app)
 
 
 async def test_no_colour_leaves_nothing_to_colour(cached: Scene) -> None:
