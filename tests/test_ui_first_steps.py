@@ -10,10 +10,12 @@ import pytest
 from support_screen import Scene, lines_of, text_on, until
 from support_traces import LABELS
 from test_ui_edits import edited
+from textual.geometry import Size
 
 from emotui.core.errors import TextError
 from emotui.core.protocol import InspectRequest
 from emotui.core.records import Trace
+from emotui.ui.panes.text import SaidLine
 from emotui.ui.state import Notice
 
 
@@ -198,3 +200,23 @@ async def test_what_the_labels_hold_and_that_their_tokens_are_beginnings_is_on_t
         assert "(beginnings)" in text_on(app)
         if size[0] == 160:
             assert "answer by beginnings" in text_on(app)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 160])
+def test_the_summary_drops_whole_items_the_least_important_first(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = SaidLine()
+    parts = (
+        "L4 reads fear (trusted)",
+        "answers surprise",
+        "≠ probe and answer disagree",
+        "lens surprise #1, fear #16",
+    )
+    line._parts = parts
+    monkeypatch.setattr(SaidLine, "content_size", Size(width, 1))
+    shown = line.render().plain
+    assert len(shown) <= width and shown.startswith(parts[0])
+    assert all(item in parts for item in shown.split(" · "))
+    if width >= 80:
+        assert parts[2] in shown

@@ -178,31 +178,35 @@ def agreement_of(trace: Trace) -> Agreement:
 
 
 def words_of(said: Said, before: Said | None = None) -> str:
-    """Return one line: what is read, ranked and answered, and what disagrees.
+    """Return one line: what is read, ranked and answered, and what disagrees; see `parts_of`."""
+    return " · ".join(part for part in parts_of(said, before) if part)
+
+
+def parts_of(said: Said, before: Said | None = None) -> tuple[str, str, str, str]:
+    """Return what is read, what is ranked, what is answered, and what disagrees; "" for nothing.
 
     `before` is the same place without the last edit: what changed is written `fear→joy`. `#4` is
     a rank in the whole vocabulary, `1/7` one among the labels.
     """
     read, lens = said.read, said.lens
-    parts = ["no probe"]
+    reads, lens_words, answers, verdict = "no probe", "", "", ""
     if read is not None:
         former = None if before is None or before.read is None else before.read.emotion
         note = read.mark.replace("_", " ") or read.trust
-        parts = [f"reads {_changed(former, read.emotion)} ({note})"]
+        reads = f"reads {_changed(former, read.emotion)} ({note})"
     if lens is not None:
         former = None if before is None or before.lens is None else before.lens.labels[0]
-        ranked = f"lens {_changed(former, lens.labels[0])} {_place(lens, lens.labels[0])}"
+        lens_words = f"lens {_changed(former, lens.labels[0])} {_place(lens, lens.labels[0])}"
         if read is not None and read.emotion in lens.labels[1:]:
-            ranked += f", {read.emotion} {_place(lens, read.emotion)}"
-        parts.append(ranked)
+            lens_words += f", {read.emotion} {_place(lens, read.emotion)}"
     if said.answer is not None:
         former = None if before is None else before.answer
-        parts.append(f"answers {_changed(former, said.answer)}")
+        answers = f"answers {_changed(former, said.answer)}"
     if said.pairs:
-        parts.append(f"≠ {_disagreeing(said)}")
+        verdict = f"≠ {_disagreeing(said)}"
     elif before is not None and before.pairs:
-        parts.append("agree now")
-    return " · ".join(parts)
+        verdict = "agree now"
+    return reads, lens_words, answers, verdict
 
 
 def sentence_of_fragments(answer: Answer) -> str:

@@ -18,7 +18,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from emotui.core.agreement import words_of
+from emotui.core.agreement import parts_of
 from emotui.core.records import EMBEDDING_LAYER
 from emotui.ui.paint import bar, fit, glyph_of, number, safe, strip_of, visible
 from emotui.ui.panes.lines import LinePane, bindings_of
@@ -307,30 +307,38 @@ class SaidLine(Widget):
 
     def __init__(self) -> None:
         super().__init__(id="said-line")
-        self._content = Content("")
+        self._parts: tuple[str, ...] = ()
 
     def show(self, state: ScreenState) -> None:
         """Draw a state."""
-        content = _said_content(state)
-        if content != self._content:
-            self._content = content
+        parts = _said_parts(state)
+        if parts != self._parts:
+            self._parts = parts
             self.refresh()
 
     def render(self) -> Content:
-        """Return the line."""
-        return self._content
+        """Return whole parts, the most important first: what does not fit is left out."""
+        width = self.content_size.width or 80
+        shown = ""
+        for part in self._parts:
+            longer = f"{shown} · {part}" if shown else part
+            if not shown or cell_len(longer) <= width:
+                shown = longer
+        return Content(shown)
 
 
-def _said_content(state: ScreenState) -> Content:
+def _said_parts(state: ScreenState) -> tuple[str, ...]:
+    """Return what is said, cleaned: read, answered, whether they differ, then the lens."""
     readings = state.readings
     if readings is None:
-        return Content("")
+        return ()
     parent, before = readings.parent, None
     if parent is not None and parent.tokens == readings.tokens:
         before = parent.said(state.position, state.layer)
     layer = "emb" if state.layer == EMBEDDING_LAYER else f"L{state.layer}"
-    line = words_of(readings.said(state.position, state.layer), before)
-    return safe(f"{layer} {line}")
+    reads, lens, answers, verdict = parts_of(readings.said(state.position, state.layer), before)
+    found = (f"{layer} {reads}", answers, verdict, lens)
+    return tuple(visible(part) for part in found if part)
 
 
 class TextPane(Container):
