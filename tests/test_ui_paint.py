@@ -148,3 +148,12 @@ def test_without_colours_no_style_has_one() -> None:
         assert style.color is None
         assert style.bgcolor is None
     assert palette.cursor.reverse
+
+
+def test_a_cell_says_its_own_trust_where_it_is_not_the_rows() -> None:
+    """A defined emotion that is lexical stands in a row whose first emotion is trusted."""
+    lexical = Cell(4.0, True, "lexical", False, False, True)
+    assert cell_text(lexical, 6, cursor=False, row_trust="trusted") == "█+4.0l"
+    assert cell_text(lexical, 6, cursor=False, row_trust="lexical") == "█+4.0*"
+    untrusted = Cell(-4.0, True, "untrusted", False, False, False)
+    assert cell_text(untrusted, 4, cursor=False, row_trust="trusted") == "█-4u"

@@ -13,7 +13,7 @@ from textual.geometry import Region, Size
 from textual.message import Message
 from textual.strip import Strip
 
-from emotui.core.records import EMBEDDING_LAYER
+from emotui.core.records import EMBEDDING_LAYER, Trust
 from emotui.ui import state as states
 from emotui.ui.paint import GLYPHS, fit, glyph_of, number, safe, step_of, strip_of, visible
 from emotui.ui.panes.lines import LinePane, bindings_of
@@ -37,11 +37,14 @@ _LENS_LEAST = 22
 """Cells below which the lens is left out."""
 
 
-def cell_text(cell: Cell | None, width: int, *, cursor: bool) -> str:
+def cell_text(
+    cell: Cell | None, width: int, *, cursor: bool, row_trust: Trust | None = None
+) -> str:
     """Return a cell in `width` (3 to 9) cells: size as a glyph, sign, digits, mark.
 
     Round brackets stand around a number that is read where its probe was not fitted, square
-    ones around the cursor. L before it: a logit, of a probe without z.
+    ones around the cursor. L before it: a logit, of a probe without z. The letter of its own trust
+    stands after it where that is not `row_trust`, which the row's letter says.
     """
     if cell is None:
         return (("[" + " " * (width - 2) + "]") if cursor else "").ljust(width)
@@ -51,6 +54,8 @@ def cell_text(cell: Cell | None, width: int, *, cursor: bool) -> str:
         right = "*"
     elif cell.by_construction:
         right = "c"
+    if row_trust is not None and cell.trust != row_trust:
+        right = _TRUST_LETTERS[cell.trust]
     if cell.hollow:
         left, right = "(" if cell.standardised else _LOGIT, ")"
     if cursor:
@@ -244,13 +249,14 @@ class LayersPane(LinePane):
                 place, emotion = column, state.emotion
             cell = readings.cell(state.site, place, layer, emotion)
             cursor = here and column == chosen
-            text = cell_text(cell, self._width, cursor=cursor)
+            text = cell_text(cell, self._width, cursor=cursor, row_trust=trust)
             if cursor:
                 yield text, self.palette.cursor
             elif cell is None:
                 yield text, self.palette.quiet
             else:
-                filled = cell.trust != "untrusted" and not cell.hollow
+                less = trust == "trusted" and cell.trust != trust
+                filled = cell.trust != "untrusted" and not cell.hollow and not less
                 style = self.palette.shade(cell.shade, filled=filled)
                 glyph = self.palette.glyphs[step_of(cell.shade)] if filled else style
                 yield text[:1], glyph if text[0] in GLYPHS[2:] else style

@@ -53,8 +53,8 @@ _READING = {
         "texts of this length reach; L a logit, as the probe saw no neutral texts.",
         _RAMP,
         _TRUST,
-        "Untrusted cells are written without a fill; of an emotion of your own the cell says its "
-        "own trust, the letter beside the layer that of the first emotion. ( ) and hollow: read "
+        "Untrusted cells are written without a fill; an emotion whose trust is not "
+        "the row's (one you defined) has its own letter after the number. ( ) and hollow: read "
         "where the probe was not fitted to be read. [ ] is the cursor; c by construction, the edit "
         "was along that very row. emb is the embedding, below layer 0.",
         "After w, R U W say where the chosen emotion is readable, used, and written by an output "
