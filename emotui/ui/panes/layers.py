@@ -33,6 +33,8 @@ _PHASES = 4
 """Cells of the phases of a layer."""
 _PHASES_LEGEND = "R readable  U used  W written"
 _WIDTHS = (9, 8, 7, 6, 5, 4, 3)
+_ROOMY, _READABLE = 60, 5
+"""Where there are so many cells, columns of tokens are at least so wide, and scroll."""
 _LENS_LEAST = 22
 """Cells below which the lens is left out."""
 
@@ -133,6 +135,8 @@ class LayersPane(LinePane):
         self._lens = 0
         fitting = (width for width in widths if width * len(self._heads) <= room)
         self._width = next(fitting, 4)
+        if state.view == "tokens" and room >= _ROOMY:
+            self._width = max(self._width, _READABLE)
 
     def _blank_columns(self, state: ScreenState, readings: Readings) -> int:
         """Return how many columns from the left have no readout of the site at any layer."""
