@@ -37,7 +37,7 @@ __all__ = [
     "trace_id",
 ]
 
-NUMBERS_VERSION = 2
+NUMBERS_VERSION = 3
 """Raised whenever the same request would give other numbers, so that old entries are not found."""
 
 TRACE_ID_DIGITS = 16
