@@ -69,7 +69,7 @@ def selections(trace: Trace) -> dict[str, Control]:
     }
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.soak)])
 def test_where_no_feature_is_special_the_best_is_no_effect(family: str, tmp_path: Path) -> None:
     model = tiny_model(family)
     run = capture(model, ids_of(model))

@@ -86,6 +86,9 @@ _READING = {
 }
 
 
+_BELOW = "How to read it; the keys stand below, end goes to the last."
+
+
 class Lines(Widget):
     """Lines of text, as they are."""
 
@@ -116,7 +119,7 @@ def help_lines(pane: PaneName, *, table: Sequence[Action] = ACTIONS) -> list[str
         )
     ]
     reading = [line for part in _READING.get(pane, ()) for line in textwrap.wrap(part, _WIDTH)]
-    return [*reading, "", "Keys", *lines] if reading else lines
+    return [_BELOW, "", *reading, "", "Keys", *lines] if reading else lines
 
 
 class HelpScreen(ModalScreen[None]):
