@@ -77,6 +77,7 @@ def _alive() -> tuple[list[tuple[int, ...]], int, int]:
     return shapes, len(objects), sys.getallocatedblocks()
 
 
+@pytest.mark.soak
 def test_sixty_texts_leave_no_tensor_and_no_object_behind(
     cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

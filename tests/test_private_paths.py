@@ -55,6 +55,10 @@ def test_exports_of_a_trace(somebody: Somebody, to: str) -> None:
     assert HOME.encode() not in data
 
 
+SOAKED = ("without", "terms", "consistency", "generate", "emotion")
+"""Commands whose documents are looked at by `make soak` alone: all are written by one function."""
+
+
 def documents() -> Iterator[tuple[str, ...]]:
     yield ("inspect", TEXT, *EDITS, "--verify", "--verify-texts", "2")
     yield ("feature", "L1/5", TEXT, "--no-corpus")
@@ -66,7 +70,14 @@ def documents() -> Iterator[tuple[str, ...]]:
     yield ("emotion", "define", "longing", "--word", "longing")
 
 
-@pytest.mark.parametrize("command", list(documents()), ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(words, marks=[pytest.mark.soak] if words[0] in SOAKED else [])
+        for words in documents()
+    ],
+    ids=lambda words: words[0],
+)
 def test_documents_about_a_text(somebody: Somebody, command: tuple[str, ...]) -> None:
     with_saes = command[0] in ("inspect", "feature", "terms", "generate")
     given = somebody.given if with_saes else somebody.given[:2]
