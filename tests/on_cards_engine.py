@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_every_family_runs_resumes_and_writes(family: str, where: str) -> None:
         resid = mine.at("resid", at)
         rows = rerun(model, resid, start=start, n_rows=2, hooks=added, first=3)
         for row, delta in enumerate(deltas):
-            hook = Hook("resid", at, lambda h, delta=delta: h + delta)  # type: ignore[misc]
+            hook = Hook("resid", at, partial(torch.add, delta))
             _same(rows.logits[row], capture(plain, ids, hooks=[hook]).logits)
     for temperature in (0.0, 0.8):
         written = [

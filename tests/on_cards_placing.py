@@ -26,7 +26,7 @@ from emotui.core.engine.model import LoadedModel
 from emotui.core.engine.probes import load_probe
 from emotui.core.engine.rerun import adding, rerun
 from emotui.core.engine.sae_memory import SaeMemory
-from emotui.core.engine.saes import load_saes
+from emotui.core.engine.saes import SaeWeights, load_saes
 from emotui.core.engine.sites import HOOK_SITES
 from emotui.core.engine.statistics import corpus_statistics
 from emotui.core.engine.steps import AddStep, ProjectStep, RandomStep, SetStep, Step
@@ -82,7 +82,7 @@ def test_saes_are_held_on_the_device_of_their_layer(
         assert sae.encode(torch.zeros(WIDTH)).device == _device(sae.layer)
     # Each device has a budget of its own: nine tenths of its room are room for one SAE.
     size = sae.owner.size_of(sae)
-    held = SaeMemory[object]()
+    held = SaeMemory[SaeWeights]()
     first, second = _device(0), _device(LAYERS - 1)
     free = {first: int(1.2 * size), second: 10 * size}
     monkeypatch.setattr(
@@ -90,7 +90,7 @@ def test_saes_are_held_on_the_device_of_their_layer(
         "free_bytes",
         lambda device: free[device] - sum(one.size for one in held._counted(device).values()),
     )
-    saes = load_saes(str(folder), model, held=held)  # type: ignore[arg-type]
+    saes = load_saes(str(folder), model, held=held)
     for sae in saes:
         assert sae.weights is not None
     assert [sae.layer for sae in saes.missing()] == [0]

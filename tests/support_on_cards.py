@@ -39,7 +39,7 @@ _TOPICS = {"train": 5, "dev": 2, "test": 2}
 
 def spec_on(where: str, folder: Path) -> ModelSpec:
     """Return a spec of `ON`, or of the CPU."""
-    return ModelSpec(str(folder), **{"device": "cpu", **ON.get(where, {})})  # type: ignore[arg-type]
+    return msgspec.structs.replace(ModelSpec(str(folder), device="cpu"), **ON.get(where, {}))
 
 
 @functools.cache

@@ -17,6 +17,7 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def import_bitsandbytes() -> Any:
     """Return the package bitsandbytes; ImportError where it is not installed."""
     if _METHOD not in sys.modules:
         with _nothing_fetched():
-            import bitsandbytes  # noqa: F401
+            import_module(_METHOD)
     return sys.modules[_METHOD]
 
 
@@ -230,7 +231,8 @@ def not_finite(folder: Path) -> str | None:
 
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  # it is no dict
+            names = tensors.keys()
+            for name in names:
                 tensor = tensors.get_tensor(name)
                 if not tensor.is_floating_point() or not tensor.numel():
                     continue
